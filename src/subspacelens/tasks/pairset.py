@@ -1,0 +1,109 @@
+"""The one form in which every task hands over its data: pairs of a base and a source prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..errors import TaskError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt. `columns` says at which token column each label falls; `END` is always
+    there and is the last column."""
+
+    text: str
+    ids: tuple[int, ...]
+    columns: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base prompt and the source prompt that an activation is taken from.
+
+    `answer` is the token id that is right for the base, `target` the one expected once the
+    feature z has the source's value. `z` is the feature's value (0 or 1) in base and source.
+    """
+
+    base: Prompt
+    source: Prompt
+    answer: int
+    target: int
+    template: str = ""
+    z: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PairSet(Sequence[Pair]):
+    """Pairs of one split of one task. Raises `TaskError` when there are none."""
+
+    name: str
+    split: str
+    pairs: tuple[Pair, ...]
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise TaskError(f"task {self.name}: the {self.split} split has no pairs")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return PairSet(self.name, self.split, self.pairs[index])
+        return self.pairs[index]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that every prompt of every pair has."""
+        common = set(self.pairs[0].base.columns)
+        for pair in self.pairs:
+            common &= set(pair.base.columns) & set(pair.source.columns)
+        return tuple(label for label in self.pairs[0].base.columns if label in common)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash over token ids, columns, answers and targets, in order."""
+        record = [
+            [
+                [pair.base.ids, sorted(pair.base.columns.items())],
+                [pair.source.ids, sorted(pair.source.columns.items())],
+                pair.answer,
+                pair.target,
+                pair.z,
+            ]
+            for pair in self.pairs
+        ]
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+    def swapped(self) -> PairSet:
+        """Base and source exchanged, answer and target too: the patch the other way round."""
+        pairs = tuple(
+            Pair(p.source, p.base, p.target, p.answer, p.template, p.z and (p.z[1], p.z[0]))
+            for p in self.pairs
+        )
+        return PairSet(self.name, f"{self.split}, reversed", pairs)
+
+    def __repr__(self) -> str:
+        return (
+            f"PairSet({self.name}, {self.split}: {len(self)} pairs, labels {' '.join(self.labels)})"
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a fit and an audit need: pairs to fit on, pairs to judge on, and, where the task has
+    them, pairs of templates that the fit never saw."""
+
+    name: str
+    train: PairSet
+    test: PairSet
+    held_out: PairSet | None = None
+
+    def __repr__(self) -> str:
+        held_out = "" if self.held_out is None else f", {len(self.held_out)} held out"
+        return f"Task({self.name}: {len(self.train)} train, {len(self.test)} test{held_out})"
