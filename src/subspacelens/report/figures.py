@@ -1,0 +1,340 @@
+"""The report's pictures: an `AuditRecord` in, a plotly figure out, nothing else touched.
+
+Every colour is a mid-tone that reads on white and on black, so a figure stands alone on either;
+the page's script then sets text and grid to its own theme. Blue is what is connected or naturally
+varies, orange what is not; purple (solid) and gold (dashed) are the two classes of the feature.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..results import PATCHES, AuditRecord, Estimate, Scatter
+
+Metric = Literal["nats", "fldd", "iia", "iia_pair"]
+Part = Literal["subspace", "row", "null"]
+
+BLUE, ORANGE, PURPLE, GOLD, GREY, TEXT = (
+    "#3a86c8", "#d5692a", "#8d6cc9", "#b8922a", "#868d97", "#7d838c",
+)  # fmt: skip
+
+PATCH_NAMES = {
+    "full": "full component",
+    "subspace": "subspace V",
+    "row": "unit row part",
+    "null": "unit null part",
+    "read_row": "read row → write V",
+    "read_null": "read null → write V",
+    "random": "random direction",
+    "reversed": "reversed pairs",
+}
+_PATCH_COLOURS = {"subspace": PURPLE, "row": BLUE, "read_row": BLUE, "null": ORANGE} | {
+    "read_null": ORANGE
+}
+_MARK_SYMBOLS = ("diamond", "square", "triangle-up", "cross", "x", "star", "triangle-down")
+
+_METRIC_TITLES: dict[Metric, str] = {
+    "nats": "change of the logit difference, nats",
+    "fldd": "FLDD: 0 = no change,<br>1 = difference gone, 2 = reversed",
+    "iia": "IIA: share of pairs whose top token<br>becomes the source's answer",
+    "iia_pair": "IIA: share of pairs that prefer<br>the source's answer of the two",
+}
+_CLASSES = (("z0", "z = 0", PURPLE, "solid"), ("z1", "z = 1", GOLD, "dash"))
+
+
+def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
+    """Bars of one metric for every patch, with 95 % intervals and the no-op as a dotted line.
+
+    A patch that has no value keeps its row and says so in place of a bar.
+    """
+    names = patch_order(record)
+    estimates = [record.effects.get(name, {}).get(metric, _NOTHING) for name in names]
+    labels = [_safe(PATCH_NAMES.get(name, name)) for name in names]
+    figure = _figure(height=max(360, 140 + 30 * len(names)))
+    figure.add_bar(
+        x=[estimate.value for estimate in estimates],
+        y=labels,
+        orientation="h",
+        marker={"color": [_PATCH_COLOURS.get(name, GREY) for name in names], "line_width": 0},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [_gap(e.value, e.high) for e in estimates],
+            "arrayminus": [_gap(e.value, e.low) for e in estimates],
+            "color": TEXT,
+            "thickness": 1.3,
+            "width": 4,
+        },
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        showlegend=False,
+    )
+    ends = [x for e in estimates for x in (e.value, e.low, e.high) if x is not None]
+    low, high = min([0.0, *ends]), max([0.0 if metric == "nats" else 1.0, *ends])
+    room = 0.04 * (high - low or 1.0)
+    for label, estimate in zip(labels, estimates, strict=True):
+        if estimate.value is None:
+            figure.add_annotation(
+                x=0, y=label, text="not available here", showarrow=False, xanchor="left", xshift=6
+            )
+    no_op = record.no_op.get(metric, _NOTHING).value
+    if no_op is not None:
+        figure.add_vline(
+            x=no_op,
+            line={"color": TEXT, "width": 1.3, "dash": "dot"},
+            annotation={"text": f"no-op {_number(no_op)}", "xanchor": "left", "xshift": -4},
+            annotation_position="top",
+        )
+    if metric == "fldd":
+        figure.add_vline(x=1, line={"color": TEXT, "width": 1, "dash": "dash"}, opacity=0.55)
+    figure.update_xaxes(
+        title_text=_METRIC_TITLES[metric], range=[low - (room if low else 0), high + room]
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, ticks="")
+    return figure.update_layout(bargap=0.38, margin_t=34)
+
+
+def projection(record: AuditRecord, part: Part = "subspace") -> go.Figure | None:
+    """Histograms, one a class, of natural activations projected on the subspace, or on its row or
+    null part; None where that part does not exist."""
+    scatter = scatters(record)[part]
+    if scatter is None:
+        return None
+    figure = _figure(height=300)
+    edges = _edges([*scatter.z0, *scatter.z1])
+    for trace in _histograms(scatter, edges):
+        figure.add_trace(trace)
+    what = {"subspace": "the subspace", "row": "its row part", "null": "its null part"}[part]
+    figure.update_xaxes(title_text=f"projection on {what},<br>activation units")
+    figure.update_yaxes(title_text="share of prompts", rangemode="tozero", nticks=5)
+    return figure
+
+
+def dose_response(record: AuditRecord) -> go.Figure:
+    """Effect (nats) against dose (multiples of what the subspace patch writes), with a mark on the
+    curve at the dose of every named patch."""
+    curve = record.figures.dose_response
+    order = np.argsort(curve.dose, kind="stable")
+    dose = [curve.dose[i] for i in order]
+    effect = [curve.effect[i] for i in order]
+    figure = _figure(height=400)
+    figure.add_scatter(
+        x=dose,
+        y=effect,
+        mode="lines+markers",
+        line={"color": GREY, "width": 2},
+        marker={"size": 4},
+        hovertemplate="dose %{x:.2f}: %{y:.2f} nats<extra></extra>",
+        showlegend=False,
+    )
+    for i, (name, x) in enumerate(sorted(curve.marks.items(), key=lambda mark: mark[1])):
+        figure.add_scatter(
+            x=[x],
+            y=[float(np.interp(x, dose, effect)) if dose else None],
+            mode="markers",
+            name=f"{_safe(PATCH_NAMES.get(name, name))} ({_number(x)})",
+            marker={
+                "symbol": _MARK_SYMBOLS[i % len(_MARK_SYMBOLS)],
+                "size": 12,
+                "color": _PATCH_COLOURS.get(name, GREY),
+                "line": {"width": 1, "color": TEXT},
+            },
+            hovertemplate="dose %{x:.2f}: %{y:.2f} nats<extra></extra>",
+        )
+    figure.update_xaxes(title_text="dose, multiples of what the patch writes")
+    figure.update_yaxes(title_text="effect on the logit difference, nats")
+    return figure
+
+
+def written(record: AuditRecord) -> go.Figure:
+    """Natural activations above, patched ones below, projected on the direction that the subspace
+    writes; the band is the central 99 % of the natural values."""
+    record_written = record.figures.written
+    natural, patched = record_written.natural, record_written.patched
+    everything = [*natural.z0, *natural.z1]
+    edges = _edges([*everything, *patched.z0, *patched.z1])
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.12,
+        figure=_figure(height=400),
+    )
+    for row, scatter in ((1, natural), (2, patched)):
+        for trace in _histograms(scatter, edges):
+            figure.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
+    if everything:
+        low, high = np.quantile(everything, [0.005, 0.995]).tolist()
+        band = {"fillcolor": GREY, "opacity": 0.2, "line_width": 0, "layer": "below"}
+        figure.add_shape(type="rect", x0=low, x1=high, xref="x", yref="paper", y0=0, y1=1, **band)
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker={"symbol": "square", "size": 13, "color": GREY, "opacity": 0.35},
+            name="natural 99 %",
+        )
+    figure.update_xaxes(zeroline=False)
+    figure.update_xaxes(title_text="along the written direction, activation units", row=2)
+    figure.update_yaxes(rangemode="tozero", nticks=4)
+    figure.update_yaxes(title_text="natural,<br>share", row=1)
+    figure.update_yaxes(title_text="patched,<br>share", row=2)
+    return _hide_inner_ticks(figure)
+
+
+def support(record: AuditRecord) -> go.Figure:
+    """FLDD of the on- and off-support part (above) and share of the subspace on the support
+    (below) against the share of natural variance that the support explains."""
+    curve = record.figures.support
+    places = list(range(len(curve.explained)))
+    ticks = [f"{100 * x:.4g} %" for x in curve.explained]
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.1,
+        row_heights=[0.6, 0.4],
+        figure=_figure(height=430),
+    )
+    lines = (
+        (curve.on, "on-support part", BLUE, "circle", "solid", 1),
+        (curve.off, "off-support part", ORANGE, "square", "dash", 1),
+        (curve.share, "share of V on support", PURPLE, "diamond", "solid", 2),
+    )
+    for values, name, colour, symbol, dash, row in lines:
+        figure.add_scatter(
+            x=places,
+            y=values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={"symbol": symbol, "size": 8},
+            customdata=list(zip(ticks, curve.components, strict=True)),
+            hovertemplate="%{y:.2f} at %{customdata[0]}, %{customdata[1]} components",
+            row=row,
+            col=1,
+        )
+    figure.update_xaxes(tickvals=places, ticktext=ticks, zeroline=False, showgrid=False)
+    figure.update_xaxes(title_text="natural variance that the support explains", row=2)
+    figure.update_yaxes(title_text="FLDD", row=1)
+    figure.update_yaxes(title_text="share of ‖V‖²", range=[-0.04, 1.04], nticks=4, row=2)
+    return _hide_inner_ticks(figure)
+
+
+def patch_order(record: AuditRecord) -> list[str]:
+    """The eight patches, then whatever else the record has."""
+    return [*PATCHES, *(name for name in record.effects if name not in PATCHES)]
+
+
+def scatters(record: AuditRecord) -> Mapping[Part, Scatter | None]:
+    """The natural projections by part."""
+    figures = record.figures
+    return {
+        "subspace": figures.projection,
+        "row": figures.row_projection,
+        "null": figures.null_projection,
+    }
+
+
+_NOTHING = Estimate(value=None)
+_BLANK = go.layout.Template()
+
+
+def _figure(height: int) -> go.Figure:
+    """An empty figure in the report's style: transparent, no drag (a phone must scroll)."""
+    axis = {
+        "gridcolor": "rgba(134,141,151,.22)",
+        "zerolinecolor": "rgba(134,141,151,.6)",
+        "linecolor": "rgba(134,141,151,.6)",
+        "automargin": True,
+        "fixedrange": True,
+        "title": {"standoff": 10, "font": {"size": 12}},
+    }
+    figure = go.Figure()
+    figure.update_layout(
+        template=_BLANK,
+        height=height,
+        autosize=True,
+        dragmode=False,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 8, "r": 12, "t": 12, "b": 8},
+        font={
+            "family": 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif',
+            "size": 12,
+            "color": TEXT,
+        },
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        hoverlabel={"font": {"size": 12}},
+    )
+    # Subplot axes are made later: the style travels in the template.
+    figure.layout.template.layout.xaxis = axis
+    figure.layout.template.layout.yaxis = axis
+    return figure
+
+
+def _histograms(scatter: Scatter, edges: np.ndarray) -> list[go.Scatter]:
+    """One filled step line a class: the share of that class's values in each bin of `edges`."""
+    width = edges[1] - edges[0]
+    centres = np.concatenate(([edges[0] - width / 2], edges[:-1] + width / 2, [edges[-1] + width]))
+    centres[-1] -= width / 2
+    traces = []
+    for key, name, colour, dash in _CLASSES:
+        values: Sequence[float] = getattr(scatter, key)
+        counts = np.histogram(values, edges)[0] / max(len(values), 1)
+        traces.append(
+            go.Scatter(
+                x=centres.tolist(),
+                y=[0.0, *counts.tolist(), 0.0],
+                name=name,
+                legendgroup=key,
+                mode="lines",
+                line={"color": colour, "width": 1.8, "shape": "hvh", "dash": dash},
+                fill="tozeroy",
+                fillcolor=f"rgba({', '.join(str(c) for c in _rgb(colour))}, 0.28)",
+                hovertemplate="%{x:.3g}: %{y:.2f}",
+            )
+        )
+    return traces
+
+
+def _edges(values: Sequence[float]) -> np.ndarray:
+    """Equal bins over all `values`, between 12 and 40 of them by how many values there are."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-30):
+        room = max(abs(low) * 0.1, 0.5)
+        low, high = low - room, high + room
+    return np.linspace(low, high, int(np.clip(1.5 * len(values) ** 0.5, 12, 40)) + 1)
+
+
+def _hide_inner_ticks(figure: go.Figure) -> go.Figure:
+    return figure.update_xaxes(showticklabels=False, row=1)
+
+
+def _gap(value: float | None, end: float | None) -> float:
+    return 0.0 if value is None or end is None else abs(end - value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def _safe(text: str) -> str:
+    """Plotly reads tags in text: a name from a file must not bring any."""
+    return html.escape(text)

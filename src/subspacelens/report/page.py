@@ -1,0 +1,282 @@
+"""The page: records in, one self-contained HTML file out.
+
+Everything is inline (plotly.js once, styles, script, figure data), and the page's own content
+security policy forbids any request and any script but the two whose hashes it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ..errors import ResultError
+from ..results import AuditRecord, Estimate, Scatter, Test, load_audit, write_atomically
+from . import figures
+from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
+
+_LABELS = ("illusory", "faithful", "undetermined")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure ready for the page: its JSON, its name for a screen reader, its height in px."""
+
+    json: Markup
+    label: str
+    height: int
+
+
+def render(records: Sequence[AuditRecord], title: str) -> str:
+    """The report of `records`, in their order, as one HTML document that needs no network.
+
+    Raises `ResultError` where there is no record.
+    """
+    if not records:
+        raise ResultError("nothing to report: no audit record was given")
+    plotly = _inline_script(get_plotlyjs())
+    script = _inline_script(_source("report.js"))
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            summary=summary(records),
+            records=records,
+            plots=[_plots(record) for record in records],
+            styles=Markup(_source("report.css")),
+            plotly=plotly,
+            script=script,
+            script_hashes=[_hash(plotly), _hash(script)],
+            patch_words=PATCH_WORDS,
+            metric_words=METRIC_WORDS,
+        )
+    )
+
+
+def write_report(directory: Path) -> Path:
+    """Reads every `directory`/*/audit.json, in order of their paths, writes
+    `directory`/report.html and returns its path.
+
+    Raises `ResultError` where there is none, where one is not a record, or where the page cannot
+    be written.
+    """
+    paths = sorted(directory.glob("*/audit.json"))
+    if not paths:
+        raise ResultError(f"no audit.json in any folder of {directory}: nothing to report")
+    records = [load_audit(path) for path in paths]
+    models = _unique(record.model.id for record in records)
+    tasks = _unique(record.task.name for record in records)
+    title = f"Subspace audit: {', '.join(tasks)} in {', '.join(models)}"
+    target = directory / "report.html"
+    write_atomically(target, render(records, title).encode())
+    return target
+
+
+def summary(records: Sequence[AuditRecord]) -> str:
+    """One sentence: what was audited and how each site came out."""
+    models = " and ".join(_unique(record.model.id for record in records))
+    tasks = " and ".join(_unique(record.task.name for record in records))
+    if len(records) == 1:
+        record = records[0]
+        return (
+            f"One subspace of {models} was audited on the task {tasks}: at {record.site} its "
+            f"effect is {record.verdict.label}."
+        )
+    by_label = {
+        label: [record.site for record in records if record.verdict.label == label]
+        for label in _LABELS
+    }
+    parts = [
+        f"the effect is {label} at {_listed(sites)}" for label, sites in by_label.items() if sites
+    ]
+    task = "task" if len(_unique(record.task.name for record in records)) == 1 else "tasks"
+    return (
+        f"{len(records)} subspaces of {models} were audited on the {task} {tasks}: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def number(value: float | None) -> str:
+    """A number as a reader wants it: two decimals, powers of ten at the extremes, a true minus."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 5e-4 or size >= 1e5:
+        power = math.floor(math.log10(size))
+        mantissa = f"{value / 10.0**power:.1f}".removesuffix(".0")
+        superscript = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{mantissa}×10{superscript}".replace("-", "−")
+    decimals = 3 if size < 0.01 else 2 if size < 100 else 0
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def fixed(value: float | None) -> str:
+    """Two decimals, a true minus, and no minus before a zero."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def interval(estimate: Estimate, write: str = "number") -> str:
+    """`[low, high]`, or nothing where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    form = fixed if write == "fixed" else number
+    return f"[{form(estimate.low)}, {form(estimate.high)}]"
+
+
+def amount(seconds: float) -> str:
+    """Seconds in words: `48 s`, `3 min 20 s`, `1 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def spread(scatter: Scatter) -> str:
+    """`z = 0: −1.20 ± 0.40; z = 1: 0.90 ± 0.50`: mean and standard deviation of each class."""
+    return "; ".join(
+        f"z = {i}: {number(_mean(values))} ± {number(_deviation(values))}"
+        for i, values in enumerate((scatter.z0, scatter.z1))
+        if values
+    )
+
+
+def ordered_tests(record: AuditRecord) -> Iterator[tuple[str, str, str, Test]]:
+    """(id, plain question, statistic, test) in the order of the documentation, then any other."""
+    known = [name for name in TEST_WORDS if name in record.tests]
+    for name in [*known, *(name for name in record.tests if name not in TEST_WORDS)]:
+        question, statistic = TEST_WORDS.get(name, (name.replace("_", " "), ""))
+        yield name, question, statistic, record.tests[name]
+
+
+def _plots(record: AuditRecord) -> dict[str, Plot | None]:
+    site = record.site
+    drawn = figures.scatters(record)
+
+    def values(metric: str) -> str:
+        return ", ".join(
+            f"{figures.PATCH_NAMES.get(name, name)} "
+            f"{fixed(record.effects.get(name, {}).get(metric, Estimate(value=None)).value)}"
+            for name in figures.patch_order(record)
+        )
+
+    curve = record.figures.dose_response
+    support = record.figures.support
+    words = record.figures.written
+    plots: dict[str, tuple[go.Figure | None, str]] = {
+        "fldd": (figures.effects(record, "fldd"), f"Bars of FLDD by patch: {values('fldd')}"),
+        "iia": (figures.effects(record, "iia"), f"Bars of IIA by patch: {values('iia')}"),
+        "dose_response": (
+            figures.dose_response(record),
+            f"Line of effect in nats against dose, over doses {_range(curve.dose)}: "
+            f"effects {_range(curve.effect)}",
+        ),
+        "written": (
+            figures.written(record),
+            f"Histograms along the written direction. Natural: {spread(words.natural)}. "
+            f"Patched: {spread(words.patched)}",
+        ),
+        "support": (
+            figures.support(record),
+            f"Lines against explained variance: on-support FLDD {_range(support.on)}, "
+            f"off-support FLDD {_range(support.off)}, share of V on support "
+            f"{_range(support.share)}",
+        ),
+    }
+    for part, scatter in drawn.items():
+        label = f"Histograms of the projection on the {part}: {spread(scatter)}" if scatter else ""
+        plots[part] = (figures.projection(record, part), label)
+    return {
+        name: None
+        if figure is None
+        else Plot(_json(figure), f"{site}. {label}", int(figure.layout.height))
+        for name, (figure, label) in plots.items()
+    }
+
+
+def _json(figure: go.Figure) -> Markup:
+    """Figure JSON that no HTML parser can leave: `<`, `>` and `&` only as JSON escapes."""
+    text = figure.to_json() or "{}"
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _inline_script(text: str) -> Markup:
+    """A script of ours or plotly's as it will stand in the page. The HTML parser reads CRLF as
+    LF, so the hash must be taken of LF."""
+    if "</script" in text.lower():
+        raise ResultError("plotly.js cannot be embedded: it contains a closing script tag")
+    return Markup(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("subspacelens.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "fixed": fixed,
+        "interval": interval,
+        "amount": amount,
+        "memory": memory,
+        "spread": spread,
+        "ordered_tests": ordered_tests,
+        "patch_order": figures.patch_order,
+    }
+    return environment
+
+
+def _source(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]
+
+
+def _unique(values: Iterator[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}" if values else "none"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / max(len(values) - 1, 1))

@@ -1,0 +1,77 @@
+"""What the report calls things: the patches, the metrics and the tests in plain words."""
+
+PATCH_WORDS = {
+    "full": ("full component", "the whole activation comes from the source"),
+    "subspace": ("subspace V", "only the part along the subspace does: the patch under audit"),
+    "row": ("unit row part", "the same with the disconnected part cut off"),
+    "null": ("unit null part", "the same with only the disconnected part"),
+    "read_row": ("read row → write V", "how far to go is read from the connected part"),
+    "read_null": ("read null → write V", "how far to go is read from the disconnected part"),
+    "random": ("random direction", "a subspace of the same size, drawn at random"),
+    "reversed": ("reversed pairs", "the base patched into the source"),
+}
+
+METRIC_WORDS = {
+    "nats": ("change, nats", "mean change of the logit difference"),
+    "fldd": ("FLDD", "0 no change, 1 gone, 2 reversed"),
+    "iia": ("IIA", "over the whole vocabulary"),
+    "iia_pair": ("IIA of two", "over the two answers"),
+}
+
+TEST_WORDS = {
+    "full_component": (
+        "Does the whole component do what its part does?",
+        "effect of full ÷ effect of subspace",
+    ),
+    "row_effect": (
+        "Does the effect survive without the disconnected part?",
+        "effect of unit row ÷ effect of subspace",
+    ),
+    "null_effect": (
+        "Does the disconnected part alone do nothing, as it must?",
+        "largest change, nats",
+    ),
+    "read_source": (
+        "Which part senses the feature?",
+        "effect of read null → write V ÷ effect of subspace",
+    ),
+    "amplification": (
+        "Is the connected part pushed beyond what nature does along it?",
+        "written change ÷ natural change",
+    ),
+    "dormancy": (
+        "Does the connected part vary with the feature in natural data?",
+        "AUROC of the row part",
+    ),
+    "support": (
+        "Is the effect carried by what varies in nature?",
+        "effect of the on-support part ÷ effect of subspace",
+    ),
+    "separation": ("Does the subspace carry the feature at all?", "held-out AUROC"),
+    "natural_range": (
+        "Does the patched activation land where natural ones do?",
+        "share inside the natural 99 %",
+    ),
+    "off_manifold": (
+        "How far is the patched activation from natural ones?",
+        "distance ÷ that of natural held-out points",
+    ),
+    "gradient_agreement": (
+        "Would the model's own gradient choose it?",
+        "absolute cosine with the gradient",
+    ),
+    "path": ("Through which heads and blocks does it act?", "effect left with the readers frozen"),
+    "generalisation": (
+        "Does it still work on templates it was not fitted on?",
+        "effect on new templates ÷ effect on known ones",
+    ),
+    "stability": (
+        "Would another seed, or the other half of the data, find the same?",
+        "cosine of the principal angle",
+    ),
+    "selectivity": ("What else does it move?", "KL on unrelated text, nats"),
+    "vacuity": (
+        "Does the method find the same in a model that knows nothing?",
+        "effect in an untrained copy ÷ effect",
+    ),
+}
