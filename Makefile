@@ -56,7 +56,7 @@ install-dev: $(VENV)/.installed-dev ## Install what `test` and `check` need as w
 # closure, so pip resolves nothing (--no-deps); torch alone brings the libraries of its platform.
 $(VENV)/.installed-runtime: $(RUN) pyproject.toml | python
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) install --quiet --no-deps -r $(RUN)
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

@@ -87,13 +87,17 @@ class Tail:
 @dataclass(frozen=True)
 class ModelMap:
     """Where everything is. `inner` is the module that holds the blocks and is called with
-    `inputs_embeds`; `accepts_positions` says whether it takes `position_ids`."""
+    `inputs_embeds`; `accepts_positions` says whether it takes `position_ids`. `pads` says whether
+    padding on the left was proven to change nothing; where it was not, only prompts of equal length
+    share a batch."""
 
     inner: nn.Module
     blocks: tuple[Block, ...]
     tail: Tail
     d_model: int
     accepts_positions: bool
+    blocks_return_tensor: bool
+    pads: bool
     names: dict[str, str] = field(repr=False)
 
     def block(self, site: Site) -> Block:
@@ -157,6 +161,7 @@ class _Call:
     x: Tensor
     y: Tensor | None = None
     wrote_cache: bool = False
+    plain: bool = True
 
 
 class _Trace:
@@ -186,7 +191,8 @@ class _Trace:
 
         def leave(_module, _args, output):
             call = self.stack.pop()
-            value = output[0] if isinstance(output, tuple) else output
+            call.plain = isinstance(output, Tensor)
+            value = output if call.plain or not output else output[0]
             call.y = value.detach().clone() if isinstance(value, Tensor) else None
 
         handles = []
@@ -249,7 +255,20 @@ def _build(model: PreTrainedModel) -> ModelMap:
     tail = _find_tail(model, trace, calls[id(modules[-1])], head, logits, names)
     accepts = "position_ids" in inspect.signature(inner.forward).parameters
     located = {"blocks": names[id(modules[0])].rsplit(".", 1)[0], "unembedding": tail.head.name}
-    return ModelMap(inner, blocks, tail, d_model, accepts, located)
+    plain = calls[id(modules[0])].plain
+    pads = _pads(model, ids.to(embedding.weight.device), logits, accepts)
+    return ModelMap(inner, blocks, tail, d_model, accepts, plain, pads, located)
+
+
+def _pads(model: nn.Module, ids: Tensor, logits: Tensor, accepts_positions: bool) -> bool:
+    pad = ids.new_zeros(1, 2)
+    mask = torch.cat([pad, torch.ones_like(ids)], dim=1)
+    arguments = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if accepts_positions else {}
+    padded = model(
+        input_ids=torch.cat([pad, ids], dim=1), attention_mask=mask, use_cache=False, **arguments
+    )
+    tolerance = 1e-8 if logits.dtype == torch.float64 else 1e-2
+    return _same(padded.logits[:, 2:], logits, tolerance)
 
 
 def _find_blocks(model: nn.Module, trace: _Trace) -> list[nn.Module]:

@@ -37,7 +37,13 @@ PATCH_NAMES = {
 _PATCH_COLOURS = {"subspace": PURPLE, "row": BLUE, "read_row": BLUE, "null": ORANGE} | {
     "read_null": ORANGE
 }
-_MARK_SYMBOLS = ("diamond", "square", "triangle-up", "cross", "x", "star", "triangle-down")
+_MARK_SYMBOLS: dict[str, str] = dict(
+    zip(
+        PATCHES,
+        ("star", "diamond", "square", "circle", "triangle-up", "triangle-down", "x", "cross"),
+        strict=True,
+    )
+)
 
 _METRIC_TITLES: dict[Metric, str] = {
     "nats": "change of the logit difference, nats",
@@ -61,7 +67,10 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
         x=[estimate.value for estimate in estimates],
         y=labels,
         orientation="h",
-        marker={"color": [_PATCH_COLOURS.get(name, GREY) for name in names], "line_width": 0},
+        marker={
+            "color": [_faint(_PATCH_COLOURS.get(name, GREY), 0.45) for name in names],
+            "line": {"color": [_PATCH_COLOURS.get(name, GREY) for name in names], "width": 1},
+        },
         error_x={
             "type": "data",
             "symmetric": False,
@@ -87,11 +96,13 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
         figure.add_vline(
             x=no_op,
             line={"color": TEXT, "width": 1.3, "dash": "dot"},
+            layer="below",
             annotation={"text": f"no-op {_number(no_op)}", "xanchor": "left", "xshift": -4},
             annotation_position="top",
         )
     if metric == "fldd":
-        figure.add_vline(x=1, line={"color": TEXT, "width": 1, "dash": "dash"}, opacity=0.55)
+        line = {"color": TEXT, "width": 1, "dash": "dash"}
+        figure.add_vline(x=1, line=line, opacity=0.6, layer="below")
     figure.update_xaxes(
         title_text=_METRIC_TITLES[metric], range=[low - (room if low else 0), high + room]
     )
@@ -132,14 +143,14 @@ def dose_response(record: AuditRecord) -> go.Figure:
         hovertemplate="dose %{x:.2f}: %{y:.2f} nats<extra></extra>",
         showlegend=False,
     )
-    for i, (name, x) in enumerate(sorted(curve.marks.items(), key=lambda mark: mark[1])):
+    for name, x in sorted(curve.marks.items(), key=lambda mark: mark[1]):
         figure.add_scatter(
             x=[x],
             y=[float(np.interp(x, dose, effect)) if dose else None],
             mode="markers",
             name=f"{_safe(PATCH_NAMES.get(name, name))} ({_number(x)})",
             marker={
-                "symbol": _MARK_SYMBOLS[i % len(_MARK_SYMBOLS)],
+                "symbol": _MARK_SYMBOLS.get(name, "hexagon"),
                 "size": 12,
                 "color": _PATCH_COLOURS.get(name, GREY),
                 "line": {"width": 1, "color": TEXT},
@@ -221,7 +232,7 @@ def support(record: AuditRecord) -> go.Figure:
         )
     figure.update_xaxes(tickvals=places, ticktext=ticks, zeroline=False, showgrid=False)
     figure.update_xaxes(title_text="natural variance that the support explains", row=2)
-    figure.update_yaxes(title_text="FLDD", row=1)
+    figure.update_yaxes(title_text="FLDD", rangemode="tozero", row=1)
     figure.update_yaxes(title_text="share of ‖V‖²", range=[-0.04, 1.04], nticks=4, row=2)
     return _hide_inner_ticks(figure)
 
@@ -242,7 +253,6 @@ def scatters(record: AuditRecord) -> Mapping[Part, Scatter | None]:
 
 
 _NOTHING = Estimate(value=None)
-_BLANK = go.layout.Template()
 
 
 def _figure(height: int) -> go.Figure:
@@ -255,9 +265,10 @@ def _figure(height: int) -> go.Figure:
         "fixedrange": True,
         "title": {"standoff": 10, "font": {"size": 12}},
     }
+    # Subplot axes are made later: their style travels in the template.
     figure = go.Figure()
     figure.update_layout(
-        template=_BLANK,
+        template=go.layout.Template(layout={"xaxis": axis, "yaxis": axis}),
         height=height,
         autosize=True,
         dragmode=False,
@@ -279,31 +290,29 @@ def _figure(height: int) -> go.Figure:
         },
         hoverlabel={"font": {"size": 12}},
     )
-    # Subplot axes are made later: the style travels in the template.
-    figure.layout.template.layout.xaxis = axis
-    figure.layout.template.layout.yaxis = axis
     return figure
 
 
 def _histograms(scatter: Scatter, edges: np.ndarray) -> list[go.Scatter]:
     """One filled step line a class: the share of that class's values in each bin of `edges`."""
     width = edges[1] - edges[0]
-    centres = np.concatenate(([edges[0] - width / 2], edges[:-1] + width / 2, [edges[-1] + width]))
-    centres[-1] -= width / 2
+    centres = np.linspace(edges[0] - width / 2, edges[-1] + width / 2, len(edges) + 1)
     traces = []
     for key, name, colour, dash in _CLASSES:
         values: Sequence[float] = getattr(scatter, key)
-        counts = np.histogram(values, edges)[0] / max(len(values), 1)
+        share = np.pad(np.histogram(values, edges)[0] / max(len(values), 1), 1)
+        filled = np.flatnonzero(share)
+        shown = slice(filled[0] - 1, filled[-1] + 2) if len(filled) else slice(0, 0)
         traces.append(
             go.Scatter(
-                x=centres.tolist(),
-                y=[0.0, *counts.tolist(), 0.0],
+                x=centres[shown].tolist(),
+                y=share[shown].tolist(),
                 name=name,
                 legendgroup=key,
                 mode="lines",
                 line={"color": colour, "width": 1.8, "shape": "hvh", "dash": dash},
                 fill="tozeroy",
-                fillcolor=f"rgba({', '.join(str(c) for c in _rgb(colour))}, 0.28)",
+                fillcolor=_faint(colour, 0.28),
                 hovertemplate="%{x:.3g}: %{y:.2f}",
             )
         )
@@ -331,8 +340,9 @@ def _number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def _faint(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
 def _safe(text: str) -> str:

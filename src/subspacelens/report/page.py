@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -89,20 +90,17 @@ def summary(records: Sequence[AuditRecord]) -> str:
     if len(records) == 1:
         record = records[0]
         return (
-            f"One subspace of {models} was audited on the task {tasks}: at {record.site} its "
-            f"effect is {record.verdict.label}."
+            f"One subspace of {models} was patched and audited on {tasks}: its effect at "
+            f"{record.site} is {record.verdict.label}."
         )
-    by_label = {
-        label: [record.site for record in records if record.verdict.label == label]
+    outcomes = [
+        f"{label} at {_listed(sites)}"
         for label in _LABELS
-    }
-    parts = [
-        f"the effect is {label} at {_listed(sites)}" for label, sites in by_label.items() if sites
+        if (sites := [record.site for record in records if record.verdict.label == label])
     ]
-    task = "task" if len(_unique(record.task.name for record in records)) == 1 else "tasks"
     return (
-        f"{len(records)} subspaces of {models} were audited on the {task} {tasks}: "
-        f"{'; '.join(parts)}."
+        f"{len(records)} subspaces of {models} were patched and audited on {tasks}: the effect is "
+        f"{_listed(outcomes, ', and ' if len(records) > 2 else ' and ')}."
     )
 
 
@@ -208,7 +206,7 @@ def _plots(record: AuditRecord) -> dict[str, Plot | None]:
     return {
         name: None
         if figure is None
-        else Plot(_json(figure), f"{site}. {label}", int(figure.layout.height))
+        else Plot(_json(figure), f"{site}. {label}", figure.to_dict()["layout"]["height"])
         for name, (figure, label) in plots.items()
     }
 
@@ -256,17 +254,15 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> str:
-    loader = _environment().loader
-    assert loader is not None
-    return loader.get_source(_environment(), name)[0]
+    return files("subspacelens.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _unique(values: Iterator[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+def _listed(words: Sequence[str], last: str = " and ") -> str:
+    return last.join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _range(values: Sequence[float]) -> str:

@@ -1,0 +1,341 @@
+"""Runs every distinct prompt once, without gradients, and keeps what patches will need.
+
+A patch at block L and column p changes nothing at blocks before L and nothing at columns before p.
+So for a base prompt the capture keeps the residual stream where the patch enters, at columns from
+p on, and the keys and values of the later blocks at the columns before p. A source prompt gives its
+activations only, and its pass stops at the deepest site asked for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .errors import ModelError, SiteError, TaskError
+from .hooks import first_tensor, on_input, on_output
+from .model import LensModel
+from .modelmap import ModelMap
+from .progress import track
+from .site import Site
+from .tasks.pairset import PairSet, Prompt
+
+TOKENS_PER_BATCH = 2048
+
+Entry = tuple[str, int]
+"""A place in the residual stream: `("pre", l)` before block l, `("mid", l)` inside it."""
+
+
+def entry_of(model_map: ModelMap, site: Site) -> Entry:
+    """Where the replay of a patch at `site` starts. Raises `SiteError` if the site is not there."""
+    kind = model_map.block(site).entries[site.stream]
+    if kind == "post":
+        return "pre", site.layer + 1
+    return ("mid" if kind == "mid" else "pre"), site.layer
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pairs whose base prompts have equally many columns from the label's column on.
+
+    `pairs` (n,) are positions in the pair set. `padding` (n,) counts unused columns on the left of
+    the prefix. `entries[e]` (n, S, d) is the residual stream at a place. `keys[l]` and `values[l]`
+    (n, heads, P, width) belong to the columns before the label's.
+    """
+
+    pairs: Tensor
+    padding: Tensor
+    entries: dict[Entry, Tensor]
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+    @property
+    def suffix(self) -> int:
+        return next(iter(self.entries.values())).shape[1]
+
+    @property
+    def prefix(self) -> int:
+        return int(next(iter(self.keys.values())).shape[2]) if self.keys else 0
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the model answers. `logit_diff`: logit(answer) - logit(target) in nats. `top`: the most
+    likely token over the whole vocabulary. Both (..., n)."""
+
+    logit_diff: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True)
+class Capture:
+    """All that audits and fits of these pairs at these sites need from the model's full passes.
+
+    `base[site]` and `source[site]` are (n, dim) activations, in the model's dtype.
+    """
+
+    pairs: PairSet
+    sites: tuple[Site, ...]
+    base: dict[Site, Tensor] = field(repr=False)
+    source: dict[Site, Tensor] = field(repr=False)
+    clean: Outcomes = field(repr=False)
+    buckets: dict[str, tuple[Bucket, ...]] = field(repr=False)
+
+    def difference(self, site: Site) -> Tensor:
+        """Source minus base activation, (n, dim)."""
+        return self.source[site] - self.base[site]
+
+
+def check_pairs(pairs: PairSet, site: Site, *, shifted: bool = False) -> None:
+    """Raises `TaskError` if a pair lacks the site's label, or, unless `shifted`, has it in
+    different columns of base and source: there an activation differs by position too."""
+    if site.label not in pairs.labels:
+        raise TaskError(
+            f"site {site}: the pairs of task {pairs.name} have no label '{site.label}', "
+            f"only {', '.join(pairs.labels)}"
+        )
+    if shifted:
+        return
+    for number, pair in enumerate(pairs.pairs):
+        ours, theirs = pair.base.columns[site.label], pair.source.columns[site.label]
+        if ours != theirs:
+            raise TaskError(
+                f"site {site}: label {site.label} is in column {ours} of the base and {theirs} of "
+                f"the source of pair {number}, so the activations differ by position too; align "
+                "the prompts, or allow it with --shifted"
+            )
+
+
+def capture(
+    lens: LensModel, pairs: PairSet, sites: Iterable[Site], *, shifted: bool = False
+) -> Capture:
+    """One pass over every distinct prompt of `pairs`, for all `sites` at once.
+
+    Raises `SiteError` for a site that the model lacks, `TaskError` for pairs that do not fit it
+    (see `check_pairs`), `ModelError` for a model in training mode or activations that are not
+    finite.
+    """
+    sites = tuple(dict.fromkeys(sites))
+    if not sites:
+        raise SiteError("no site to capture")
+    if lens.model.training:
+        raise ModelError("the model is in training mode: call model.eval() first")
+    for site in sites:
+        lens.map.block(site)
+        check_pairs(pairs, site, shifted=shifted)
+    bases = {_key(pair.base): pair.base for pair in pairs.pairs}
+    sources = {_key(p.source): p.source for p in pairs.pairs if _key(p.source) not in bases}
+    plan = _Plan(lens, sites, pairs)
+    with torch.no_grad():
+        for prompts, full in _batches(bases.values(), sources.values(), lens.map.pads):
+            plan.run(prompts, full)
+    return plan.result()
+
+
+def _key(prompt: Prompt) -> tuple:
+    return prompt.ids, tuple(sorted(prompt.columns.items()))
+
+
+def _batches(
+    bases: Iterable[Prompt], sources: Iterable[Prompt], pads: bool
+) -> Iterable[tuple[list[Prompt], bool]]:
+    """Prompts of similar length together, at most `TOKENS_PER_BATCH` columns a batch."""
+    batches = []
+    for prompts, full in ((bases, True), (sources, False)):
+        batch: list[Prompt] = []
+        for prompt in sorted(prompts, key=lambda p: len(p.ids)):
+            length = len(prompt.ids)
+            crowded = (len(batch) + 1) * length > TOKENS_PER_BATCH
+            if batch and (crowded or not _similar(len(batch[0].ids), length, pads)):
+                batches.append((batch, full))
+                batch = []
+            batch.append(prompt)
+        if batch:
+            batches.append((batch, full))
+    return track(batches, "capture")
+
+
+def _similar(shorter: int, longer: int, pads: bool) -> bool:
+    return longer <= shorter * 5 // 4 + 1 if pads else longer == shorter
+
+
+@dataclass
+class _Row:
+    """What is kept of one base prompt."""
+
+    entries: dict[Entry, Tensor]
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+
+class _Plan:
+    def __init__(self, lens: LensModel, sites: tuple[Site, ...], pairs: PairSet) -> None:
+        self.lens, self.sites, self.pairs = lens, sites, pairs
+        self.wanted: dict[str, list[Entry]] = defaultdict(list)
+        for site in sites:
+            entry = entry_of(lens.map, site)
+            if entry not in self.wanted[site.label]:
+                self.wanted[site.label].append(entry)
+        self.activations: dict[tuple, dict[Site, Tensor]] = {}
+        self.rows: dict[tuple, dict[str, _Row]] = {}
+        self.outcome: dict[tuple, Tensor] = {}
+
+    def run(self, prompts: Sequence[Prompt], full: bool) -> None:
+        """One batch; `full` passes go to the logits and keep what replays start from."""
+        lens, blocks = self.lens, self.lens.map.blocks
+        ids, mask, positions = _padded(prompts, lens.device)
+        count, width = ids.shape
+        entries = {e for wanted in self.wanted.values() for e in wanted} if full else set()
+        tensors: dict[Entry | Site, Tensor] = {}
+        deepest = len(blocks) - 1 if full else max(site.layer for site in self.sites)
+
+        def keep(name, columns=slice(None)):
+            def seen(x: Tensor) -> None:
+                tensors[name] = x.reshape(count, width, x.shape[-1])[..., columns]
+
+            return seen
+
+        with ExitStack() as stack:
+            for site in self.sites:
+                place, module = _place(lens.map, site)
+                columns = lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
+                stack.enter_context(place(module, keep(site, columns)))
+            for kind, layer in entries:
+                if kind == "mid":
+                    stack.enter_context(on_input(blocks[layer].mid_reader, keep((kind, layer))))
+                elif layer < len(blocks):
+                    stack.enter_context(on_input(blocks[layer].module, keep((kind, layer))))
+            last = blocks[deepest].module
+            final: Entry = ("pre", len(blocks))
+
+            def stop(_module, _args, output):
+                if full:
+                    keep(final)(first_tensor(output))
+                raise _Stop
+
+            handle = last.register_forward_hook(stop)
+            stack.callback(handle.remove)
+            cache = DynamicCache() if full else None
+            arguments = dict(input_ids=ids, attention_mask=mask, use_cache=full)
+            if lens.map.accepts_positions:
+                arguments["position_ids"] = positions
+            try:
+                lens.map.inner(**arguments, past_key_values=cache)
+            except _Stop:
+                pass
+        top = lens.map.tail.logits(tensors[final][:, -1]) if full else None
+        for row, prompt in enumerate(prompts):
+            key, start = _key(prompt), width - len(prompt.ids)
+            column = {site: start + prompt.columns[site.label] for site in self.sites}
+            self.activations[key] = {s: tensors[s][row, column[s]].clone() for s in self.sites}
+            if cache is None or top is None:
+                continue
+            self.outcome[key] = top[row].float()
+            self.rows[key] = {
+                label: self._row(tensors, cache, wanted, row, start, start + prompt.columns[label])
+                for label, wanted in self.wanted.items()
+            }
+
+    def _row(self, tensors, cache, wanted, row, start, column) -> _Row:
+        layers = range(min(layer for _, layer in wanted), len(self.lens.map.blocks))
+        return _Row(
+            {entry: tensors[entry][row, column:].clone() for entry in wanted},
+            {i: cache.layers[i].keys[row, :, start:column].clone() for i in layers},
+            {i: cache.layers[i].values[row, :, start:column].clone() for i in layers},
+        )
+
+    def result(self) -> Capture:
+        pairs = self.pairs.pairs
+        base_keys = [_key(pair.base) for pair in pairs]
+        source_keys = [_key(pair.source) for pair in pairs]
+        base = {s: torch.stack([self.activations[k][s] for k in base_keys]) for s in self.sites}
+        source = {s: torch.stack([self.activations[k][s] for k in source_keys]) for s in self.sites}
+        for site in self.sites:
+            for role, values in (("base", base[site]), ("source", source[site])):
+                bad = ~values.isfinite().all(dim=-1)
+                if bad.any():
+                    raise ModelError(
+                        f"site {site}: the {role} activation of pair {int(bad.nonzero()[0])} is "
+                        "not finite (NaN or infinite); try --dtype float32"
+                    )
+        logits = torch.stack([self.outcome[key] for key in base_keys])
+        clean = outcomes_of(logits, answers_of(self.pairs).to(logits.device))
+        buckets = {label: self._buckets(label, base_keys) for label in self.wanted}
+        return Capture(self.pairs, self.sites, base, source, clean, buckets)
+
+    def _buckets(self, label: str, keys: list[tuple]) -> tuple[Bucket, ...]:
+        lengths = [len(pair.base.ids) for pair in self.pairs.pairs]
+        columns = [pair.base.columns[label] for pair in self.pairs.pairs]
+        order = sorted(range(len(keys)), key=lambda i: (lengths[i] - columns[i], columns[i]))
+        groups: list[list[int]] = []
+        for i in order:
+            first = groups[-1][0] if groups else None
+            same = first is not None and lengths[first] - columns[first] == lengths[i] - columns[i]
+            if same and _similar(columns[first], columns[i], self.lens.map.pads):
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return tuple(self._bucket(label, keys, columns, group) for group in groups)
+
+    def _bucket(self, label: str, keys: list, columns: list[int], group: list[int]) -> Bucket:
+        rows = [self.rows[keys[i]][label] for i in group]
+        width = max(columns[i] for i in group)
+
+        def stacked(tensors: list[Tensor]) -> Tensor:
+            return torch.stack(
+                [torch.nn.functional.pad(t, (0, 0, width - t.shape[1], 0)) for t in tensors]
+            )
+
+        return Bucket(
+            torch.tensor(group),
+            torch.tensor([width - columns[i] for i in group]),
+            {e: torch.stack([row.entries[e] for row in rows]) for e in rows[0].entries},
+            {layer: stacked([row.keys[layer] for row in rows]) for layer in rows[0].keys},
+            {layer: stacked([row.values[layer] for row in rows]) for layer in rows[0].values},
+        )
+
+
+class _Stop(Exception):
+    pass
+
+
+def _place(model_map: ModelMap, site: Site):
+    """The hook and the module that see a site's activation."""
+    block = model_map.block(site)
+    if site.stream == "resid_pre":
+        return on_input, block.module
+    if site.stream == "resid_mid":
+        return on_input, block.mid_reader
+    if site.stream == "resid_post":
+        return on_output, block.module
+    linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
+    return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
+
+
+def _padded(prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, mask and positions of prompts padded on the left, each (n, T)."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[row, width - len(prompt.ids) :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def answers_of(pairs: PairSet) -> Tensor:
+    """Token ids of answer and target, (n, 2)."""
+    return torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
+
+
+def outcomes_of(logits: Tensor, answers: Tensor) -> Outcomes:
+    """Logits (..., n, vocabulary) and answers (n, 2) to outcomes (..., n)."""
+    index = answers.expand(*logits.shape[:-1], 2)
+    picked = logits.gather(-1, index)
+    return Outcomes(picked[..., 0] - picked[..., 1], logits.argmax(-1))

@@ -1,0 +1,56 @@
+"""Progress bars, shown only inside `showing_progress()`: the library itself prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+_shown: ContextVar[Progress | None] = ContextVar("shown", default=None)
+
+
+@contextmanager
+def showing_progress() -> Iterator[None]:
+    """Draws the bars of everything that runs inside, on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        token = _shown.set(progress)
+        try:
+            yield
+        finally:
+            _shown.reset(token)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yields `items`, moving a bar called `what` where bars are shown."""
+    progress = _shown.get()
+    if progress is None:
+        yield from items
+        return
+    total = len(items) if total is None and hasattr(items, "__len__") else total  # type: ignore[arg-type]
+    bar = progress.add_task(what, total=total)
+    try:
+        for item in items:
+            yield item
+            progress.advance(bar)
+    finally:
+        progress.stop_task(bar)

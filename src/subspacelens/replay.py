@@ -1,0 +1,235 @@
+"""Replays only what a patch can change: later blocks, later columns, the last column's logits.
+
+The Hugging Face blocks themselves run, one after the other, against the captured prefix, with the
+masks and position codes that the model itself makes for such a suffix. `Replay` of no patch equals
+the full forward pass; of a patch, the full pass with a plain hook at the same place, gradients
+included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .capture import Bucket, Capture, Outcomes, _place, answers_of, entry_of, outcomes_of
+from .errors import SiteError
+from .hooks import first_tensor, muted, on_input, replaced_forward
+from .model import LensModel
+from .site import Site
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that fits the memory budget: some patches of some pairs of one bucket.
+    `pairs` (n,) are positions in the pair set."""
+
+    bucket: int
+    patches: slice
+    rows: slice
+    pairs: Tensor
+
+
+class Replay:
+    """Patches of one site over one capture.
+
+    `memory` is the budget in bytes for activations of one unit of work, by default a quarter of
+    what is free. Raises `SiteError` if the site was not captured.
+    """
+
+    def __init__(
+        self, lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
+    ) -> None:
+        if site not in captured.base:
+            raise SiteError(f"site {site} is not in the capture of {', '.join(map(str, captured.sites))}")
+        self.lens, self.captured, self.site = lens, captured, site
+        self.memory = memory or psutil.virtual_memory().available // 4
+        self.entry = entry_of(lens.map, site)
+        self.kind = lens.map.block(site).entries[site.stream]
+        self.writer = lens.map.writer(site) if self.kind in ("post", "mid") else None
+        self.buckets = captured.buckets[site.label]
+        self.answers = answers_of(captured.pairs)
+        self._arguments: dict[tuple[int, int, int, int], list] = {}
+
+    def outcomes(self, delta: Tensor) -> Outcomes:
+        """Outcomes of adding `delta` (m, n, dim) or (n, dim) to the base activations: m patches of
+        all n pairs. Results are (m, n) or (n,), float32, without gradients."""
+        stacked = delta if delta.ndim == 3 else delta[None]
+        shape = stacked.shape[:2]
+        logit_diff = torch.empty(shape)
+        top = torch.empty(shape, dtype=torch.long)
+        with torch.no_grad():
+            for unit in self.units(shape[0], gradients=False):
+                hidden = self.hidden(unit, stacked[unit.patches][:, unit.pairs.to(delta.device)])
+                logits = self.lens.map.tail.logits(hidden).float()
+                found = outcomes_of(logits, self.answers[unit.pairs].to(logits.device))
+                logit_diff[unit.patches, unit.pairs] = found.logit_diff.cpu()
+                top[unit.patches, unit.pairs] = found.top.cpu()
+        if delta.ndim == 2:
+            return Outcomes(logit_diff[0], top[0])
+        return Outcomes(logit_diff, top)
+
+    def logit_diff(self, unit: Unit, delta: Tensor) -> Tensor:
+        """logit(answer) - logit(target) in nats, (m, n), of one unit, differentiable in `delta`
+        (m, n, dim); only the two rows of the unembedding are used."""
+        logits = self.lens.map.tail.logits_of(self.hidden(unit, delta), self.answers[unit.pairs])
+        return logits[..., 0] - logits[..., 1]
+
+    def logits(self, unit: Unit, delta: Tensor) -> Tensor:
+        """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""
+        return self.lens.map.tail.logits(self.hidden(unit, delta))
+
+    def units(self, patches: int = 1, *, gradients: bool = True) -> Iterator[Unit]:
+        """Splits `patches` x pairs into units under the memory budget, in a fixed order."""
+        for index, bucket in enumerate(self.buckets):
+            count = len(bucket.pairs)
+            fit = max(1, self.memory // self._bytes_per_row(bucket, gradients))
+            rows = min(count, fit)
+            together = max(1, fit // count) if rows == count else 1
+            for start in range(0, count, rows):
+                piece = slice(start, min(start + rows, count))
+                for first in range(0, patches, together):
+                    which = slice(first, min(first + together, patches))
+                    yield Unit(index, which, piece, bucket.pairs[piece])
+
+    def _bytes_per_row(self, bucket: Bucket, gradients: bool) -> int:
+        """Rough upper estimate of the activations that one replayed row needs."""
+        model_map = self.lens.map
+        block = model_map.blocks[-1]
+        width = 12 * model_map.d_model
+        if block.down_proj is not None:
+            width += 6 * block.down_proj.weight.shape[1]
+        columns = bucket.suffix * (width + 4 * block.n_heads * (bucket.suffix + bucket.prefix))
+        prefix = 4 * bucket.prefix * model_map.d_model
+        layers = len(model_map.blocks) - self.entry[1] if gradients else 1
+        vocabulary = model_map.tail.head.weight.shape[0]
+        size = torch.finfo(self.lens.dtype).bits // 8
+        return size * (max(1, layers) * (columns + prefix) + 2 * vocabulary)
+
+    def hidden(self, unit: Unit, delta: Tensor) -> Tensor:
+        """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
+        added to the base activations of the unit's pairs; differentiable in `delta`."""
+        bucket, model_map = self.buckets[unit.bucket], self.lens.map
+        patches, count = delta.shape[:2]
+        entry = bucket.entries[self.entry][unit.rows]
+        entry = entry.expand(patches, *entry.shape).flatten(0, 1)
+        start = self.entry[1]
+        flat = delta.to(entry).flatten(0, 1)
+        if self.kind == "hook":
+            hidden = entry
+        else:
+            write = flat if self.writer is None else flat @ self.writer.T.to(flat)
+            hidden = torch.cat([entry[:, :1] + write[:, None], entry[:, 1:]], dim=1)
+        if start == len(model_map.blocks):
+            return hidden[:, -1].unflatten(0, (patches, count))
+        arguments = self._block_arguments(unit, patches, bucket)
+        for layer in range(start, len(model_map.blocks)):
+            block = model_map.blocks[layer]
+            if layer > start:
+                around = nullcontext()
+            elif self.kind == "mid":
+                around = muted(block.out_proj.module)
+            elif self.kind == "hook":
+                around = self._adding(flat)
+            else:
+                around = nullcontext()
+            args, kwargs = arguments[layer - start]
+            with around:
+                hidden = first_tensor(block.module(hidden, *args, **kwargs))
+        return hidden[:, -1].unflatten(0, (patches, count))
+
+    def _adding(self, flat: Tensor):
+        """Adds (rows, dim) at the site's first suffix column, inside its block."""
+        place, module = _place(self.lens.map, self.site)
+        columns = self.lens.map.head_slice(self.site)
+
+        def add(x: Tensor) -> Tensor:
+            rows = x.reshape(len(flat), -1, x.shape[-1])
+            change = torch.zeros_like(rows)
+            change[:, 0, columns] = flat
+            return (rows + change).reshape(x.shape)
+
+        return place(module, add)
+
+    def _block_arguments(self, unit: Unit, patches: int, bucket: Bucket) -> list:
+        """What the model itself hands to each block for this suffix: masks, position codes, and a
+        cache that answers with the captured prefix. Asked for once per unit shape."""
+        key = (unit.bucket, patches, unit.rows.start, unit.rows.stop)
+        if key not in self._arguments:
+            with torch.no_grad():
+                self._arguments[key] = self._ask(unit, patches, bucket)
+        return self._arguments[key]
+
+    def _ask(self, unit: Unit, patches: int, bucket: Bucket) -> list:
+        model_map = self.lens.map
+        start = self.entry[1]
+        entry = bucket.entries[self.entry][unit.rows]
+        count, suffix, _ = entry.shape
+        prefix = {
+            layer: (keys[unit.rows], bucket.values[layer][unit.rows])
+            for layer, keys in bucket.keys.items()
+        }
+        lengths = bucket.prefix
+        cache = Cache(
+            layers=[
+                _Prefix(*prefix.get(layer, (None, None)), lengths, patches)
+                for layer in range(len(model_map.blocks))
+            ]
+        )
+        padding = bucket.padding[unit.rows].repeat(patches)
+        columns = torch.arange(bucket.prefix + suffix)
+        mask = (columns >= padding[:, None]).long().to(self.lens.device)
+        found: list = []
+
+        def skip(layer: int) -> Callable:
+            def forward(hidden_states, *args, **kwargs):
+                if layer >= start:
+                    found.append((args, kwargs))
+                return hidden_states if returns_tensor else (hidden_states, None)
+
+            return forward
+
+        returns_tensor = self.lens.map.blocks_return_tensor
+        embeds = entry.new_zeros(count * patches, suffix, model_map.d_model)
+        arguments = dict(
+            inputs_embeds=embeds.to(self.lens.device),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        if model_map.accepts_positions:
+            positions = columns[bucket.prefix :] - padding[:, None]
+            arguments["position_ids"] = positions.to(self.lens.device)
+        with replaced_forward([block.module for block in model_map.blocks], skip):
+            model_map.inner(**arguments)
+        return found
+
+
+class _Prefix(DynamicLayer):
+    """A cache layer that always answers with its fixed prefix followed by what is new, and keeps
+    nothing. The prefix (n, heads, P, width) serves `patches` times n rows."""
+
+    def __init__(
+        self, keys: Tensor | None, values: Tensor | None, length: int, patches: int
+    ) -> None:
+        super().__init__()
+        self.keys, self.values, self.length, self.patches = keys, values, length, patches
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+
+    def _joined(self, prefix: Tensor, new: Tensor) -> Tensor:
+        if self.patches == 1:
+            return torch.cat([prefix, new], dim=-2)
+        rows = new.unflatten(0, (self.patches, -1))
+        wide = prefix.expand(self.patches, *prefix.shape)
+        return torch.cat([wide, rows], dim=-2).flatten(0, 1)

@@ -1,0 +1,311 @@
+"""The user's own pairs, from a JSON Lines file. A line is one pair:
+
+    {"base": "The capital of France is", "source": "The capital of Italy is",
+     "answer": " Paris", "target": " Rome",
+     "tokens": {"subject": {"base": [15, 21], "source": [15, 20]}},
+     "template": "capital", "z": {"base": 0, "source": 1}}
+
+`answer` is right for the base, `target` is expected once the feature z comes from the source;
+each is one token, written with its leading space if the prompt ends without one. `tokens` gives
+characters [start, end) for each label, which names the last token that they touch; `END`, the
+last token, is always there. `tokens`, `template` and `z` may be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import reprlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import TaskError
+from .pairset import Pair, PairSet, Task
+from .tokens import answer_token, tokenize_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Span(_Strict):
+    base: tuple[int, int]
+    source: tuple[int, int]
+
+
+class _Z(_Strict):
+    base: Annotated[int, Field(ge=0, le=1)]
+    source: Annotated[int, Field(ge=0, le=1)]
+
+
+class _Line(_Strict):
+    base: str
+    source: str
+    answer: str
+    target: str
+    tokens: Mapping[str, _Span] = {}
+    template: str = ""
+    z: _Z | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    where: str
+    pair: Pair
+
+    @property
+    def prompts(self) -> tuple[Hashable, Hashable]:
+        return self.pair.base.ids, self.pair.source.ids
+
+
+def read_pairs(
+    path: Path | str, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+) -> PairSet:
+    """Every pair of a JSON Lines file, in order, as the split `split`; blank lines are skipped.
+
+    Raises `TaskError`, with file and line, for a file that cannot be read or has no pairs and for
+    a line that is not the form above, repeats a pair, or does not fit the tokenizer.
+    """
+    path = Path(path)
+    return _pair_set(path.stem, split, _read(path, tokenizer))
+
+
+def pairs_task(
+    tokenizer: PreTrainedTokenizerBase,
+    train: Path | str,
+    test: Path | str | None = None,
+    held_out: Path | str | None = None,
+    *,
+    name: str | None = None,
+) -> Task:
+    """A task from one file of pairs a split, or from one file alone. `name`: the file's stem.
+
+    Without `test`, the pairs of `train` are divided:
+
+    - Pairs that share a base or source prompt stay together. Such groups go to the test, in an
+      order that depends on the prompts' text alone, until it has a third of the pairs; the
+      largest group always stays in train.
+    - Before that, without `held_out` and with three templates or more, the last third of the
+      templates, by first appearance and rounded down, becomes the held-out split. Templates that
+      share a prompt count as one.
+
+    No prompt is ever on two sides. Raises `TaskError` as `read_pairs` does, and if the files given
+    share a prompt, the held-out file shares a template with train, or nothing is left to test on.
+    """
+    train_path = Path(train)
+    task = train_path.stem if name is None else name
+    rows = _read(train_path, tokenizer)
+    held_out_rows = [] if held_out is None else _read(Path(held_out), tokenizer)
+    _refuse_shared_templates(rows, held_out_rows)
+    if test is not None:
+        test_rows = _read(Path(test), tokenizer)
+    else:
+        if held_out is None:
+            rows, held_out_rows = _divide_templates(rows)
+        rows, test_rows = _divide_prompts(rows, train_path)
+    _refuse_shared_prompts(rows, test_rows, held_out_rows)
+    return Task(
+        task,
+        _pair_set(task, "train", rows),
+        _pair_set(task, "test", test_rows),
+        _pair_set(task, "held_out", held_out_rows) if held_out_rows else None,
+    )
+
+
+def _pair_set(name: str, split: str, rows: Sequence[_Row]) -> PairSet:
+    return PairSet(name, split, tuple(row.pair for row in rows))
+
+
+def _read(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"{path}: cannot be read ({error.strerror}): give a JSON Lines file of pairs"
+        ) from None
+    rows: list[_Row] = []
+    first: dict[Hashable, str] = {}
+    for where, text in _lines(path, content):
+        row = _Row(where, _pair(_parse(text, where), tokenizer, where))
+        if (earlier := first.setdefault(row.prompts, where)) != where:
+            raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
+        rows.append(row)
+    if not rows:
+        raise TaskError(f"{path}: no pairs: write one JSON object a line")
+    return rows
+
+
+def _lines(path: Path, content: bytes) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise TaskError(
+                f"{where}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8"
+            ) from None
+        if text.strip():
+            yield where, text
+
+
+def _parse(text: str, where: str) -> _Line:
+    try:
+        line = _Line.model_validate_json(text)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors(include_url=False)[:3]]
+        raise TaskError(f"{where}: {'; '.join(problems)}") from None
+    if line.base == line.source:
+        raise TaskError(f"{where}: base and source are the same text: they must differ in z")
+    if line.answer == line.target:
+        raise TaskError(
+            f"{where}: answer and target are both {line.answer!r}: "
+            "target is what the source's z should bring out instead"
+        )
+    if line.z and line.z.base == line.z.source:
+        raise TaskError(
+            f"{where}: z is {line.z.base} in base and source: a pair must differ in z "
+            "(or leave z out)"
+        )
+    return line
+
+
+def _explain(problem: ErrorDetails) -> str:
+    field = ".".join(map(str, problem["loc"]))
+    shown = reprlib.repr(problem["input"])
+    span = "give [start, end) in characters, such as [5, 9]"
+    match problem["type"], problem["loc"]:
+        case "json_invalid", _:
+            what = problem["msg"].removeprefix("Invalid JSON: ")
+            return f"not JSON ({what}): write one JSON object a line"
+        case "model_type", ():
+            return "not a JSON object: write base, source, answer and target"
+        case _, ("tokens", label, side, *_) if problem["type"] not in (
+            "missing",
+            "extra_forbidden",
+        ):
+            return f"field 'tokens.{label}.{side}' is not a span: {span}"
+        case "missing", ("tokens", label, side, _):
+            return f"field 'tokens.{label}.{side}' is not a span: {span}"
+        case "missing", _:
+            return f"field '{field}' is missing: add it"
+        case "extra_forbidden", (_,):
+            return f"unknown field '{field}': there are {', '.join(_Line.model_fields)}"
+        case "extra_forbidden", _:
+            return f"unknown field '{field}': there are base, source"
+        case _, ("z", _):
+            return f"field '{field}' is {shown}: z is 0 or 1"
+    wanted = "an object" if problem["type"] in ("model_type", "mapping_type") else "a string"
+    return f"field '{field}' is {shown}: write {wanted}"
+
+
+def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
+    base = tokenize_prompt(
+        tokenizer,
+        line.base,
+        {label: span.base for label, span in line.tokens.items()},
+        f"{where}, base",
+    )
+    source = tokenize_prompt(
+        tokenizer,
+        line.source,
+        {label: span.source for label, span in line.tokens.items()},
+        f"{where}, source",
+    )
+    answer = answer_token(tokenizer, line.answer, f"{where}, answer")
+    target = answer_token(tokenizer, line.target, f"{where}, target")
+    if answer == target:
+        raise TaskError(
+            f"{where}: answer {line.answer!r} and target {line.target!r} are the same token: "
+            "choose others"
+        )
+    z = line.z and (line.z.base, line.z.source)
+    return Pair(base, source, answer, target, line.template, z)
+
+
+def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
+    """Rows of the first templates, rows of the last third (none with fewer than 3 templates)."""
+    roots = _joined((("template", row.pair.template), *row.prompts) for row in rows)
+    order = list(dict.fromkeys(roots))
+    last = set(order[len(order) - len(order) // 3 :])
+    return (
+        [row for row, root in zip(rows, roots, strict=True) if root not in last],
+        [row for row, root in zip(rows, roots, strict=True) if root in last],
+    )
+
+
+def _divide_prompts(rows: Sequence[_Row], path: Path) -> tuple[list[_Row], list[_Row]]:
+    """About two thirds of the rows, and the rest, without a prompt in common."""
+    roots = _joined(row.prompts for row in rows)
+    groups: dict[Hashable, list[_Row]] = {}
+    for row, root in zip(rows, roots, strict=True):
+        groups.setdefault(root, []).append(row)
+    if len(groups) < 2:
+        raise TaskError(
+            f"{path}: the pairs cannot be divided into train and test, for all of them share "
+            "prompts: add pairs with other prompts, or give a test file"
+        )
+    order = sorted(groups, key=lambda root: min(map(_digest, groups[root])))
+    order.remove(max(order, key=lambda root: len(groups[root])))
+    chosen: set[Hashable] = set()
+    count = 0
+    while order and 3 * count < len(rows):
+        chosen.add(order[0])
+        count += len(groups[order.pop(0)])
+    return (
+        [row for row, root in zip(rows, roots, strict=True) if root not in chosen],
+        [row for row, root in zip(rows, roots, strict=True) if root in chosen],
+    )
+
+
+def _digest(row: _Row) -> str:
+    return min(
+        hashlib.sha256(text.encode()).hexdigest()
+        for text in (row.pair.base.text, row.pair.source.text)
+    )
+
+
+def _joined(items: Iterable[Sequence[Hashable]]) -> list[Hashable]:
+    """One representative per item, equal where items are linked by keys that they share."""
+    items = list(items)
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(key: Hashable) -> Hashable:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent[above]
+            key = above
+        return key
+
+    for first, *others in items:
+        for other in others:
+            parent[root(other)] = root(first)
+    return [root(first) for first, *_ in items]
+
+
+def _refuse_shared_prompts(*splits: Sequence[_Row]) -> None:
+    earlier: dict[Hashable, str] = {}
+    for rows in splits:
+        for row in rows:
+            for prompt in row.prompts:
+                if prompt in earlier:
+                    raise TaskError(
+                        f"{row.where}: shares a prompt with {earlier[prompt]}, which is in another "
+                        "split: keep a prompt in one split only"
+                    )
+        earlier |= {prompt: row.where for row in rows for prompt in row.prompts}
+
+
+def _refuse_shared_templates(train: Sequence[_Row], held_out: Sequence[_Row]) -> None:
+    known = {row.pair.template for row in train}
+    for row in held_out:
+        if row.pair.template in known:
+            raise TaskError(
+                f"{row.where}: held-out pairs need a template that no train pair has, not "
+                f"'{row.pair.template}': give them a template of their own"
+            )
