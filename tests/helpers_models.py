@@ -67,7 +67,9 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -
     special = dict(bos_token_id=1, eos_token_id=2)
     config = AutoConfig.for_model(family, vocab_size=VOCABULARY, **special | FAMILIES[family])
     moe = dict(experts_implementation="eager") if "num_experts_per_tok" in FAMILIES[family] else {}
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **moe).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, dtype=dtype, **moe).eval().requires_grad_(False)
+    )
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)

@@ -54,6 +54,23 @@ class Bucket:
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
 
+    def select(self, place: Tensor) -> Bucket | None:
+        """The pairs i with `place[i]` >= 0, renamed to `place[i]`; None if there are none."""
+        rows = (place[self.pairs] >= 0).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+
+        def of(tensors):
+            return {name: x[rows.to(x.device)] for name, x in tensors.items()}
+
+        return Bucket(
+            place[self.pairs[rows]],
+            self.padding[rows],
+            of(self.entries),
+            of(self.keys),
+            of(self.values),
+        )
+
     @property
     def suffix(self) -> int:
         return next(iter(self.entries.values())).shape[1]
@@ -85,6 +102,22 @@ class Capture:
     source: dict[Site, Tensor] = field(repr=False)
     clean: Outcomes = field(repr=False)
     buckets: dict[str, tuple[Bucket, ...]] = field(repr=False)
+
+    def select(self, pairs: PairSet, indices: Tensor) -> Capture:
+        """The capture of `pairs`, which are those at `indices` (m,) of this one's, in that order."""
+        place = torch.full((len(self.pairs),), -1)
+        place[indices] = torch.arange(len(indices))
+        return Capture(
+            pairs,
+            self.sites,
+            {site: x[indices.to(x.device)] for site, x in self.base.items()},
+            {site: x[indices.to(x.device)] for site, x in self.source.items()},
+            Outcomes(self.clean.logit_diff[indices], self.clean.top[indices]),
+            {
+                label: tuple(b for b in (bucket.select(place) for bucket in buckets) if b)
+                for label, buckets in self.buckets.items()
+            },
+        )
 
     def difference(self, site: Site) -> Tensor:
         """Source minus base activation, (n, dim)."""
@@ -264,7 +297,8 @@ class _Plan:
                         "not finite (NaN or infinite); try --dtype float32"
                     )
         logits = torch.stack([self.outcome[key] for key in base_keys])
-        clean = outcomes_of(logits, answers_of(self.pairs).to(logits.device))
+        found = outcomes_of(logits, answers_of(self.pairs).to(logits.device))
+        clean = Outcomes(found.logit_diff.cpu(), found.top.cpu())
         buckets = {label: self._buckets(label, base_keys) for label in self.wanted}
         return Capture(self.pairs, self.sites, base, source, clean, buckets)
 

@@ -176,7 +176,9 @@ def _from_gguf(path: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
         except Exception as error:
-            raise ModelError(f"'{path}' is not a GGUF file that can be read: {_line(error)}") from None
+            raise ModelError(
+                f"'{path}' is not a GGUF file that can be read: {_line(error)}"
+            ) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=target.parent, prefix=".building-"))

@@ -22,6 +22,7 @@ from .errors import SiteError
 from .hooks import first_tensor, muted, on_input, replaced_forward
 from .model import LensModel
 from .site import Site
+from .tasks.pairset import PairSet
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Replay:
         self, lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
     ) -> None:
         if site not in captured.base:
-            raise SiteError(f"site {site} is not in the capture of {', '.join(map(str, captured.sites))}")
+            raise SiteError(
+                f"site {site} is not in the capture of {', '.join(map(str, captured.sites))}"
+            )
         self.lens, self.captured, self.site = lens, captured, site
         self.memory = memory or psutil.virtual_memory().available // 4
         self.entry = entry_of(lens.map, site)
@@ -55,6 +58,13 @@ class Replay:
         self.buckets = captured.buckets[site.label]
         self.answers = answers_of(captured.pairs)
         self._arguments: dict[tuple[int, int, int, int], list] = {}
+
+    def subset(self, indices: Tensor) -> Replay:
+        """The same for the pairs at `indices` only, in that order."""
+        pairs = self.captured.pairs
+        chosen = PairSet(pairs.name, pairs.split, tuple(pairs.pairs[i] for i in indices.tolist()))
+        captured = self.captured.select(chosen, indices)
+        return Replay(self.lens, captured, self.site, memory=self.memory)
 
     def outcomes(self, delta: Tensor) -> Outcomes:
         """Outcomes of adding `delta` (m, n, dim) or (n, dim) to the base activations: m patches of

@@ -97,7 +97,11 @@ def test_resid_mid_equals_the_patch_of_both_that_read_it(lens):
             hidden = args[0] if args else kwargs["hidden_states"]
             hidden = hidden.clone()
             hidden[0, column] += delta[index]
-            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+            return (
+                ((hidden, *args[1:]), kwargs)
+                if args
+                else (args, kwargs | {"hidden_states": hidden})
+            )
 
         attention = {}
 

@@ -1,0 +1,15 @@
+"""Ways of finding a subspace. Each takes a model, a capture and a site, and gives a `Subspace`."""
+
+from .closed_form import gradient, gradients, mean_difference, pca, probe, random
+from .das import das
+
+FITS = {
+    "das": das,
+    "mean-difference": mean_difference,
+    "gradient": gradient,
+    "probe": probe,
+    "pca": pca,
+    "random": random,
+}
+
+__all__ = ["FITS", "das", "gradient", "gradients", "mean_difference", "pca", "probe", "random"]

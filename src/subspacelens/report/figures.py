@@ -225,6 +225,7 @@ def support(record: AuditRecord) -> go.Figure:
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
             marker={"symbol": symbol, "size": 8},
+            cliponaxis=False,
             customdata=list(zip(ticks, curve.components, strict=True)),
             hovertemplate="%{y:.2f} at %{customdata[0]}, %{customdata[1]} components",
             row=row,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PATTERNS = ({"A": "IO", "B": "S1", "C": "S2"}, {"A": "S1", "B": "IO", "C": "S2"})  # ABB, BAB
+_LABELS = ("IO", "S1", "S2")
 _MIN_NAMES = 4
 _MIN_WORDS = 4
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -128,9 +130,9 @@ def _preferred(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> tupl
 def _token(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
     """The token that continues "... to" by `word`, or None if that takes more than one."""
     before, after = encode(tokenizer, "to"), encode(tokenizer, f"to {word}")
-    if after[:-1] != before or after[-1] == tokenizer.unk_token_id:
+    if len(after) != len(before) + 1 or after[:-1] != before:
         return None
-    return after[-1]
+    return None if after[-1] == tokenizer.unk_token_id else after[-1]
 
 
 def _pairs(
@@ -143,17 +145,16 @@ def _pairs(
     rng: random.Random,
 ) -> tuple[Pair, ...]:
     ids = tuple(templates)
-    left = {template: _capacity(templates[template], words) for template in ids}
+    plan = [ids[index // 2 % len(ids)] for index in range(size)]
+    for template, uses in Counter(plan).items():
+        if uses > (most := _capacity(templates[template], words)):
+            raise TaskError(
+                f"ioi: {split}={size}: template {template} makes only {most} different pairs of "
+                f"this tokenizer's words, and {uses} are needed: ask for fewer"
+            )
     pairs: list[Pair] = []
     seen: set[str] = set()
-    for index in range(size):
-        template = ids[index // 2 % len(ids)]
-        if not left[template]:
-            raise TaskError(
-                f"ioi: {split}={size}: the words of this tokenizer make only {index} different "
-                "pairs: ask for fewer"
-            )
-        left[template] -= 1
+    for index, template in enumerate(plan):
         while True:
             io, subject = rng.sample(words.names, 2)
             slots = {
@@ -190,10 +191,10 @@ def _fill(
         if index % 2:
             label = pattern.get(part, part)
             part = slots[label]
-            if label in pattern.values():
+            if label in _LABELS:
                 spans[label] = (len(text), len(text) + len(part))
         text += part
-    return text, spans
+    return text, {label: spans[label] for label in _LABELS}
 
 
 def _check_names(pair: Pair) -> None:

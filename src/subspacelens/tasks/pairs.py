@@ -201,7 +201,7 @@ def _explain(problem: ErrorDetails) -> str:
             return f"unknown field '{field}': there are base, source"
         case _, ("z", _):
             return f"field '{field}' is {shown}: z is 0 or 1"
-    wanted = "an object" if problem["type"] in ("model_type", "mapping_type") else "a string"
+    wanted = "a string" if problem["type"] == "string_type" else "an object"
     return f"field '{field}' is {shown}: write {wanted}"
 
 

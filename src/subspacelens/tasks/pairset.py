@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 from ..errors import TaskError
 
@@ -52,7 +53,13 @@ class PairSet(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PairSet: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | PairSet:
         if isinstance(index, slice):
             return PairSet(self.name, self.split, self.pairs[index])
         return self.pairs[index]

@@ -38,12 +38,12 @@ def tokenize_prompt(
             f"{where}: {type(tokenizer).__name__} is a slow tokenizer without character offsets: "
             "load the fast one (a model folder with tokenizer.json)"
         )
+    if not encode(tokenizer, text):
+        raise TaskError(f"{where}: the prompt is empty: write the text that the model is to go on")
     for label, span in spans.items():
         _check_span(label, span, text, where)
     encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True).data
     ids = encoding["input_ids"]
-    if not text or not ids:
-        raise TaskError(f"{where}: the prompt is empty: write the text that the model is to go on")
     if encoding["special_tokens_mask"][-1]:
         raise TaskError(
             f"{where}: the tokenizer appends {tokenizer.convert_ids_to_tokens(ids[-1])} after the "
@@ -70,9 +70,9 @@ def answer_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> i
         return ids[0]
     if not ids:
         raise TaskError(f"{where}: {text!r} is no token: write an answer of one token")
-    pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids))
+    pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids[:8]))
     raise TaskError(
-        f"{where}: {text!r} is {len(ids)} tokens ({pieces}), not one: "
+        f"{where}: {text!r} is {len(ids)} tokens ({pieces}{' ...' * (len(ids) > 8)}), not one: "
         f"{_answer_hint(tokenizer, text)}"
     )
 

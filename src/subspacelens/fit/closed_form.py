@@ -1,0 +1,104 @@
+"""Ways of finding a subspace that need no optimiser: statistics of the activations alone."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ..capture import Capture
+from ..errors import SubspaceError, TaskError
+from ..geometry import haar
+from ..model import LensModel
+from ..replay import Replay
+from ..site import Site
+from ..subspace import Subspace, made_by
+from .das import check_dim
+
+
+def mean_difference(
+    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+) -> Subspace:
+    """The unit difference of the class means of the activation (z = 1 minus z = 0). One
+    dimension only; the pairs must carry z."""
+    if dim != 1:
+        raise SubspaceError(f"mean-difference finds one direction, not --dim {dim}")
+    x, z = by_class(captured, site)
+    direction = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+    return made_by(
+        lens, site, direction[:, None], captured.pairs.sha256, dict(method="mean-difference")
+    )
+
+
+def pca(lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0) -> Subspace:
+    """The leading right singular vectors of the differences Δ (n, d), not centred."""
+    difference = captured.difference(site).cpu().double()
+    check_dim(site, dim, min(difference.shape))
+    _, _, vh = torch.linalg.svd(difference, full_matrices=False)
+    return made_by(lens, site, vh[:dim].T, captured.pairs.sha256, dict(method="pca"))
+
+
+def gradient(
+    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+) -> Subspace:
+    """The leading right singular vectors of the per-pair gradients of the logit difference with
+    respect to the base activation, so that pairs of either direction count alike."""
+    grads = gradients(lens, captured, site)
+    check_dim(site, dim, min(grads.shape))
+    _, _, vh = torch.linalg.svd(grads.cpu().double(), full_matrices=False)
+    return made_by(lens, site, vh[:dim].T, captured.pairs.sha256, dict(method="gradient"))
+
+
+def gradients(lens: LensModel, captured: Capture, site: Site) -> Tensor:
+    """∂(logit(answer) - logit(target))/∂h at the base activation, (n, d), nats a unit."""
+    replay = Replay(lens, captured, site)
+    found = torch.zeros_like(captured.base[site])
+    for unit in replay.units():
+        delta = found.new_zeros(1, len(unit.pairs), found.shape[1], requires_grad=True)
+        (grad,) = torch.autograd.grad(replay.logit_diff(unit, delta).sum(), delta)
+        found[unit.pairs.to(found.device)] = grad[0]
+    return found
+
+
+def probe(
+    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+) -> Subspace:
+    """Logistic regression of z on the activation; for more dimensions again on what is orthogonal
+    to the directions found before (iterative null-space projection)."""
+    x, z = by_class(captured, site)
+    check_dim(site, dim, x.shape[1])
+    x = x.cpu().double()
+    x = x - x.mean(dim=0)
+    found = x.new_zeros(x.shape[1], 0)
+    for _ in range(dim):
+        rest = x - (x @ found) @ found.T
+        model = LogisticRegression(C=1.0, max_iter=2000)
+        model.fit((rest / rest.std()).numpy(), z.numpy())
+        direction = torch.from_numpy(model.coef_.T)
+        direction = direction - found @ (found.T @ direction)
+        found = torch.cat([found, direction / direction.norm()], dim=1)
+    return made_by(lens, site, found, captured.pairs.sha256, dict(method="probe"))
+
+
+def random(
+    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+) -> Subspace:
+    """A Haar-random subspace: what a subspace does that knows nothing."""
+    width = lens.map.dim(site)
+    check_dim(site, dim, width)
+    basis = haar(width, dim, 1, torch.Generator().manual_seed(seed))[0]
+    return made_by(lens, site, basis, captured.pairs.sha256, dict(method="random", seed=seed))
+
+
+def by_class(captured: Capture, site: Site) -> tuple[Tensor, Tensor]:
+    """Activations of all bases and sources, (2n, d), and their z, (2n,). Raises `TaskError` if a
+    pair has no z or one class is empty."""
+    values = [pair.z for pair in captured.pairs.pairs]
+    if any(z is None for z in values):
+        raise TaskError(
+            f"task {captured.pairs.name}: pair {values.index(None)} has no z, which this needs"
+        )
+    z = torch.tensor([z[0] for z in values] + [z[1] for z in values])  # type: ignore[index]
+    if z.min() == z.max():
+        raise TaskError(f"task {captured.pairs.name}: z is {int(z[0])} in every prompt")
+    return torch.cat([captured.base[site], captured.source[site]]), z
