@@ -41,6 +41,18 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A linear map that reads the residual stream at its own column: `linear` after `norm` (None
+    where it reads the raw stream), before (`mid` False) or after (`mid` True) the attention of its
+    block. `attention`: it makes queries, keys or values; else it belongs to the MLP."""
+
+    linear: Linear
+    norm: nn.Module | None
+    mid: bool
+    attention: bool
+
+
+@dataclass(frozen=True)
 class Block:
     """One transformer block. `entries` maps each stream that was proven to the way a change of it
     enters the replay (see `Entry`); `missing` maps the others to the reason."""
@@ -49,6 +61,7 @@ class Block:
     out_proj: Linear
     down_proj: Linear | None
     mid_reader: nn.Module | None
+    readers: tuple[Reader, ...]
     n_heads: int
     entries: dict[str, str]
     missing: dict[str, str]
@@ -368,18 +381,18 @@ class _Prober:
                     )
                 break
 
-        mid_reader = None
+        mid_reader, mid = None, None
         after = self.trace.calls.index(out_call)
         for call in others:
             late = self.trace.calls.index(call) > after
             if not late or call.x.numel() != h_in.numel() or call.x.shape[-1] != self.d_model:
                 continue
-            mid = call.x.reshape(h_in.shape)
-            if not _same(mid, h_in, 1e-6):
+            seen = call.x.reshape(h_in.shape)
+            if not _same(seen, h_in, 1e-6):
                 with muted(out_proj.module):
-                    candidate = rerun(index, mid)
+                    candidate = rerun(index, seen)
                 if _same(candidate, h_out):
-                    mid_reader = call.module
+                    mid_reader, mid = call.module, seen
                     break
         if mid_reader is None:
             missing["resid_mid"] = f"{name} has no residual stream between attention and MLP"
@@ -430,7 +443,46 @@ class _Prober:
             for stream in ("mlp_act", "mlp_out"):
                 entries[stream] = entry(down_proj, stream)
         heads = self.n_heads if out_proj.weight.shape[1] % self.n_heads == 0 else 1
-        return Block(module, out_proj, down_proj, mid_reader, heads, entries, missing)
+        readers = self._readers(inside, excluded, h_in, mid, {id(out_proj.module)})
+        return Block(module, out_proj, down_proj, mid_reader, readers, heads, entries, missing)
+
+    def _readers(self, inside, in_attention, h_in, mid, not_these) -> tuple[Reader, ...]:
+        """Linear maps whose input is the residual stream or a norm of it."""
+        streams = [(h_in, False)] + ([(mid, True)] if mid is not None else [])
+        found = []
+        for call in inside:
+            if id(call.module) in not_these or call.x.shape[-1] != self.d_model:
+                continue
+            linear = _as_linear(call, self.names[id(call.module)])
+            if linear is None:
+                continue
+            source = call.x.reshape(h_in.shape) if call.x.numel() == h_in.numel() else None
+            norms = [
+                other
+                for other in inside
+                if other is not call
+                and other.y is not None
+                and other.y.numel() == h_in.numel()
+                and source is not None
+                and _same(other.y.reshape(h_in.shape), source, 1e-6)
+            ]
+            for stream, is_mid in streams:
+                if _same(source, stream, 1e-6):
+                    found.append(Reader(linear, None, is_mid, id(call) in in_attention))
+                    break
+                norm = next(
+                    (
+                        n
+                        for n in norms
+                        if n.x.numel() == h_in.numel()
+                        and _same(n.x.reshape(h_in.shape), stream, 1e-6)
+                    ),
+                    None,
+                )
+                if norm is not None:
+                    found.append(Reader(linear, norm.module, is_mid, id(call) in in_attention))
+                    break
+        return tuple(found)
 
 
 class _Stop(Exception):

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .capture import Bucket, Capture, Outcomes, _place, answers_of, entry_of, outcomes_of
 from .errors import SiteError
-from .hooks import first_tensor, muted, on_input, replaced_forward
+from .hooks import first_tensor, muted, replaced_forward
 from .model import LensModel
 from .site import Site
 from .tasks.pairset import PairSet

@@ -61,8 +61,8 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
     """
     names = patch_order(record)
     estimates = [record.effects.get(name, {}).get(metric, _NOTHING) for name in names]
-    labels = [_safe(PATCH_NAMES.get(name, name)) for name in names]
-    figure = _figure(height=max(360, 140 + 30 * len(names)))
+    labels = [safe(PATCH_NAMES.get(name, name)) for name in names]
+    figure = blank(height=max(360, 140 + 30 * len(names)))
     figure.add_bar(
         x=[estimate.value for estimate in estimates],
         y=labels,
@@ -116,7 +116,7 @@ def projection(record: AuditRecord, part: Part = "subspace") -> go.Figure | None
     scatter = scatters(record)[part]
     if scatter is None:
         return None
-    figure = _figure(height=300)
+    figure = blank(height=300)
     edges = _edges([*scatter.z0, *scatter.z1])
     for trace in _histograms(scatter, edges):
         figure.add_trace(trace)
@@ -133,7 +133,7 @@ def dose_response(record: AuditRecord) -> go.Figure:
     order = np.argsort(curve.dose, kind="stable")
     dose = [curve.dose[i] for i in order]
     effect = [curve.effect[i] for i in order]
-    figure = _figure(height=400)
+    figure = blank(height=400)
     figure.add_scatter(
         x=dose,
         y=effect,
@@ -148,7 +148,7 @@ def dose_response(record: AuditRecord) -> go.Figure:
             x=[x],
             y=[float(np.interp(x, dose, effect)) if dose else None],
             mode="markers",
-            name=f"{_safe(PATCH_NAMES.get(name, name))} ({_number(x)})",
+            name=f"{safe(PATCH_NAMES.get(name, name))} ({_number(x)})",
             marker={
                 "symbol": _MARK_SYMBOLS.get(name, "hexagon"),
                 "size": 12,
@@ -174,7 +174,7 @@ def written(record: AuditRecord) -> go.Figure:
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.12,
-        figure=_figure(height=400),
+        figure=blank(height=400),
     )
     for row, scatter in ((1, natural), (2, patched)):
         for trace in _histograms(scatter, edges):
@@ -210,7 +210,7 @@ def support(record: AuditRecord) -> go.Figure:
         shared_xaxes=True,
         vertical_spacing=0.1,
         row_heights=[0.6, 0.4],
-        figure=_figure(height=430),
+        figure=blank(height=430),
     )
     lines = (
         (curve.on, "on-support part", BLUE, "circle", "solid", 1),
@@ -256,7 +256,7 @@ def scatters(record: AuditRecord) -> Mapping[Part, Scatter | None]:
 _NOTHING = Estimate(value=None)
 
 
-def _figure(height: int) -> go.Figure:
+def blank(height: int) -> go.Figure:
     """An empty figure in the report's style: transparent, no drag (a phone must scroll)."""
     axis = {
         "gridcolor": "rgba(134,141,151,.22)",
@@ -346,6 +346,6 @@ def _faint(colour: str, opacity: float) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Plotly reads tags in text: a name from a file must not bring any."""
     return html.escape(text)

@@ -1,40 +1,20 @@
-"""The page: records in, one self-contained HTML file out.
-
-Everything is inline (plotly.js once, styles, script, figure data), and the page's own content
-security policy forbids any request and any script but the two whose hashes it names.
-"""
+"""The page of audits: records in, one self-contained HTML file out."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ..errors import ResultError
 from ..results import AuditRecord, Estimate, Scatter, Test, load_audit, write_atomically
 from . import figures
+from .document import Plot, document
 from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
 
 _LABELS = ("illusory", "faithful", "undetermined")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure ready for the page: its JSON, its name for a screen reader, its height in px."""
-
-    json: Markup
-    label: str
-    height: int
 
 
 def render(records: Sequence[AuditRecord], title: str) -> str:
@@ -44,23 +24,15 @@ def render(records: Sequence[AuditRecord], title: str) -> str:
     """
     if not records:
         raise ResultError("nothing to report: no audit record was given")
-    plotly = _inline_script(get_plotlyjs())
-    script = _inline_script(_source("report.js"))
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            summary=summary(records),
-            records=records,
-            plots=[_plots(record) for record in records],
-            styles=Markup(_source("report.css")),
-            plotly=plotly,
-            script=script,
-            script_hashes=[_hash(plotly), _hash(script)],
-            patch_words=PATCH_WORDS,
-            metric_words=METRIC_WORDS,
-        )
+    return document(
+        "report.html.j2",
+        _FILTERS,
+        title=title,
+        summary=summary(records),
+        records=records,
+        plots=[_plots(record) for record in records],
+        patch_words=PATCH_WORDS,
+        metric_words=METRIC_WORDS,
     )
 
 
@@ -204,57 +176,9 @@ def _plots(record: AuditRecord) -> dict[str, Plot | None]:
         label = f"Histograms of the projection on the {part}: {spread(scatter)}" if scatter else ""
         plots[part] = (figures.projection(record, part), label)
     return {
-        name: None
-        if figure is None
-        else Plot(_json(figure), f"{site}. {label}", figure.to_dict()["layout"]["height"])
+        name: None if figure is None else Plot.of(figure, f"{site}. {label}")
         for name, (figure, label) in plots.items()
     }
-
-
-def _json(figure: go.Figure) -> Markup:
-    """Figure JSON that no HTML parser can leave: `<`, `>` and `&` only as JSON escapes."""
-    text = figure.to_json() or "{}"
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _inline_script(text: str) -> Markup:
-    """A script of ours or plotly's as it will stand in the page. The HTML parser reads CRLF as
-    LF, so the hash must be taken of LF."""
-    if "</script" in text.lower():
-        raise ResultError("plotly.js cannot be embedded: it contains a closing script tag")
-    return Markup(text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("subspacelens.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "fixed": fixed,
-        "interval": interval,
-        "amount": amount,
-        "memory": memory,
-        "spread": spread,
-        "ordered_tests": ordered_tests,
-        "patch_order": figures.patch_order,
-    }
-    return environment
-
-
-def _source(name: str) -> str:
-    return files("subspacelens.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _unique(values: Iterator[str]) -> list[str]:
@@ -276,3 +200,15 @@ def _mean(values: Sequence[float]) -> float:
 def _deviation(values: Sequence[float]) -> float:
     mean = _mean(values)
     return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / max(len(values) - 1, 1))
+
+
+_FILTERS = {
+    "number": number,
+    "fixed": fixed,
+    "interval": interval,
+    "amount": amount,
+    "memory": memory,
+    "spread": spread,
+    "ordered_tests": ordered_tests,
+    "patch_order": figures.patch_order,
+}

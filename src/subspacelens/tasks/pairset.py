@@ -88,12 +88,20 @@ class PairSet(Sequence[Pair]):
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def swapped(self) -> PairSet:
-        """Base and source exchanged, answer and target too: the patch the other way round."""
+        """Base and source exchanged; which of the two tokens is now right is for the model to say
+        (see `exchanged`)."""
         pairs = tuple(
-            Pair(p.source, p.base, p.target, p.answer, p.template, p.z and (p.z[1], p.z[0]))
+            Pair(p.source, p.base, p.answer, p.target, p.template, p.z and (p.z[1], p.z[0]))
             for p in self.pairs
         )
         return PairSet(self.name, f"{self.split}, reversed", pairs)
+
+    def exchanged(self) -> PairSet:
+        """Answer and target exchanged."""
+        pairs = tuple(
+            Pair(p.base, p.source, p.target, p.answer, p.template, p.z) for p in self.pairs
+        )
+        return PairSet(self.name, self.split, pairs)
 
     def __repr__(self) -> str:
         return (

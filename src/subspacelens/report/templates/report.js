@@ -3,9 +3,9 @@
 (() => {
   const plots = [];
 
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
   const theme = (layout) => {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
     const update = {
       "font.color": colour("--muted"),
       "hoverlabel.bgcolor": colour("--panel"),
@@ -21,9 +21,13 @@
   };
 
   const paint = (plot) => {
-    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    if (plot.data.every((trace) => trace.type === "heatmap")) {
+      const scale = [[0, colour("--away")], [0.5, colour("--neutral")], [1, colour("--towards")]];
+      return Plotly.update(plot, { colorscale: [scale] }, theme(plot.layout));
+    }
     const bars = [...plot.data.keys()].filter((i) => plot.data[i].error_x);
-    return Plotly.update(plot, bars.length ? { "error_x.color": ink } : {}, theme(plot.layout), bars);
+    const update = bars.length ? { "error_x.color": colour("--ink") } : {};
+    return Plotly.update(plot, update, theme(plot.layout), bars);
   };
   const repaint = () => plots.forEach(paint);
 

@@ -1,0 +1,135 @@
+"""Intervals and controls. Whatever is resampled is a base prompt: pairs that share one are one
+unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from ..results import Estimate
+from ..tasks.pairset import PairSet
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit, a number from 0, that each pair belongs to."""
+
+    of_pair: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: PairSet) -> Units:
+        """One unit for every distinct base prompt."""
+        seen: dict[tuple[int, ...], int] = {}
+        return cls(np.array([seen.setdefault(p.base.ids, len(seen)) for p in pairs.pairs]))
+
+    def sums(self, values: np.ndarray | Tensor) -> np.ndarray:
+        """Sum over the pairs of each unit, (units,)."""
+        return np.bincount(self.of_pair, weights=np.asarray(values, dtype=np.float64))
+
+
+def ratio(
+    numerator: np.ndarray | Tensor,
+    denominator: np.ndarray | Tensor,
+    units: Units,
+    *,
+    offset: float = 0.0,
+    factor: float = 1.0,
+) -> Estimate:
+    """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
+    over units. No interval where the denominator's own interval contains 0."""
+    n, d = units.sums(numerator), units.sums(denominator)
+    if abs(d.sum()) < 1e-12:
+        return Estimate(value=None)
+    value = offset + factor * n.sum() / d.sum()
+    share = n / np.where(d == 0, 1, d)
+    if len(n) < 2 or (np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12):
+        return Estimate(value=value, low=value, high=value)
+
+    def statistic(top, bottom, axis=-1):
+        return offset + factor * top.sum(axis=axis) / bottom.sum(axis=axis)
+
+    low, high = _bca((n, d), statistic)
+    return Estimate(value=value, low=low, high=high)
+
+
+def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
+    """Mean over pairs with a 95 % BCa interval over units."""
+    values = np.asarray(values, dtype=np.float64)
+    return ratio(values, np.ones_like(values), units)
+
+
+def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
+    """Share of pairs with a BCa interval; Wilson's where all pairs agree and resampling cannot
+    show how unsure that leaves us."""
+    hits = np.asarray(hits, dtype=np.float64)
+    if hits.min() == hits.max():
+        count = len(units.sums(hits))
+        interval = stats.binomtest(int(hits[0]) * count, count).proportion_ci(method="wilson")
+        return Estimate(value=float(hits.mean()), low=interval.low, high=interval.high)
+    return mean(hits, units)
+
+
+def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+    with np.errstate(all="ignore"):
+        found = stats.bootstrap(
+            data,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        if not (np.isfinite(found.low) and np.isfinite(found.high)):
+            found = stats.bootstrap(
+                data,
+                statistic,
+                paired=True,
+                vectorized=True,
+                n_resamples=RESAMPLES,
+                method="percentile",
+                rng=np.random.default_rng(0),
+            ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
+    """Chance that a prompt with z = 1 scores above one with z = 0, ties counting half."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+    ones, zeros = scores[z == 1], scores[z == 0]
+    return float(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))
+
+
+def auroc_interval(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> Estimate:
+    """AUROC with a 95 % percentile bootstrap interval over the prompts of either class."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+
+    def statistic(ones, zeros):
+        return float(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))
+
+    ones, zeros = scores[z == 1], scores[z == 0]
+    found = stats.bootstrap(
+        (ones, zeros),
+        statistic,
+        vectorized=False,
+        n_resamples=500,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value=statistic(ones, zeros), low=float(found.low), high=float(found.high))
+
+
+def between_class_share(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
+    """Share of the variance of `scores` that lies between the two classes (η²)."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+    total = scores.var()
+    if total == 0:
+        return 0.0
+    means = np.array([scores[z == c].mean() for c in (0, 1)])
+    weights = np.array([(z == c).mean() for c in (0, 1)])
+    return float((weights * (means - scores.mean()) ** 2).sum() / total)

@@ -1,0 +1,6 @@
+"""How fast the engine is, against plain hooks, pyvene and the bare matrix products."""
+
+from .engine import bench_engine
+from .figure import growth_figure
+
+__all__ = ["bench_engine", "growth_figure"]

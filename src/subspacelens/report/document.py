@@ -1,0 +1,79 @@
+"""What every page has in common: it is one HTML file that needs no network.
+
+Everything is inline (plotly.js once, styles, script, figure data), and the page's own content
+security policy forbids any request and any script but the two whose hashes it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ..errors import ResultError
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure ready for the page: its JSON, its name for a screen reader, its height in px."""
+
+    json: Markup
+    label: str
+    height: int
+
+    @classmethod
+    def of(cls, figure: go.Figure, label: str) -> Plot:
+        return cls(_json(figure), label, figure.to_dict()["layout"]["height"])
+
+
+def document(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+    """The HTML of a template that extends `_page.html.j2`; `values` include the `title`."""
+    environment = Environment(
+        loader=PackageLoader("subspacelens.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    plotly = _inline_script(get_plotlyjs())
+    script = _inline_script(_source("report.js"))
+    return environment.get_template(template).render(
+        styles=Markup(_source("report.css")),
+        plotly=plotly,
+        script=script,
+        script_hashes=[_hash(plotly), _hash(script)],
+        **values,
+    )
+
+
+def _json(figure: go.Figure) -> Markup:
+    """Figure JSON that no HTML parser can leave: `<`, `>` and `&` only as JSON escapes."""
+    text = figure.to_json() or "{}"
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _inline_script(text: str) -> Markup:
+    """A script of ours or plotly's as it will stand in the page. The HTML parser reads CRLF as
+    LF, so the hash must be taken of LF."""
+    if "</script" in text.lower():
+        raise ResultError("plotly.js cannot be embedded: it contains a closing script tag")
+    return Markup(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _source(name: str) -> str:
+    return files("subspacelens.report").joinpath("templates", name).read_text(encoding="utf-8")

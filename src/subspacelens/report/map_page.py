@@ -1,0 +1,214 @@
+"""The page of a patching map: a heatmap for every label, its strongest cells, how to read it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..maps import Cell, PatchingMap
+from ..results import write_atomically
+from .document import Plot, document
+from .figures import BLUE, ORANGE, TEXT, blank, safe
+from .page import amount, fixed
+
+_MOST_NUMBERED = 12
+"""A picture of more columns has no numbers in its cells: they would not fit on a phone."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: the streams with one cell a layer side by side, or the heads. `values` (layers,
+    columns), NaN where there is no cell, are FLDD, or `nats` where FLDD does not exist; `end` is
+    where the colour scale ends, the same for every label."""
+
+    label: str
+    heads: bool
+    columns: tuple[str, ...]
+    values: np.ndarray
+    end: float
+    unit: str
+    cells: dict[tuple[int, int], Cell] = field(repr=False)
+
+
+def write_map_page(map: PatchingMap, directory: Path) -> Path:
+    """Writes `directory`/map.json, map.svg and map.html, and returns the path of the last.
+
+    Raises `ResultError` where one cannot be written.
+    """
+    map.save(directory / "map.json")
+    write_atomically(directory / "map.svg", svg(map).encode())
+    target = directory / "map.html"
+    write_atomically(target, render_map(map).encode())
+    return target
+
+
+def render_map(map: PatchingMap) -> str:
+    """The map as one HTML document that needs no network."""
+    return document(
+        "map.html.j2",
+        {"fixed": fixed, "amount": amount},
+        title=f"Patching map: {map.task} in {map.model.id}",
+        map=map,
+        plots={
+            label: [Plot.of(heatmap(panel), words(panel)) for panel in panels(map, label)]
+            for label in map.labels
+        },
+        readings={label: readings(map, label) for label in map.labels},
+        strongest={
+            label: [map.strongest(3, label=label, stream=stream) for stream in map.streams]
+            for label in map.labels
+        },
+    )
+
+
+def panels(map: PatchingMap, label: str) -> list[Panel]:
+    """The pictures of one label."""
+    metric, unit = ("fldd", "FLDD") if map.clean_logit_diff > 0 else ("nats", "drop, nats")
+    whole = tuple(stream for stream in map.streams if stream != "head_z")
+    heads = ("head_z",) if "head_z" in map.streams else ()
+    found = []
+    for streams in filter(None, (whole, heads)):
+
+        def values(of: str, streams=streams) -> np.ndarray:
+            return np.hstack([getattr(map.grids[of, stream], metric) for stream in streams])
+
+        ends = [np.nanmax(np.abs(values(of)), initial=0.01) for of in map.labels]
+        cells = {
+            (cell.site.layer, place if cell.site.head is None else cell.site.head): cell
+            for place, stream in enumerate(streams)
+            for cell in map.cells(label=label, stream=stream)
+        }
+        z = values(label)
+        columns = tuple(str(i) for i in range(z.shape[1])) if streams is heads else streams
+        found.append(Panel(label, streams is heads, columns, z, float(max(ends)), unit, cells))
+    return found
+
+
+def heatmap(panel: Panel) -> go.Figure:
+    """Layers by columns: blue moves the answer towards the source's, orange away from it."""
+    layers, columns = panel.values.shape
+    tall = max(9, min(22, 1200 // layers))
+    numbered = columns <= _MOST_NUMBERED and tall >= 14
+    figure = blank(height=tall * layers + 130)
+    figure.add_heatmap(
+        z=[[None if np.isnan(x) else x for x in row] for row in panel.values.tolist()],
+        x=list(panel.columns),
+        y=list(range(layers)),
+        customdata=[
+            [_hover(panel.cells.get((layer, column))) for column in range(columns)]
+            for layer in range(layers)
+        ],
+        text=[[_short(x) if numbered else "" for x in row] for row in panel.values.tolist()],
+        texttemplate="%{text}",
+        textfont={"size": 10},
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        zmin=-panel.end,
+        zmax=panel.end,
+        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
+        colorbar={
+            "orientation": "h",
+            "x": 0.5,
+            "y": 1,
+            "yanchor": "bottom",
+            "thickness": 8,
+            "len": 1,
+            "outlinewidth": 0,
+            "nticks": 5,
+            "title": {"text": panel.unit, "side": "top"},
+            "tickfont": {"size": 11},
+        },
+    )
+    figure.update_xaxes(type="category", showgrid=False, zeroline=False, tickangle=0)
+    if panel.heads:
+        figure.update_xaxes(title_text="attention head (head_z)")
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, title_text="layer")
+    return figure
+
+
+def words(panel: Panel) -> str:
+    """The picture in words, for a screen reader."""
+    what = "attention heads" if panel.heads else ", ".join(panel.columns)
+    strongest = sorted(panel.cells.values(), key=lambda cell: -abs(cell.nats))[:6]
+    said = ", ".join(f"{cell.site} {fixed(cell.nats)} nats" for cell in strongest)
+    return f"Heatmap at {panel.label}, layers by {what}. Strongest: {said}"
+
+
+def readings(map: PatchingMap, label: str) -> list[str]:
+    """For `resid_pre` and `resid_post`, the layers across which the effect rises and falls most, if
+    by more than a fifth of its largest value: what they write, and what is read no later."""
+    found = []
+    for stream in ("resid_pre", "resid_post"):
+        if stream not in map.streams:
+            continue
+        along = map.grids[label, stream].nats[:, 0]
+        step = np.diff(along)
+        least = 0.2 * np.abs(along).max()
+        said = []
+        for verb, sign in (("rises", 1), ("falls", -1)):
+            at = int(np.argmax(sign * step)) if len(step) else 0
+            if len(step) and sign * step[at] > least:
+                layer = at + (stream == "resid_post")
+                said.append(
+                    f"{verb} most across layer {layer}, from {fixed(along[at])} to "
+                    f"{fixed(along[at + 1])} nats"
+                )
+        if said:
+            found.append(f"In {stream} the effect {', and '.join(said)}.")
+    return found
+
+
+def svg(map: PatchingMap) -> str:
+    """All pictures side by side, to be read on white and on black."""
+    tall, top, left = 14, 64, 40
+    drawn = []
+
+    def write(x: float, y: float, text: str, more: str = "") -> None:
+        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{html.escape(text)}</text>')
+
+    for panel in (panel for label in map.labels for panel in panels(map, label)):
+        wide = tall if panel.heads else 3 * tall
+        write(left, 16, f"{panel.label}{', heads' * panel.heads}", 'font-weight="bold"')
+        write(left, 32, f"{panel.unit}, ± {panel.end:.2f}")
+        for column, name in enumerate(panel.columns):
+            short = name.removeprefix("resid_")
+            write(left + wide * (column + 0.5), 58, short, 'text-anchor="middle"')
+        for layer in range(0, map.layers, 5):
+            write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
+        for (layer, column), cell in panel.cells.items():
+            value = panel.values[layer, column]
+            drawn.append(
+                f'<rect x="{left + wide * column}" y="{top + tall * layer}" width="{wide - 1}" '
+                f'height="{tall - 1}" fill="{BLUE if value > 0 else ORANGE}" '
+                f'fill-opacity="{max(0.07, abs(value) / panel.end):.3f}">'
+                f"<title>{html.escape(str(cell.site))}: {value:.3f}</title></rect>"
+            )
+        left += wide * len(panel.columns) + 50
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" '
+        f'height="{top + tall * map.layers + 8}" font-family="sans-serif" font-size="10" '
+        f'fill="{TEXT}">{"".join(drawn)}</svg>\n'
+    )
+
+
+def _hover(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    numbers = [f"{fixed(cell.nats)} nats", f"IIA {fixed(cell.iia)}"]
+    if not np.isnan(cell.fldd):
+        numbers = [f"FLDD {fixed(cell.fldd)}", *numbers]
+    return "<br>".join([f"<b>{safe(str(cell.site))}</b>", *numbers])
+
+
+def _short(value: float) -> str:
+    """`.97`, `−.12`, `1.4`; nothing where it rounds to zero."""
+    if np.isnan(value) or abs(value) < 0.005:
+        return ""
+    text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+    return text.replace("-", "−")

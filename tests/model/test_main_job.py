@@ -1,0 +1,128 @@
+"""The main job on the real model: an illusion called an illusion, a feature called faithful."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAITHFUL, ILLUSORY
+
+from subspacelens import Replay, audit, das
+from subspacelens.fit import random
+from subspacelens.patching import Full, SubspacePatch
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def audits(lens, captures, found):
+    return {site: audit(lens, captures, subspace).record for site, subspace in found.items()}
+
+
+def fldd(record, patch: str) -> float:
+    return record.effects[patch]["fldd"].value
+
+
+def test_the_model_does_the_task(audits):
+    clean = audits[ILLUSORY].clean
+    assert clean.logit_diff.low > 3 and clean.top_answer.value > 0.85
+
+
+def test_textbook_illusion(audits):
+    record = audits[ILLUSORY]
+    assert fldd(record, "full") <= 0.15
+    assert fldd(record, "subspace") >= 1.0
+    assert fldd(record, "row") <= fldd(record, "subspace") / 2
+    assert abs(fldd(record, "null")) < 0.01
+    assert record.verdict.label == "illusory"
+
+
+def test_success_case(audits):
+    record = audits[FAITHFUL]
+    assert fldd(record, "full") >= 0.8
+    assert fldd(record, "subspace") >= 1.0
+    assert record.verdict.label == "faithful"
+
+
+def test_the_parts_of_a_read_split_and_both_directions_agree(audits):
+    for record in audits.values():
+        assert fldd(record, "reversed") == pytest.approx(fldd(record, "subspace"), rel=0.25)
+        assert record.tests["generalisation"].value > 0.5
+    marks = audits[ILLUSORY].figures.dose_response.marks
+    assert marks["read_row"] + marks["read_null"] == pytest.approx(1, abs=1e-4)
+
+
+def test_random_direction_is_undetermined(lens, captures):
+    for site in (ILLUSORY, FAITHFUL):
+        record = audit(lens, captures, random(lens, captures.train, site, seed=3)).record
+        assert abs(fldd(record, "subspace")) < 0.05
+        assert record.verdict.label == "undetermined"
+
+
+@pytest.mark.parametrize("site", [ILLUSORY, FAITHFUL], ids=str)
+def test_fldd_equals_plain_hooks(lens, captures, found, audits, site):
+    """The same patches by plain hooks on the Hugging Face model, one batch a template length."""
+    block = lens.model.model.layers[site.layer]
+    module = block.mlp.down_proj if site.stream == "mlp_act" else block
+    test, basis = captures.test, found[site].basis
+    for name, patch in (("full", Full()), ("subspace", SubspacePatch(basis))):
+        clean, patched = [], []
+        for pair in test.pairs:
+            column = pair.base.columns[site.label]
+
+            def swap(_module, args, output, pair=pair, column=column, patch=patch):
+                hidden = (args[0] if module is not block else output).clone()
+                source = swap.source
+                hidden[0, column] += patch.delta(hidden[0, column][None], source[None])[0]
+                return hidden if module is block else (hidden,)
+
+            def read(_module, args, output, pair=pair):
+                hidden = args[0] if module is not block else output
+                swap.source = hidden[0, pair.source.columns[site.label]].clone()
+
+            with torch.no_grad():
+                handle = module.register_forward_hook(read)
+                lens.model(torch.tensor([pair.source.ids]))
+                handle.remove()
+                logits = lens.model(torch.tensor([pair.base.ids])).logits[0, -1]
+                clean.append(float(logits[pair.answer] - logits[pair.target]))
+                if module is block:
+                    handle = module.register_forward_hook(swap)
+                else:
+                    handle = module.register_forward_pre_hook(
+                        lambda m, args, swap=swap: swap(m, args, None)
+                    )
+                logits = lens.model(torch.tensor([pair.base.ids])).logits[0, -1]
+                handle.remove()
+                patched.append(float(logits[pair.answer] - logits[pair.target]))
+        expected = 1 - sum(patched) / sum(clean)
+        assert fldd(audits[site], name) == pytest.approx(expected, abs=1e-3)
+
+
+def test_same_seed_same_numbers(lens, captures):
+    small = captures.train.pairs[:16]
+    piece = captures.train.select(small, torch.arange(16))
+    first, second = (das(lens, piece, ILLUSORY, steps=3, seed=5) for _ in range(2))
+    assert torch.equal(first.basis, second.basis) and first.fit == second.fit
+    assert not torch.equal(first.basis, das(lens, piece, ILLUSORY, steps=3, seed=6).basis)
+
+
+def test_gradient_equals_a_full_pass(lens, captures):
+    pair = captures.test.pairs[0]
+    piece = captures.test.select(captures.test.pairs[:1], torch.arange(1))
+    replay = Replay(lens, piece, ILLUSORY)
+    (unit,) = replay.units()
+    delta = piece.difference(ILLUSORY)[None].clone().requires_grad_(True)
+    (ours,) = torch.autograd.grad(replay.logit_diff(unit, delta).sum(), delta)
+    change = delta.detach()[0, 0].requires_grad_(True)
+    module = lens.model.model.layers[ILLUSORY.layer].mlp.down_proj
+
+    def add(_module, args):
+        mask = torch.zeros(len(pair.base.ids), 1)
+        mask[pair.base.columns["S2"]] = 1
+        return (args[0] + mask * change,)
+
+    handle = module.register_forward_pre_hook(add)
+    logits = lens.model(torch.tensor([pair.base.ids])).logits[0, -1]
+    handle.remove()
+    (theirs,) = torch.autograd.grad(logits[pair.answer] - logits[pair.target], change)
+    torch.testing.assert_close(ours[0, 0], theirs, rtol=1e-3, atol=1e-5)
