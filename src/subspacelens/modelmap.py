@@ -36,7 +36,7 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        weight = self.module.weight.detach()
+        weight = self.module.get_parameter("weight").detach()
         return weight.T if self.transposed else weight
 
 
@@ -241,12 +241,13 @@ def _build(model: PreTrainedModel) -> ModelMap:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise ModelError(f"{kind} has no token embedding or unembedding: not a causal LM")
-    vocabulary = embedding.weight.shape[0]
+    weight = embedding.get_parameter("weight")
+    vocabulary = weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (1, _TOKENS), generator=generator)
     trace = _Trace(model)
     try:
-        logits = trace.run(ids.to(embedding.weight.device))
+        logits = trace.run(ids.to(weight.device))
     except (TypeError, AttributeError, NotImplementedError) as error:
         raise ModelError(f"{kind} cannot be run with a key-value cache: {error}") from None
     names = {id(module): name for name, module in model.named_modules()}
@@ -269,7 +270,7 @@ def _build(model: PreTrainedModel) -> ModelMap:
     accepts = "position_ids" in inspect.signature(inner.forward).parameters
     located = {"blocks": names[id(modules[0])].rsplit(".", 1)[0], "unembedding": tail.head.name}
     plain = calls[id(modules[0])].plain
-    pads = _pads(model, ids.to(embedding.weight.device), logits, accepts)
+    pads = _pads(model, ids.to(weight.device), logits, accepts)
     return ModelMap(inner, blocks, tail, d_model, accepts, plain, pads, located)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,6 @@ class Subspace:
             )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows = {"site": self.site, "dimensions": self.dim, "model": self.model_id} | self.fit
         body = "".join(
             f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()

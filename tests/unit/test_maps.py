@@ -175,9 +175,13 @@ def made(label: str = "S2", *, clean: float = 2.0, heads: int = 3, **changes) ->
     for stream, cells in (("resid_post", 1), ("head_z", heads)):
         for of in (label, "END"):
             nats = rng.normal(size=(4, cells))
-            fldd = nats / clean if clean > 0 else np.full_like(nats, np.nan)
+            fldd = nats / clean
             grids[of, stream] = Grid(fldd, nats, rng.uniform(size=(4, cells)))
-    grids[label, "resid_post"].nats[:, 0] = [0.0, 1.9, 2.0, 0.1]
+    grids[label, "resid_post"].fldd[:, 0] = [0.0, 0.9, 1.0, 0.1]
+    grids[label, "resid_post"].nats[:, 0] = [0.0, 1.8, 2.0, 0.2]
+    if clean <= 0:
+        for grid in grids.values():
+            grid.fldd[:] = np.nan
     values = dict(
         model=maps.ModelRecord(id="a/model", weights_sha256="0" * 64, dtype="float32"),
         task="ioi",
@@ -297,8 +301,8 @@ def test_the_page_has_a_picture_for_each_label_and_its_strongest_cells(tmp_path)
         assert scale["zmin"] == -scale["zmax"] == other["data"][0]["zmin"]
     for site in found.best(3, stream="head_z", label="END"):
         assert site in page.text
-    assert "rises most across layer 1, from 0.00 to 1.90 nats" in page.text
-    assert "falls most across layer 3, from 2.00 to 0.10 nats" in page.text
+    assert "rises most across layer 1 (FLDD 0.00 to 0.90)" in page.text
+    assert "falls most across layer 3 (FLDD 1.00 to 0.10)" in page.text
     assert path.read_text(encoding="utf-8").count("plotly.js v") == 1
 
 
@@ -322,7 +326,6 @@ def test_many_heads_have_no_numbers_in_their_cells():
         (-0.123, "−.12"),
         (1.37, "1.4"),
         (-10.02, "−10.0"),
-        (0.004, ""),
         (0.999, "1.0"),
     ],
 )

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from ..model import LensModel
 from ..progress import track
 from ..replay import Replay
 from ..results import (
+    METRICS,
     AuditRecord,
     Clean,
     DoseResponse,
+    Estimate,
     Figures,
     ModelRecord,
     Scatter,
@@ -74,13 +77,13 @@ class Audit:
         return folder
 
     def __repr__(self) -> str:
-        fldd = {name: self.record.effects[name]["fldd"].value for name in ("full", "subspace", "row")}
+        fldd = {
+            name: self.record.effects[name]["fldd"].value for name in ("full", "subspace", "row")
+        }
         numbers = ", ".join(f"{k} {v:.2f}" for k, v in fldd.items() if v is not None)
         return f"Audit({self.record.site}: {self.label}, FLDD {numbers})"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows = "".join(
             f"<tr><th>{name}</th>" + "".join(f"<td>{_cell(e[m])}</td>" for m in e) + "</tr>"
             for name, e in self.record.effects.items()
@@ -204,8 +207,6 @@ def _decompose(
 
 
 def _nothing():
-    from ..results import METRICS, Estimate
-
     return {name: Estimate(value=None) for name in METRICS}
 
 

@@ -83,7 +83,8 @@ class Case:
     def haar(self) -> Tensor:
         """Random subspaces of the same dimension, (draws, dim, k)."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        return haar(*self.basis.shape, CONTROL_DRAWS, generator)
+        dim, k = self.basis.shape
+        return haar(dim, k, CONTROL_DRAWS, generator)
 
 
 def _test(estimate: Estimate, reading: str, control: float | None = None) -> Test:
@@ -99,7 +100,13 @@ def full_component(case: Case) -> Test:
     found = case.share(case.drop("full"))
     if found.value is None:
         return _void("the subspace has no effect to compare with")
-    low = "far less than" if found.value < 1 / 3 else "about as much as" if found.value > 2 / 3 else "part of"
+    low = (
+        "far less than"
+        if found.value < 1 / 3
+        else "about as much as"
+        if found.value > 2 / 3
+        else "part of"
+    )
     return _test(
         found, f"the whole component does {low} what the subspace does: {found.value:.0%} of it"
     )
@@ -108,9 +115,13 @@ def full_component(case: Case) -> Test:
 def row_effect(case: Case) -> Test:
     """Does the effect survive without the disconnected part? E(unit row) / E(V)."""
     if case.parts is None or (case.parts.exact and case.parts.degenerate):
-        rank = "no split exists at this site" if case.parts is None else (
-            f"the map read downstream has rank {case.parts.split.rank} in "
-            f"{case.basis.shape[0]} dimensions"
+        rank = (
+            "no split exists at this site"
+            if case.parts is None
+            else (
+                f"the map read downstream has rank {case.parts.split.rank} in "
+                f"{case.basis.shape[0]} dimensions"
+            )
         )
         return _void(f"void: {rank}, so that the split cannot tell anything")
     found = case.share(case.drop("row"))

@@ -72,9 +72,7 @@ def engine_from(lens: LensModel, train: Capture, test: Capture, site: Site) -> T
 
         def loss(basis: Tensor) -> Tensor:
             delta = ((difference @ basis) @ basis.T)[None]
-            parts = [
-                replay.logit_diff(unit, delta[:, unit.pairs]).sum() for unit in replay.units()
-            ]
+            parts = [replay.logit_diff(unit, delta[:, unit.pairs]).sum() for unit in replay.units()]
             return torch.stack(parts).sum() / len(captured.pairs)
 
         return loss

@@ -12,18 +12,22 @@ import plotly.graph_objects as go
 from ..maps import Cell, PatchingMap
 from ..results import write_atomically
 from .document import Plot, document
-from .figures import BLUE, ORANGE, TEXT, blank, safe
+from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
 from .page import amount, fixed
 
 _MOST_NUMBERED = 12
 """A picture of more columns has no numbers in its cells: they would not fit on a phone."""
 
+_UNITS = {"fldd": "FLDD", "nats": "nats"}
+
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: the streams with one cell a layer side by side, or the heads. `values` (layers,
-    columns), NaN where there is no cell, are FLDD, or `nats` where FLDD does not exist; `end` is
-    where the colour scale ends, the same for every label."""
+    """One picture: the streams with one cell a layer side by side, or the heads.
+
+    `values` (layers, columns), NaN where there is no cell, are what the map measures, in `unit`.
+    `end` is where the colour scale ends, the same for every label.
+    """
 
     label: str
     heads: bool
@@ -67,14 +71,14 @@ def render_map(map: PatchingMap) -> str:
 
 def panels(map: PatchingMap, label: str) -> list[Panel]:
     """The pictures of one label."""
-    metric, unit = ("fldd", "FLDD") if map.clean_logit_diff > 0 else ("nats", "drop, nats")
+    unit = _UNITS[map.measure]
     whole = tuple(stream for stream in map.streams if stream != "head_z")
     heads = ("head_z",) if "head_z" in map.streams else ()
     found = []
     for streams in filter(None, (whole, heads)):
 
         def values(of: str, streams=streams) -> np.ndarray:
-            return np.hstack([getattr(map.grids[of, stream], metric) for stream in streams])
+            return np.hstack([getattr(map.grids[of, stream], map.measure) for stream in streams])
 
         ends = [np.nanmax(np.abs(values(of)), initial=0.01) for of in map.labels]
         cells = {
@@ -91,7 +95,7 @@ def panels(map: PatchingMap, label: str) -> list[Panel]:
 def heatmap(panel: Panel) -> go.Figure:
     """Layers by columns: blue moves the answer towards the source's, orange away from it."""
     layers, columns = panel.values.shape
-    tall = max(9, min(22, 1200 // layers))
+    tall = max(9, min(19, 1200 // layers))
     numbered = columns <= _MOST_NUMBERED and tall >= 14
     figure = blank(height=tall * layers + 130)
     figure.add_heatmap(
@@ -102,7 +106,10 @@ def heatmap(panel: Panel) -> go.Figure:
             [_hover(panel.cells.get((layer, column))) for column in range(columns)]
             for layer in range(layers)
         ],
-        text=[[_short(x) if numbered else "" for x in row] for row in panel.values.tolist()],
+        text=[
+            [_short(x) if numbered and abs(x) > 0.03 * panel.end else "" for x in row]
+            for row in panel.values.tolist()
+        ],
         texttemplate="%{text}",
         textfont={"size": 10},
         hovertemplate="%{customdata}<extra></extra>",
@@ -147,7 +154,7 @@ def readings(map: PatchingMap, label: str) -> list[str]:
     for stream in ("resid_pre", "resid_post"):
         if stream not in map.streams:
             continue
-        along = map.grids[label, stream].nats[:, 0]
+        along = getattr(map.grids[label, stream], map.measure)[:, 0]
         step = np.diff(along)
         least = 0.2 * np.abs(along).max()
         said = []
@@ -155,12 +162,10 @@ def readings(map: PatchingMap, label: str) -> list[str]:
             at = int(np.argmax(sign * step)) if len(step) else 0
             if len(step) and sign * step[at] > least:
                 layer = at + (stream == "resid_post")
-                said.append(
-                    f"{verb} most across layer {layer}, from {fixed(along[at])} to "
-                    f"{fixed(along[at + 1])} nats"
-                )
+                ends = f"{fixed(along[at])} to {fixed(along[at + 1])}"
+                said.append(f"{verb} most across layer {layer} ({_UNITS[map.measure]} {ends})")
         if said:
-            found.append(f"In {stream} the effect {', and '.join(said)}.")
+            found.append(f"In {stream} the effect {' and '.join(said)}.")
     return found
 
 
@@ -183,10 +188,12 @@ def svg(map: PatchingMap) -> str:
             write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
         for (layer, column), cell in panel.cells.items():
             value = panel.values[layer, column]
+            strength, fill = abs(value) / panel.end, BLUE if value > 0 else ORANGE
+            if strength < 0.1:
+                strength, fill = 0.1, GREY
             drawn.append(
                 f'<rect x="{left + wide * column}" y="{top + tall * layer}" width="{wide - 1}" '
-                f'height="{tall - 1}" fill="{BLUE if value > 0 else ORANGE}" '
-                f'fill-opacity="{max(0.07, abs(value) / panel.end):.3f}">'
+                f'height="{tall - 1}" fill="{fill}" fill-opacity="{strength:.3f}">'
                 f"<title>{html.escape(str(cell.site))}: {value:.3f}</title></rect>"
             )
         left += wide * len(panel.columns) + 50
@@ -207,8 +214,6 @@ def _hover(cell: Cell | None) -> str:
 
 
 def _short(value: float) -> str:
-    """`.97`, `−.12`, `1.4`; nothing where it rounds to zero."""
-    if np.isnan(value) or abs(value) < 0.005:
-        return ""
+    """`.97`, `−.12`, `1.4`."""
     text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
     return text.replace("-", "−")
