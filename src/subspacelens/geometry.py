@@ -36,11 +36,8 @@ class Split:
         w = weight.detach().cpu().double()
         if centred:
             w = w - w.mean(dim=0, keepdim=True)
-        # The right singular vectors, by way of the smaller Gram matrix where it is accurate enough
-        # to decide the rank at the precision of the weights themselves.
         _, s, vh = torch.linalg.svd(w, full_matrices=False)
-        precision = torch.finfo(weight.dtype if weight.dtype != torch.float64 else torch.float64)
-        cut = s[0] * max(w.shape) * max(precision.eps, torch.finfo(torch.float64).eps)
+        cut = s[0] * max(w.shape) * torch.finfo(weight.dtype).eps
         return cls(vh[s > cut].T.contiguous())
 
     @property
@@ -62,7 +59,7 @@ def principal_angles(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def haar(dim: int, k: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` uniformly random k-dimensional subspaces of R^dim as float64 bases (count, dim, k)."""
+    """`count` uniformly random k-dimensional subspaces, float64 bases (count, dim, k)."""
     if k > dim:
         raise ValueError(f"no {k}-dimensional subspace in {dim} dimensions")
     q, _ = torch.linalg.qr(torch.randn(count, dim, k, generator=generator, dtype=torch.float64))

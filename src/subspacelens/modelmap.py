@@ -164,7 +164,8 @@ class ModelMap:
         return {name: "yes" for name in self.blocks[0].entries} | self.blocks[0].missing
 
     def __repr__(self) -> str:
-        return f"ModelMap({len(self.blocks)} blocks, d_model {self.d_model}, {', '.join(self.blocks[0].entries)})"
+        streams = " ".join(self.blocks[0].entries)
+        return f"ModelMap({len(self.blocks)} blocks, d_model {self.d_model}: {streams})"
 
 
 @dataclass(eq=False)
@@ -314,9 +315,9 @@ def _as_linear(call: _Call, name: str) -> Linear | None:
     y = call.y if bias is None else call.y - bias.detach()
     for transposed in (False, True):
         matrix = weight.detach() if transposed else weight.detach().T
-        if call.x.shape[-1] == matrix.shape[0] and call.y.shape[-1] == matrix.shape[1]:
-            if _same(call.x.to(matrix.dtype) @ matrix, y.to(matrix.dtype), 2e-2):
-                return Linear(name, call.module, transposed)
+        fits = (call.x.shape[-1], call.y.shape[-1]) == matrix.shape
+        if fits and _same(call.x.to(matrix.dtype) @ matrix, y.to(matrix.dtype), 2e-2):
+            return Linear(name, call.module, transposed)
     return None
 
 

@@ -174,7 +174,6 @@ def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
     for key, grad in zip(keys, grads, strict=True):
         y = outputs[key].detach()
         grad = torch.zeros_like(y) if grad is None else grad
-        states[key] = tuple(
-            t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad)
-        )
+        both = (t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad))
+        states[key] = tuple(both)
     return states

@@ -100,16 +100,7 @@ def full_component(case: Case) -> Test:
     found = case.share(case.drop("full"))
     if found.value is None:
         return _void("the subspace has no effect to compare with")
-    low = (
-        "far less than"
-        if found.value < 1 / 3
-        else "about as much as"
-        if found.value > 2 / 3
-        else "part of"
-    )
-    return _test(
-        found, f"the whole component does {low} what the subspace does: {found.value:.0%} of it"
-    )
+    return _test(found, f"the whole component does {found.value:.0%} of what its subspace does")
 
 
 def row_effect(case: Case) -> Test:

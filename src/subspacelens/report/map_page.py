@@ -132,9 +132,10 @@ def heatmap(panel: Panel) -> go.Figure:
             "tickfont": {"size": 11},
         },
     )
-    figure.update_xaxes(type="category", showgrid=False, zeroline=False, tickangle=0)
-    if panel.heads:
-        figure.update_xaxes(title_text="attention head (head_z)")
+    title = "attention head (head_z)" if panel.heads else "stream"
+    figure.update_xaxes(
+        type="category", showgrid=False, zeroline=False, tickangle=0, title_text=title
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, title_text="layer")
     return figure
 
