@@ -46,13 +46,13 @@ TOLERANCES = {
         1e-5, 1e-4, "some architectures compute attention weights in float32 whatever the dtype"
     ),
     torch.float32: Tolerance(
-        2e-4, 5e-3, "other batch shapes add up in another order: 1e-6 a block, amplified by depth"
+        2e-4, 5e-3, "batches of other shapes add up in another order; 2e-5 was seen in 30 blocks"
     ),
     torch.float16: Tolerance(
-        0.03, 0.2, "a rounding is 5e-4, and there are dozens of them between a site and the logits"
+        0.1, 0.3, "as bfloat16, with roundings of 5e-4; replays are exact, the model is not"
     ),
     torch.bfloat16: Tolerance(
-        0.2, 0.8, "a rounding is 4e-3, and there are dozens of them between a site and the logits"
+        0.5, 0.8, "roundings of 4e-3, dozens of them on the way: 0.03 typically, 0.3 at worst"
     ),
 }
 KERNEL = 1e-6
@@ -61,7 +61,7 @@ KERNEL = 1e-6
 
 _LENGTHS = ((8, 4), (10, 6))
 """Length and inner column of the probing prompts: close enough to share a padded batch."""
-_SCALES = (1.0, 10.0)
+_SCALES = (1.0, 100.0)
 """Sizes of the random changes, in units of the natural difference between two prompts."""
 _SEED = 20231117
 
@@ -126,7 +126,7 @@ class DoctorRow:
 def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Certificate:
     """The certificate of a site: from two short prompts of random tokens, with an inner label and
     END, for whatever label is asked; or from the shortest and the longest base prompt of `pairs`,
-    at the site's label. Made once per model, layer, stream and head.
+    at the site's label and at END. Made once per model, layer, stream and head.
 
     Raises `SiteError` for a site that the architecture lacks, `ModelError` for a model in training
     mode. A failed proof does not raise: see `require`.
@@ -439,7 +439,7 @@ class _Examination:
             raise TaskError(f"site {site}: the pairs have no label '{site.label}'")
         self.lens, self.site = lens, site
         self.pairs = probing_pairs(lens) if pairs is None else _two_of(pairs)
-        self.labels = ("X", "END") if pairs is None else (site.label,)
+        self.labels = ("X", "END") if pairs is None else tuple(dict.fromkeys((site.label, "END")))
         self.sites = [replace(site, label=label) for label in self.labels]
         self.tolerance = TOLERANCES[lens.dtype]
 
@@ -516,20 +516,16 @@ class _Examination:
         text = "what is read after a write, less what was there, against what was written"
         yield _proof("hook writes", error, allowed, text)
 
-        matter = [site for site in range(len(self.sites)) if self._reaches_the_end(site)]
-        if matter:
-            effects = [
-                _gap(plain.logits[which, random - 1, [i]], plain.untouched[[i]], self.spread[[i]])
-                for which in matter
-                for i in range(len(self.pairs))
-            ]
-            # With a smaller effect a hook that misses would go unnoticed by all that follows.
-            floor = 0 * allowed
-            text = (
-                f"{_SCALES[-1]:.0f} times a natural change moves the logits by {min(effects):.2g} "
-                f"of their spread; the error is what is missing to {floor:.2g}"
-            )
-            yield _proof("hook acts", max(0.0, floor - min(effects)), 0, text)
+        # Where the largest patch moves the logits by less than what the other proofs allow, a hook
+        # that misses would go unnoticed. It may be that a site has no effect at an inner column.
+        moved = plain.logits[:, random - 1].double() - plain.untouched.double()
+        effects = moved.square().mean(dim=-1).sqrt() / self.spread
+        effect = float(effects.amax(dim=0).min())
+        text = (
+            f"{_SCALES[-1]:.0f} times a natural change moves the logits by {effect:.2g} of their "
+            f"spread; the error is what is missing to {allowed:.2g}"
+        )
+        yield _proof("hook acts", max(0.0, allowed - effect), 0, text)
 
         weight = self.lens.map.writer(self.site)
         if weight is not None and plain.output is not None:
@@ -576,14 +572,6 @@ class _Examination:
             lengths = " and ".join(str(len(pair.base.ids)) for pair in self.pairs)
             text = f"replay of a prompt alone and with another, of {lengths} tokens"
             yield _proof("batch", error, self.tolerance.values, text)
-
-    def _reaches_the_end(self, which: int) -> bool:
-        """Whether a change at a label reaches the last column: after the last attention, only what
-        is there already does."""
-        pair, label = self.pairs[0], self.labels[which]
-        last = self.site.layer == len(self.lens.map.blocks) - 1
-        at_end = pair.base.columns[label] == len(pair.base.ids) - 1
-        return at_end or not last or self.site.stream == "resid_pre"
 
     def _with_hooks(self) -> _Hooked:
         rows = []

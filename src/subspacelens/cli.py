@@ -29,6 +29,9 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+reproduce = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
+app.add_typer(reproduce, name="reproduce")
+
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
 
 
@@ -243,6 +246,24 @@ def map_command(
     page = write_map_page(found, out)
     typer.echo(f"strongest: {', '.join(found.best(8))}")
     typer.echo(f"map: {page}")
+
+
+@reproduce.command("toy")
+def reproduce_toy(
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/toy"),
+) -> None:
+    """The distilled example: an illusion in three hidden units.
+
+    Writes OUT/toy.json, OUT/toy.md and OUT/report.html.
+    """
+    from .report.toy_page import markdown, write_toy
+    from .studies.toy import run_toy
+
+    _writable(out)
+    result = run_toy()
+    page = write_toy(result, out)
+    typer.echo(markdown(result))
+    typer.echo(f"report: {page}")
 
 
 @bench.command("engine")

@@ -83,7 +83,9 @@ def test_report_is_drawn_again(run, audited):
     assert page.read_bytes() == before
 
 
-def test_a_saved_subspace_is_audited_again_with_the_same_numbers(run, audited, tiny_folder, tmp_path):
+def test_a_saved_subspace_is_audited_again_with_the_same_numbers(
+    run, audited, tiny_folder, tmp_path
+):
     file = audited / SITE / "subspace.safetensors"
     code, _, err = run(
         "audit", "--model", tiny_folder, "--pairs", 16, "--subspace", file, "--out", tmp_path
@@ -144,9 +146,7 @@ def test_file_that_is_no_gguf(refused, tmp_path):
     ],
 )
 def test_bad_sites(refused, tiny_folder, tmp_path, site, message):
-    line = refused(
-        "audit", "--model", tiny_folder, "--pairs", 8, "--site", site, "--out", tmp_path
-    )
+    line = refused("audit", "--model", tiny_folder, "--pairs", 8, "--site", site, "--out", tmp_path)
     assert message in line
 
 

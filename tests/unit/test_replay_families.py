@@ -27,7 +27,9 @@ def lens(request) -> LensModel:
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     """1e-5 relative: some families compute their attention weights in float32 whatever the dtype."""
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
+    torch.testing.assert_close(
+        got, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max())
+    )
 
 
 def streams(lens: LensModel) -> list[str]:

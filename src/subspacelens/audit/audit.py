@@ -168,6 +168,7 @@ def audit(
         effects["subspace"]["fldd"],
         int(scorer.units.of_pair.max()) + 1,
         exact=parts is not None and parts.exact and not parts.degenerate,
+        rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
     )
     record = AuditRecord(
         model=ModelRecord(

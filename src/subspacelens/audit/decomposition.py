@@ -68,11 +68,14 @@ class Decomposition:
         return orthonormal(self.null)
 
     @property
+    def rank_too_low(self) -> bool:
+        """The map has hardly more rank than the subspace could fill (rank <= k + 1)."""
+        return self.split.rank <= self.basis.shape[1] + 1
+
+    @property
     def degenerate(self) -> bool:
-        """The row/null test is void: the map has no more rank than the subspace could fill, or
-        no kernel at all."""
-        dim, k = self.basis.shape
-        return self.split.rank <= k + 1 or self.split.rank >= dim
+        """The row/null test is void: the map's rank is too low, or it has no kernel at all."""
+        return self.rank_too_low or self.split.rank >= self.basis.shape[0]
 
 
 def exact_split(lens: LensModel, site: Site, basis: Tensor, *, centred: bool) -> Decomposition:

@@ -17,10 +17,18 @@ SMALLEST_UNITS = 16
 
 
 def decide(
-    tests: dict[str, Test], effect: Estimate, fldd: Estimate, units: int, *, exact: bool
+    tests: dict[str, Test],
+    effect: Estimate,
+    fldd: Estimate,
+    units: int,
+    *,
+    exact: bool,
+    rank_too_low: bool = False,
 ) -> Verdict:
     """`effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
-    prompts; `exact` says that the row/null split is by construction, else it has no vote."""
+    prompts; `exact` says that the row/null split is by construction, else it has no vote.
+    `rank_too_low`: what is read downstream has at most one dimension more than the subspace, so
+    that every direction which is read at all acts alike and none can be told from another."""
     voters = [name for name in VOTERS if tests[name].value is not None]
     if not exact:
         voters = [name for name in voters if name != "row_effect"]
@@ -60,6 +68,15 @@ def decide(
                 f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
             ],
             "A subspace without effect is neither faithful nor an illusion of one.",
+        )
+    if rank_too_low:
+        return verdict(
+            "undetermined",
+            [
+                "what is read downstream has too low a rank for the row/null split: whatever is "
+                "read acts like every other direction that is"
+            ],
+            "A faithful direction and an illusory one do exactly the same here.",
         )
     against = [n for n in voters if _high(tests[n]) < THRESHOLD]
     for_it = [n for n in voters if _low(tests[n]) > THRESHOLD]

@@ -1,0 +1,129 @@
+"""The page of the distilled example: tables, and a figure in which a slider turns the direction."""
+
+from __future__ import annotations
+
+import json
+from math import pi, sin
+from pathlib import Path
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from ..patching import SubspacePatch
+from ..results import write_atomically
+from ..studies.toy import PATCHES, ToyResult, hidden, illusory, output
+from .document import Plot, document
+from .figures import BLUE, GREY, ORANGE, TEXT
+from .page import fixed
+
+
+def write_toy(result: ToyResult, directory: Path) -> Path:
+    """Writes `directory`/toy.json, toy.md and report.html; returns the path of the page."""
+    record = {
+        "schema": "subspacelens.toy/1",
+        "table": result.table,
+        "sweep": result.sweep,
+        "span": result.span,
+        "component": result.component,
+        "verdicts": {name: verdict.model_dump() for name, verdict in result.verdicts.items()},
+    }
+    write_atomically(directory / "toy.json", json.dumps(record, indent=1).encode())
+    write_atomically(directory / "toy.md", markdown(result).encode())
+    page = document(
+        "toy.html.j2",
+        {"fixed": fixed},
+        title="The illusion in three hidden units",
+        result=result,
+        patches=PATCHES,
+        plots={
+            "turn": Plot.of(turn_figure(), "Three hidden units before and after the patch"),
+            "sweep": Plot.of(sweep_figure(result), "Effect against the angle of the direction"),
+        },
+    )
+    write_atomically(directory / "report.html", page.encode())
+    return directory / "report.html"
+
+
+def markdown(result: ToyResult) -> str:
+    """The table of effects as Markdown."""
+    lines = [
+        f"| direction | {' | '.join(PATCHES)} | verdict |",
+        "|---" * (len(PATCHES) + 2) + "|",
+    ]
+    for name, effects in result.table.items():
+        cells = ("–" if (e := effects[p]) is None else f"{e:.2f}" for p in PATCHES)
+        lines.append(f"| {name} | {' | '.join(cells)} | {result.verdicts[name].label} |")
+    lines.append("")
+    lines.append(
+        f"Whole span of e1 and e2: {result.span:.2f}. Whole layer: {result.component:.2f}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def sweep_figure(result: ToyResult) -> go.Figure:
+    """Measured effect of cos θ e1 + sin θ e2 beside the curve sin 2θ."""
+    theta, effect = zip(*result.sweep, strict=True)
+    fine = [d / 2 for d in range(181)]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=fine, y=[sin(2 * d * pi / 180) for d in fine], mode="lines", name="sin 2θ",
+        line={"color": GREY, "dash": "dot"},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=theta, y=effect, mode="markers", name="measured", marker={"color": BLUE, "size": 9}
+    )
+    figure.update_xaxes(title="θ, degrees (0: disconnected, 90: dormant)", dtick=15)
+    figure.update_yaxes(title="effect (1: output becomes the source's)")
+    return _laid_out(figure, 380)
+
+
+def turn_figure() -> go.Figure:
+    """Base x = -1, source x = 1: the slider turns θ; bars are the hidden units and the output."""
+    names = ["unit 1<br>disconnected", "unit 2<br>dormant", "unit 3<br>in use", "output"]
+
+    base, source = hidden(torch.tensor([-1.0])), hidden(torch.tensor([1.0]))
+
+    def values(h: Tensor) -> list[float]:
+        return [*h[0].tolist(), float(output(h))]
+
+    def patched(degrees: float) -> list[float]:
+        return values(base + SubspacePatch(illusory(degrees)).delta(base, source))
+
+    figure = go.Figure()
+    figure.add_bar(x=names, y=values(base), name="base, x = −1", marker_color=GREY)
+    figure.add_bar(x=names, y=patched(45), name="base, patched", marker_color=ORANGE)
+    figure.add_bar(x=names, y=values(source), name="source, x = 1", marker_color=BLUE)
+    steps = [
+        {
+            "method": "restyle",
+            "label": f"{degrees}°",
+            "args": [{"y": [patched(degrees)]}, [1]],
+        }
+        for degrees in range(0, 91, 5)
+    ]
+    figure.update_layout(
+        barmode="group",
+        sliders=[
+            {
+                "active": 9,
+                "steps": steps,
+                "currentvalue": {"prefix": "patch along cos θ e1 + sin θ e2, θ = "},
+                "pad": {"t": 50},
+            }
+        ],
+    )
+    figure.update_yaxes(title="value", range=[-1.25, 1.25])
+    return _laid_out(figure, 480)
+
+
+def _laid_out(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        height=height,
+        font={"color": TEXT},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "y": 1.12},
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+    )
+    return figure

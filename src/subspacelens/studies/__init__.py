@@ -1,0 +1,1 @@
+"""The paper, study by study, made of the calls that users have."""
