@@ -175,11 +175,11 @@ def save_audit(record: AuditRecord, path: Path) -> None:
     write_atomically(path, record.model_dump_json(indent=1, by_alias=True).encode())
 
 
-def load_audit(path: Path) -> AuditRecord:
+def load_audit(path: Path | str) -> AuditRecord:
     """Reads and validates `audit.json`; raises `ResultError` naming the file and the first field
     that is wrong."""
     try:
-        return AuditRecord.model_validate_json(path.read_bytes())
+        return AuditRecord.model_validate_json(Path(path).read_bytes())
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
     except ValidationError as error:

@@ -41,7 +41,7 @@ class Subspace:
         """k, the number of dimensions."""
         return self.basis.shape[1]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes safetensors with the basis under `basis` and the provenance as metadata."""
         metadata = {
             "format": FORMAT,
@@ -52,10 +52,12 @@ class Subspace:
             "data_sha256": self.data_sha256,
             "fit": json.dumps(self.fit),
         }
-        write_atomically(path, save({"basis": self.basis.contiguous()}, metadata=metadata))
+        write_atomically(Path(path), save({"basis": self.basis.contiguous()}, metadata=metadata))
 
     @classmethod
-    def load(cls, path: Path, lens: LensModel | None = None, site: Site | None = None) -> Subspace:
+    def load(
+        cls, path: Path | str, lens: LensModel | None = None, site: Site | None = None
+    ) -> Subspace:
         """Reads a file written by `save`. With `lens` or `site`, refuses one made for another.
 
         Raises `SubspaceError` for a damaged or foreign file, and names both sides of a mismatch.

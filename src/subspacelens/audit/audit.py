@@ -69,7 +69,7 @@ class Audit:
         """`faithful`, `illusory` or `undetermined`."""
         return self.record.verdict.label
 
-    def save(self, directory: Path) -> Path:
+    def save(self, directory: Path | str) -> Path:
         """Writes `subspace.safetensors` and `audit.json` into `directory/<site>/`."""
         folder = Path(directory) / self.record.site
         self.subspace.save(folder / SUBSPACE_FILE)

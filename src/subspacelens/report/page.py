@@ -36,13 +36,14 @@ def render(records: Sequence[AuditRecord], title: str) -> str:
     )
 
 
-def write_report(directory: Path) -> Path:
+def write_report(directory: Path | str) -> Path:
     """Reads every `directory`/*/audit.json, in order of their paths, writes
     `directory`/report.html and returns its path.
 
     Raises `ResultError` where there is none, where one is not a record, or where the page cannot
     be written.
     """
+    directory = Path(directory)
     paths = sorted(directory.glob("*/audit.json"))
     if not paths:
         raise ResultError(f"no audit.json in any folder of {directory}: nothing to report")
