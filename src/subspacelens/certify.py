@@ -33,26 +33,28 @@ from .tasks.pairset import Pair, PairSet, Prompt
 
 @dataclass(frozen=True)
 class Tolerance:
-    """`values`: logits and activations. `gradients`: derivatives. Both relative: logits to their
-    spread over the vocabulary, vectors to their norm."""
+    """`values`: logits, in units of their spread over the vocabulary, and activations, relative to
+    their norm. `gradients`: relative to their norm, so that however small the effect of a site is,
+    a hook that misses is off by 1. `effect`: what a write must at least do to the logits."""
 
     values: float
     gradients: float
+    effect: float
     reason: str
 
 
 TOLERANCES = {
     torch.float64: Tolerance(
-        1e-5, 1e-4, "some architectures compute attention weights in float32 whatever the dtype"
+        1e-5, 1e-4, 1e-5, "some models compute attention weights in float32 whatever the dtype"
     ),
     torch.float32: Tolerance(
-        2e-4, 5e-3, "batches of other shapes add up in another order; 2e-5 was seen in 30 blocks"
+        2e-4, 5e-3, 1e-4, "batches of other shapes add up in another order: 2e-5 after 30 blocks"
     ),
     torch.float16: Tolerance(
-        0.1, 0.3, "as bfloat16, with roundings of 5e-4; replays are exact, the model is not"
+        0.1, 0.1, 0.01, "dozens of roundings of 5e-4 on the way, other ones in other batches"
     ),
     torch.bfloat16: Tolerance(
-        0.5, 0.8, "roundings of 4e-3, dozens of them on the way: 0.03 typically, 0.3 at worst"
+        0.5, 0.4, 0.05, "dozens of roundings of 4e-3: 0.03 between two full passes, 0.3 at worst"
     ),
 }
 KERNEL = 1e-6
@@ -61,7 +63,7 @@ KERNEL = 1e-6
 
 _LENGTHS = ((8, 4), (10, 6))
 """Length and inner column of the probing prompts: close enough to share a padded batch."""
-_SCALES = (1.0, 100.0)
+_SCALES = (1.0, 10.0)
 """Sizes of the random changes, in units of the natural difference between two prompts."""
 _SEED = 20231117
 
@@ -516,16 +518,16 @@ class _Examination:
         text = "what is read after a write, less what was there, against what was written"
         yield _proof("hook writes", error, allowed, text)
 
-        # Where the largest patch moves the logits by less than what the other proofs allow, a hook
-        # that misses would go unnoticed. It may be that a site has no effect at an inner column.
+        # At an inner column a site may well have no effect; at END every stream has one.
         moved = plain.logits[:, random - 1].double() - plain.untouched.double()
         effects = moved.square().mean(dim=-1).sqrt() / self.spread
         effect = float(effects.amax(dim=0).min())
+        floor = self.tolerance.effect
         text = (
             f"{_SCALES[-1]:.0f} times a natural change moves the logits by {effect:.2g} of their "
-            f"spread; the error is what is missing to {allowed:.2g}"
+            f"spread; the error is what is missing to {floor:.2g}"
         )
-        yield _proof("hook acts", max(0.0, allowed - effect), 0, text)
+        yield _proof("hook acts", 0.0 if effect >= floor else floor - effect, 0, text)
 
         weight = self.lens.map.writer(self.site)
         if weight is not None and plain.output is not None:
@@ -680,5 +682,6 @@ def _is_centred(lens: LensModel) -> bool:
     with _adding(lens, site, columns, deltas.to(lens.dtype)):
         logits = _last_logits(lens, prompt.ids, len(columns)).double()
     effect = (logits[1:] - logits[0]).norm(dim=-1)
-    share = TOLERANCES[lens.dtype].values
+    # Seen with LayerNorm: 5e-6 in float32, 0.01 in float16, 0.1 in bfloat16; with RMSNorm over 0.4.
+    share = 0.2 if lens.dtype in (torch.float16, torch.bfloat16) else 1e-3
     return bool((effect[0::2] <= share * effect[1::2]).all())

