@@ -82,8 +82,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The proofs of one site, in the order in which they were made. Of the kinds of proof (what a
-    hook does, the kernel, the replay, batches) a failed one is the last that was tried."""
+    """The proofs of one site, in the order in which they were made: where a hook fires, the kernel
+    of the writer matrix, what hooks do, replay, batches. Nothing is tried past a failure, but that
+    the model is left as it was found."""
 
     site: Site
     proofs: tuple[Proof, ...] = field(repr=False)
@@ -450,7 +451,14 @@ class _Examination:
         with torch.no_grad():
             self.clean = torch.cat([_last_logits(self.lens, pair.base.ids) for pair in self.pairs])
         self.spread = self.clean.double().std(dim=-1)
-        for step in (self.fires, self.kernel, self.hooked, self.replayed, self.batched):
+        steps: dict[str, Callable[[], Iterator[Proof]]] = {
+            "hook fires": self.fires,
+            "kernel": self.kernel,
+            "hook identity": self.hooked,
+            "replay": self.replayed,
+            "batch": self.batched,
+        }
+        for name, step in steps.items():
             try:
                 proofs = list(step())
             except (LensError, torch.OutOfMemoryError):
@@ -458,7 +466,7 @@ class _Examination:
             except Exception as error:
                 line = (str(error).strip().splitlines() or [""])[0]
                 text = f"it could not be tried: {type(error).__name__}: {line}"
-                proofs = [Proof(step.__name__, False, math.inf, 0.0, text)]
+                proofs = [Proof(name, False, math.inf, 0.0, text)]
             yield from proofs
             if not all(proof.passed for proof in proofs):
                 break

@@ -32,10 +32,8 @@ def mean_difference(
 
 def pca(lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0) -> Subspace:
     """The leading right singular vectors of the differences Δ (n, d), not centred."""
-    difference = captured.difference(site).cpu().double()
-    check_dim(site, dim, min(difference.shape))
-    _, _, vh = torch.linalg.svd(difference, full_matrices=False)
-    return made_by(lens, site, vh[:dim].T, captured.pairs.sha256, dict(method="pca"))
+    basis = _leading(captured.difference(site), dim, f"the differences at {site}")
+    return made_by(lens, site, basis, captured.pairs.sha256, dict(method="pca"))
 
 
 def gradient(
@@ -43,10 +41,17 @@ def gradient(
 ) -> Subspace:
     """The leading right singular vectors of the per-pair gradients of the logit difference with
     respect to the base activation, so that pairs of either direction count alike."""
-    grads = gradients(lens, captured, site)
-    check_dim(site, dim, min(grads.shape))
-    _, _, vh = torch.linalg.svd(grads.cpu().double(), full_matrices=False)
-    return made_by(lens, site, vh[:dim].T, captured.pairs.sha256, dict(method="gradient"))
+    basis = _leading(gradients(lens, captured, site), dim, f"the gradients at {site}")
+    return made_by(lens, site, basis, captured.pairs.sha256, dict(method="gradient"))
+
+
+def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
+    """The first `dim` right singular vectors of (n, d), float64 (d, dim)."""
+    _, s, vh = torch.linalg.svd(rows.cpu().double(), full_matrices=False)
+    rank = int((s > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
+    if not 1 <= dim <= rank:
+        raise SubspaceError(f"{what} span {rank} dimensions: a subspace of {dim} does not fit")
+    return vh[:dim].T
 
 
 def gradients(lens: LensModel, captured: Capture, site: Site) -> Tensor:
