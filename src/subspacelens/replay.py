@@ -9,17 +9,18 @@ included.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .capture import Bucket, Capture, Outcomes, _place, answers_of, entry_of, outcomes_of
 from .errors import SiteError
 from .hooks import first_tensor, muted, replaced_forward
+from .kernels import kernels_of
 from .model import LensModel
 from .site import Site
 from .tasks.pairset import PairSet
@@ -57,7 +58,8 @@ class Replay:
         self.writer = lens.map.writer(site) if self.kind in ("post", "mid") else None
         self.buckets = captured.buckets[site.label]
         self.answers = answers_of(captured.pairs)
-        self._arguments: dict[tuple[int, int, int, int], list] = {}
+        self.kernels = kernels_of(lens)
+        self._arguments: dict[tuple[int, int, int, int], tuple] = {}
 
     def subset(self, indices: Tensor) -> Replay:
         """The same for the pairs at `indices` only, in that order."""
@@ -137,21 +139,26 @@ class Replay:
             hidden = torch.cat([entry[:, :1] + write[:, None], entry[:, 1:]], dim=1)
         if start == len(model_map.blocks):
             return hidden[:, -1].unflatten(0, (patches, count))
-        arguments = self._block_arguments(unit, patches, bucket)
-        for layer in range(start, len(model_map.blocks)):
-            block = model_map.blocks[layer]
-            if layer > start:
-                around = nullcontext()
-            elif self.kind == "mid":
-                around = muted(block.out_proj.module)
-            elif self.kind == "hook":
-                around = self._adding(flat)
-            else:
-                around = nullcontext()
-            args, kwargs = arguments[layer - start]
-            with around:
-                hidden = first_tensor(block.module(hidden, *args, **kwargs))
+        whole, others, last = self._block_arguments(unit, patches, bucket)
+        final = len(model_map.blocks) - 1
+        with self.kernels.used():
+            for layer in range(start, final + 1):
+                block = model_map.blocks[layer].module
+                if layer == final and others is not None:
+                    hidden = _last_column(block, hidden, others, last)
+                    break
+                args, kwargs = whole[layer - start]
+                with self._around(layer, flat):
+                    hidden = first_tensor(block(hidden, *args, **kwargs))
         return hidden[:, -1].unflatten(0, (patches, count))
+
+    def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
+        """How a patch enters the first replayed block, where it is not in the block's input."""
+        if layer > self.entry[1] or self.kind in ("pre", "post"):
+            return nullcontext()
+        if self.kind == "mid":
+            return muted(self.lens.map.blocks[layer].out_proj.module)
+        return self._adding(flat)
 
     def _adding(self, flat: Tensor):
         """Adds (rows, dim) at the site's first suffix column, inside its block."""
@@ -166,33 +173,44 @@ class Replay:
 
         return place(module, add)
 
-    def _block_arguments(self, unit: Unit, patches: int, bucket: Bucket) -> list:
+    def _block_arguments(self, unit: Unit, patches: int, bucket: Bucket) -> tuple:
         """What the model itself hands to each block for this suffix: masks, position codes, and a
-        cache that answers with the captured prefix. Asked for once per unit shape."""
+        cache that answers with the captured prefix. Asked for once per unit shape.
+
+        Of the last block only the last column's output is needed; so for longer suffixes there are
+        also its arguments for the columns before the last, and for the last one alone.
+        """
         key = (unit.bucket, patches, unit.rows.start, unit.rows.stop)
         if key not in self._arguments:
+            final, suffix = len(self.lens.map.blocks) - 1, bucket.suffix
             with torch.no_grad():
-                self._arguments[key] = self._ask(unit, patches, bucket)
+                whole = self._ask(unit, patches, bucket, 0, suffix, self.entry[1])
+                others = last = None
+                if suffix > 1 and (final > self.entry[1] or self.kind in ("pre", "post")):
+                    (others,) = self._ask(unit, patches, bucket, 0, suffix - 1, final)
+                    (last,) = self._ask(unit, patches, bucket, suffix - 1, suffix, final)
+            self._arguments[key] = (whole, others, last)
         return self._arguments[key]
 
-    def _ask(self, unit: Unit, patches: int, bucket: Bucket) -> list:
+    def _ask(
+        self, unit: Unit, patches: int, bucket: Bucket, begin: int, end: int, start: int
+    ) -> list:
+        """Arguments of the blocks from `start` on for the suffix columns from `begin` to `end`."""
         model_map = self.lens.map
-        start = self.entry[1]
-        entry = bucket.entries[self.entry][unit.rows]
-        count, suffix, _ = entry.shape
+        count, suffix = len(unit.pairs), end - begin
         prefix = {
             layer: (keys[unit.rows], bucket.values[layer][unit.rows])
             for layer, keys in bucket.keys.items()
         }
-        lengths = bucket.prefix
+        length = bucket.prefix + begin
         cache = Cache(
             layers=[
-                _Prefix(*prefix.get(layer, (None, None)), lengths, patches)
+                _Prefix(*prefix.get(layer, (None, None)), length, patches)
                 for layer in range(len(model_map.blocks))
             ]
         )
         padding = bucket.padding[unit.rows].repeat(patches)
-        columns = torch.arange(bucket.prefix + suffix)
+        columns = torch.arange(length + suffix)
         mask = (columns >= padding[:, None]).long().to(self.lens.device)
         found: list = []
 
@@ -205,7 +223,7 @@ class Replay:
             return forward
 
         returns_tensor = self.lens.map.blocks_return_tensor
-        embeds = entry.new_zeros(count * patches, suffix, model_map.d_model)
+        embeds = torch.zeros(count * patches, suffix, model_map.d_model, dtype=self.lens.dtype)
         arguments = dict(
             inputs_embeds=embeds.to(self.lens.device),
             attention_mask=mask,
@@ -213,16 +231,47 @@ class Replay:
             use_cache=True,
         )
         if model_map.accepts_positions:
-            positions = columns[bucket.prefix :] - padding[:, None]
+            positions = columns[length:] - padding[:, None]
             arguments["position_ids"] = positions.to(self.lens.device)
         with replaced_forward([block.module for block in model_map.blocks], skip):
             model_map.inner(**arguments)
         return found
 
 
+def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -> Tensor:
+    """The last column's output of the last block: of the columns before it only keys and values
+    are computed."""
+    args, kwargs = others
+    prefixes = [v for v in (*args, *kwargs.values()) if isinstance(v, Cache)]
+    keeper = prefixes[0].layers[-1]
+    assert isinstance(keeper, _Prefix)
+    keeper.interrupts = True
+    try:
+        block(hidden[:, :-1], *args, **kwargs)
+    except _KeysAndValues as found:
+        args, kwargs = last
+        (cache,) = [v for v in (*args, *kwargs.values()) if isinstance(v, Cache)]
+        with cache.layers[-1].after(*found.states):
+            return first_tensor(block(hidden[:, -1:], *args, **kwargs))
+    finally:
+        keeper.interrupts = False
+    raise AssertionError("the last block did not write its keys and values to the cache")
+
+
+class _KeysAndValues(Exception):
+    """Stops a block when its keys and values are known."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.states = keys, values
+
+
 class _Prefix(DynamicLayer):
     """A cache layer that always answers with its fixed prefix followed by what is new, and keeps
     nothing. The prefix (n, heads, P, width) serves `patches` times n rows."""
+
+    interrupts = False
+    between: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self, keys: Tensor | None, values: Tensor | None, length: int, patches: int
@@ -234,7 +283,22 @@ class _Prefix(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
+    @contextmanager
+    def after(self, keys: Tensor, values: Tensor) -> Iterator[None]:
+        """Puts keys and values between the prefix and what is new."""
+        self.between = keys, values
+        try:
+            yield
+        finally:
+            self.between = None
+
     def update(self, key_states, value_states, *args, **kwargs):
+        if self.interrupts:
+            raise _KeysAndValues(key_states, value_states)
+        if self.between is not None:
+            keys, values = self.between
+            key_states = torch.cat([keys, key_states], dim=-2)
+            value_states = torch.cat([values, value_states], dim=-2)
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, prefix: Tensor, new: Tensor) -> Tensor:
