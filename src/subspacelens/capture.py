@@ -9,8 +9,8 @@ activations only, and its pass stops at the deepest site asked for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -104,7 +104,7 @@ class Capture:
     buckets: dict[str, tuple[Bucket, ...]] = field(repr=False)
 
     def select(self, pairs: PairSet, indices: Tensor) -> Capture:
-        """The capture of `pairs`, which are those at `indices` (m,) of this one's, in that order."""
+        """The capture of `pairs`: those at `indices` (m,) of this one's, in that order."""
         place = torch.full((len(self.pairs),), -1)
         place[indices] = torch.arange(len(indices))
         return Capture(
@@ -164,9 +164,12 @@ def capture(
     bases = {_key(pair.base): pair.base for pair in pairs.pairs}
     sources = {_key(p.source): p.source for p in pairs.pairs if _key(p.source) not in bases}
     plan = _Plan(lens, sites, pairs)
+    full = _batches(bases.values(), lambda prompt: len(prompt.ids), lens.map.pads)
+    partial = _batches(sources.values(), plan.end, lens.map.pads)
+    work = [(batch, True) for batch in full] + [(batch, False) for batch in partial]
     with torch.no_grad():
-        for prompts, full in _batches(bases.values(), sources.values(), lens.map.pads):
-            plan.run(prompts, full)
+        for batch, is_full in track(work, "capture"):
+            plan.run(batch, is_full)
     return plan.result()
 
 
@@ -175,22 +178,22 @@ def _key(prompt: Prompt) -> tuple:
 
 
 def _batches(
-    bases: Iterable[Prompt], sources: Iterable[Prompt], pads: bool
-) -> Iterable[tuple[list[Prompt], bool]]:
+    prompts: Iterable[Prompt], lengths: Callable[[Prompt], int], pads: bool
+) -> list[list[Prompt]]:
     """Prompts of similar length together, at most `TOKENS_PER_BATCH` columns a batch."""
-    batches = []
-    for prompts, full in ((bases, True), (sources, False)):
-        batch: list[Prompt] = []
-        for prompt in sorted(prompts, key=lambda p: len(p.ids)):
-            length = len(prompt.ids)
-            crowded = (len(batch) + 1) * length > TOKENS_PER_BATCH
-            if batch and (crowded or not _similar(len(batch[0].ids), length, pads)):
-                batches.append((batch, full))
-                batch = []
+    batches: list[list[Prompt]] = []
+    for prompt in sorted(prompts, key=lengths):
+        length = lengths(prompt)
+        batch = batches[-1] if batches else None
+        if (
+            batch
+            and (len(batch) + 1) * length <= TOKENS_PER_BATCH
+            and _similar(lengths(batch[0]), length, pads)
+        ):
             batch.append(prompt)
-        if batch:
-            batches.append((batch, full))
-    return track(batches, "capture")
+        else:
+            batches.append([prompt])
+    return batches
 
 
 def _similar(shorter: int, longer: int, pads: bool) -> bool:
@@ -219,9 +222,12 @@ class _Plan:
         self.outcome: dict[tuple, Tensor] = {}
 
     def run(self, prompts: Sequence[Prompt], full: bool) -> None:
-        """One batch; `full` passes go to the logits and keep what replays start from."""
+        """One batch; `full` passes go to the logits and keep what replays start from. The others
+        end at the last column and at the deepest block that a site needs."""
         lens, blocks = self.lens, self.lens.map.blocks
-        ids, mask, positions = _padded(prompts, lens.device)
+        ends = [len(prompt.ids) if full else self.end(prompt) for prompt in prompts]
+        ids, mask, positions = _padded([p.ids[:end] for p, end in zip(prompts, ends, strict=True)])
+        ids, mask, positions = (t.to(lens.device) for t in (ids, mask, positions))
         count, width = ids.shape
         entries = {e for wanted in self.wanted.values() for e in wanted} if full else set()
         tensors: dict[Entry | Site, Tensor] = {}
@@ -257,13 +263,11 @@ class _Plan:
             arguments = dict(input_ids=ids, attention_mask=mask, use_cache=full)
             if lens.map.accepts_positions:
                 arguments["position_ids"] = positions
-            try:
+            with suppress(_Stop):
                 lens.map.inner(**arguments, past_key_values=cache)
-            except _Stop:
-                pass
         top = lens.map.tail.logits(tensors[final][:, -1]) if full else None
         for row, prompt in enumerate(prompts):
-            key, start = _key(prompt), width - len(prompt.ids)
+            key, start = _key(prompt), width - ends[row]
             column = {site: start + prompt.columns[site.label] for site in self.sites}
             self.activations[key] = {s: tensors[s][row, column[s]].clone() for s in self.sites}
             if cache is None or top is None:
@@ -273,6 +277,10 @@ class _Plan:
                 label: self._row(tensors, cache, wanted, row, start, start + prompt.columns[label])
                 for label, wanted in self.wanted.items()
             }
+
+    def end(self, prompt: Prompt) -> int:
+        """How many columns of a prompt the sites need."""
+        return max(prompt.columns[site.label] for site in self.sites) + 1
 
     def _row(self, tensors, cache, wanted, row, start, column) -> _Row:
         layers = range(min(layer for _, layer in wanted), len(self.lens.map.blocks))
@@ -351,16 +359,15 @@ def _place(model_map: ModelMap, site: Site):
     return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
 
 
-def _padded(prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, mask and positions of prompts padded on the left, each (n, T)."""
-    width = max(len(prompt.ids) for prompt in prompts)
+    width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        mask[row, width - len(prompt.ids) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return ids.to(device), mask.to(device), positions.to(device)
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def answers_of(pairs: PairSet) -> Tensor:

@@ -24,6 +24,8 @@ from .hooks import replaced_forward
 from .model import LensModel
 
 ATTENTION = "subspacelens_packed"
+LARGEST_SCORES = 2**16
+"""Columns times keys beyond which the scores are not written out."""
 
 
 class RMSNorm(torch.autograd.Function):
@@ -60,7 +62,8 @@ def packed_attention(
     unknown = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
     count, heads, columns, width = query.shape
     groups, keys = key.shape[1:3]
-    if unknown or dropout or heads % groups or value.shape[-1] != width:
+    large = columns * keys > LARGEST_SCORES
+    if unknown or large or dropout or heads % groups or value.shape[-1] != width:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )  # type: ignore[return-value]

@@ -242,20 +242,25 @@ def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -
     """The last column's output of the last block: of the columns before it only keys and values
     are computed."""
     args, kwargs = others
-    prefixes = [v for v in (*args, *kwargs.values()) if isinstance(v, Cache)]
-    keeper = prefixes[0].layers[-1]
-    assert isinstance(keeper, _Prefix)
+    keeper = _last_prefix(args, kwargs)
     keeper.interrupts = True
     try:
         block(hidden[:, :-1], *args, **kwargs)
     except _KeysAndValues as found:
         args, kwargs = last
-        (cache,) = [v for v in (*args, *kwargs.values()) if isinstance(v, Cache)]
-        with cache.layers[-1].after(*found.states):
+        with _last_prefix(args, kwargs).after(*found.states):
             return first_tensor(block(hidden[:, -1:], *args, **kwargs))
     finally:
         keeper.interrupts = False
     raise AssertionError("the last block did not write its keys and values to the cache")
+
+
+def _last_prefix(args: tuple, kwargs: dict) -> _Prefix:
+    """The last layer of the cache among a block's arguments."""
+    cache = next(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
+    layer = cache.layers[-1]
+    assert isinstance(layer, _Prefix)
+    return layer
 
 
 class _KeysAndValues(Exception):
@@ -277,7 +282,8 @@ class _Prefix(DynamicLayer):
         self, keys: Tensor | None, values: Tensor | None, length: int, patches: int
     ) -> None:
         super().__init__()
-        self.keys, self.values, self.length, self.patches = keys, values, length, patches
+        self.prefix = keys, values
+        self.length, self.patches = length, patches
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -299,9 +305,11 @@ class _Prefix(DynamicLayer):
             keys, values = self.between
             key_states = torch.cat([keys, key_states], dim=-2)
             value_states = torch.cat([values, value_states], dim=-2)
-        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+        keys, values = self.prefix
+        return self._joined(keys, key_states), self._joined(values, value_states)
 
-    def _joined(self, prefix: Tensor, new: Tensor) -> Tensor:
+    def _joined(self, prefix: Tensor | None, new: Tensor) -> Tensor:
+        assert prefix is not None
         if self.patches == 1:
             return torch.cat([prefix, new], dim=-2)
         rows = new.unflatten(0, (self.patches, -1))
