@@ -20,9 +20,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .capture import Bucket, Capture, Outcomes, _place, answers_of, entry_of, outcomes_of
 from .errors import SiteError
 from .hooks import first_tensor, muted, replaced_forward
-from .kernels import kernels_of
 from .model import LensModel
 from .site import Site
+from .speedups import kernels_of
 from .tasks.pairset import PairSet
 
 

@@ -67,8 +67,7 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )  # type: ignore[return-value]
-    scaling = width**-0.5 if scaling is None else scaling
-    packed = (query * scaling).reshape(count * groups, -1, width)
+    packed = (query * (scaling or width**-0.5)).reshape(count * groups, -1, width)
     scores = torch.bmm(packed, key.reshape(count * groups, keys, width).mT)
     bias = _bias(attention_mask, columns, keys, scores)
     if bias is not None:
@@ -88,9 +87,8 @@ def _bias(mask: Tensor | None, columns: int, keys: int, like: Tensor) -> Tensor 
         mask = mask[None, None]
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        ~mask, float("-inf")
-    )
+    lowest = torch.finfo(like.dtype).min
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, lowest)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
