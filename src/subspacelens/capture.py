@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .errors import ModelError, SiteError, TaskError
@@ -241,14 +241,14 @@ class _Plan:
 
         with ExitStack() as stack:
             for site in self.sites:
-                place, module = _place(lens.map, site)
+                place, module = place_of(lens.map, site)
                 columns = lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
                 stack.enter_context(place(module, keep(site, columns)))
             for kind, layer in entries:
-                if kind == "mid":
-                    stack.enter_context(on_input(blocks[layer].mid_reader, keep((kind, layer))))
-                elif layer < len(blocks):
-                    stack.enter_context(on_input(blocks[layer].module, keep((kind, layer))))
+                if layer < len(blocks):
+                    module = blocks[layer].mid_reader if kind == "mid" else blocks[layer].module
+                    assert module is not None
+                    stack.enter_context(on_input(module, keep((kind, layer))))
             last = blocks[deepest].module
             final: Entry = ("pre", len(blocks))
 
@@ -316,9 +316,9 @@ class _Plan:
         order = sorted(range(len(keys)), key=lambda i: (lengths[i] - columns[i], columns[i]))
         groups: list[list[int]] = []
         for i in order:
-            first = groups[-1][0] if groups else None
-            same = first is not None and lengths[first] - columns[first] == lengths[i] - columns[i]
-            if same and _similar(columns[first], columns[i], self.lens.map.pads):
+            first = groups[-1][0] if groups else i
+            same = lengths[first] - columns[first] == lengths[i] - columns[i]
+            if groups and same and _similar(columns[first], columns[i], self.lens.map.pads):
                 groups[-1].append(i)
             else:
                 groups.append([i])
@@ -346,16 +346,20 @@ class _Stop(Exception):
     pass
 
 
-def _place(model_map: ModelMap, site: Site):
-    """The hook and the module that see a site's activation."""
+def place_of(
+    model_map: ModelMap, site: Site
+) -> tuple[Callable[..., AbstractContextManager[None]], nn.Module]:
+    """The hook (`on_input` or `on_output`) and the module that see a site's activation."""
     block = model_map.block(site)
     if site.stream == "resid_pre":
         return on_input, block.module
     if site.stream == "resid_mid":
+        assert block.mid_reader is not None
         return on_input, block.mid_reader
     if site.stream == "resid_post":
         return on_output, block.module
     linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
+    assert linear is not None
     return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .capture import Bucket, Capture, Outcomes, _place, answers_of, entry_of, outcomes_of
+from .capture import Bucket, Capture, Outcomes, answers_of, entry_of, outcomes_of, place_of
 from .errors import SiteError
 from .hooks import first_tensor, muted, replaced_forward
 from .model import LensModel
@@ -162,7 +162,7 @@ class Replay:
 
     def _adding(self, flat: Tensor):
         """Adds (rows, dim) at the site's first suffix column, inside its block."""
-        place, module = _place(self.lens.map, self.site)
+        place, module = place_of(self.lens.map, self.site)
         columns = self.lens.map.head_slice(self.site)
 
         def add(x: Tensor) -> Tensor:
