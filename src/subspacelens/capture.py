@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .errors import ModelError, SiteError, TaskError
-from .hooks import first_tensor, on_input, on_output
+from .hooks import check_ready, first_tensor, on_input, on_output
 from .model import LensModel
 from .modelmap import ModelMap
 from .progress import track
@@ -156,8 +156,7 @@ def capture(
     sites = tuple(dict.fromkeys(sites))
     if not sites:
         raise SiteError("no site to capture")
-    if lens.model.training:
-        raise ModelError("the model is in training mode: call model.eval() first")
+    check_ready(lens.model)
     for site in sites:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)

@@ -461,11 +461,12 @@ class _Examination:
         for name, step in steps.items():
             try:
                 proofs = list(step())
-            except (LensError, torch.OutOfMemoryError):
+            except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                line = (str(error).strip().splitlines() or [""])[0]
-                text = f"it could not be tried: {type(error).__name__}: {line}"
+                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                kind = "" if isinstance(error, LensError) else f"{type(error).__name__}: "
+                text = f"it could not be tried: {kind}{line}"
                 proofs = [Proof(name, False, math.inf, 0.0, text)]
             yield from proofs
             if not all(proof.passed for proof in proofs):
@@ -551,9 +552,11 @@ class _Examination:
         """Capture and replay against the full passes."""
         plain, allowed = self.plain, self.tolerance.values
         captured = capture(self.lens, self.pairs, self.sites, shifted=True)
-        base = torch.stack([captured.base[site].cpu() for site in self.sites])
-        source = torch.stack([captured.source[site][0].cpu() for site in self.sites])
-        error = max(_apart(base, plain.base), _apart(source, self.source))
+        seen = [
+            torch.cat([captured.base[site], captured.source[site][:1]]).cpu() for site in self.sites
+        ]
+        expected = torch.cat([plain.base.double(), self.source[:, None]], dim=1)
+        error = _apart(torch.stack(seen), expected)
         yield _proof("capture", error, allowed, "captured activations against a plain hook's")
 
         self.replays = self._replay(captured)

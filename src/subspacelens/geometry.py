@@ -37,8 +37,8 @@ class Split:
         if centred:
             w = w - w.mean(dim=0, keepdim=True)
         _, s, vh = torch.linalg.svd(w, full_matrices=False)
-        known = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        cut = s[0] * max(w.shape) * torch.finfo(known).eps
+        exact = weight.dtype == torch.float64
+        cut = s[0] * (max(w.shape) * torch.finfo(torch.float64).eps if exact else 1e-6)
         return cls(vh[s > cut].T.contiguous())
 
     @property

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+
+from .errors import ModelError
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -61,6 +64,30 @@ def muted(*modules: nn.Module) -> Iterator[None]:
         for module in modules:
             stack.enter_context(on_output(module, torch.zeros_like))
         yield
+
+
+_dry: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def dry_run(model: nn.Module) -> Iterator[None]:
+    """Marks a pass in which blocks compute nothing, so that nobody measures in the middle of it."""
+    _dry.add(model)
+    try:
+        yield
+    finally:
+        _dry.discard(model)
+
+
+def check_ready(model: nn.Module) -> None:
+    """Raises `ModelError` for a model in training mode or inside a dry run."""
+    if model.training:
+        raise ModelError("the model is in training mode: call model.eval() first")
+    if model in _dry:
+        raise ModelError(
+            "capture or replay was called from a hook inside a pass of the same model in which its "
+            "blocks compute nothing; call it outside of the model's own passes"
+        )
 
 
 @contextmanager

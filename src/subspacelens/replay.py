@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .capture import Bucket, Capture, Outcomes, answers_of, entry_of, outcomes_of, place_of
 from .errors import SiteError
-from .hooks import first_tensor, muted, replaced_forward
+from .hooks import check_ready, dry_run, first_tensor, muted, replaced_forward
 from .model import LensModel
 from .site import Site
 from .speedups import kernels_of
@@ -126,6 +126,7 @@ class Replay:
     def hidden(self, unit: Unit, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
         added to the base activations of the unit's pairs; differentiable in `delta`."""
+        check_ready(self.lens.model)
         bucket, model_map = self.buckets[unit.bucket], self.lens.map
         patches, count = delta.shape[:2]
         entry = bucket.entries[self.entry][unit.rows]
@@ -233,7 +234,8 @@ class Replay:
         if model_map.accepts_positions:
             positions = columns[length:] - padding[:, None]
             arguments["position_ids"] = positions.to(self.lens.device)
-        with replaced_forward([block.module for block in model_map.blocks], skip):
+        blocks = [block.module for block in model_map.blocks]
+        with dry_run(self.lens.model), replaced_forward(blocks, skip):
             model_map.inner(**arguments)
         return found
 

@@ -168,7 +168,7 @@ def _is_leaf_with_gain(module: nn.Module) -> bool:
 def _fused(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """`RMSNorm` with the gain and the eps for which it equals `norm`, in value and gradient, on
     random inputs of ordinary and of tiny size; None if there are none such."""
-    (weight,) = norm.parameters()
+    ((name, weight),) = norm.named_parameters()
     eps = next(
         (
             float(value)
@@ -183,11 +183,11 @@ def _fused(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
     noise = torch.randn(2, 3, len(weight), generator=generator)
     x = (noise[0] * torch.tensor([1.0, 30.0, eps**0.5])[:, None]).to(weight)
     pull = noise[1].to(weight)
-    weight = weight.detach()
-    for gain in (weight, 1 + weight):
+    for offset in (0, 1):
 
-        def fused(hidden: Tensor, gain: Tensor = gain) -> Tensor:
-            return RMSNorm.apply(hidden, gain, eps)  # type: ignore[return-value]
+        def fused(hidden: Tensor, offset: int = offset) -> Tensor:
+            gain = getattr(norm, name).detach()
+            return RMSNorm.apply(hidden, gain + offset if offset else gain, eps)  # type: ignore[return-value]
 
         if _same(fused, norm, x, pull):
             return fused
