@@ -146,12 +146,13 @@ def pyvene(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Traine
     place, module = _hooked_module(lens.map, site)
     name = next(name for name, child in lens.model.named_modules() if child is module)
     where = "input" if place is on_input else "output"
-    representation = pv.RepresentationConfig(
-        site.layer, f"{name}.{where}", "pos", 1, low_rank_dimension=1
+    intervention = pv.LowRankRotatedSpaceIntervention(
+        embed_dim=lens.map.dim(site), low_rank_dimension=1
     )
-    config = pv.IntervenableConfig([representation], pv.LowRankRotatedSpaceIntervention)
-    model = pv.IntervenableModel(config, lens.model)
-    (intervention,) = model.interventions.values()
+    representation = pv.RepresentationConfig(
+        site.layer, f"{name}.{where}", "pos", 1, intervention=intervention
+    )
+    model = pv.IntervenableModel(pv.IntervenableConfig([representation]), lens.model)
     intervention.rotate_layer.weight = first_direction(lens.map.dim(site))
     optimiser = torch.optim.Adam(intervention.parameters(), lr=LR)
 
@@ -208,6 +209,6 @@ def floor(lens: LensModel, captured: Capture, site: Site) -> Callable[[], None]:
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
         for weight in reversed(weights):
-            grads[weight.shape[0]] @ weight
+            torch.mm(grads[weight.shape[0]], weight)
 
     return products
