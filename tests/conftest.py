@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from helpers_models import FAMILIES
 from helpers_tokenizer import ioi_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import torch
-from helpers_models import VOCABULARY
 from torch import Tensor
 
+from helpers_models import VOCABULARY
 from subspacelens.model import LensModel
 from subspacelens.site import Site
 from subspacelens.tasks.pairset import Pair, PairSet, Prompt

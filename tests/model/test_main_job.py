@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAITHFUL, ILLUSORY
 
+from conftest import FAITHFUL, ILLUSORY
 from subspacelens import Replay, audit, das
 from subspacelens.fit import random
 from subspacelens.patching import Full, SubspacePatch

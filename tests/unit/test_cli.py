@@ -97,7 +97,7 @@ def test_a_saved_subspace_is_audited_again_with_the_same_numbers(
 
 @pytest.mark.parametrize("method", ["das", "mean-difference", "gradient", "probe", "pca"])
 def test_fit_saves_only_the_subspace(run, tiny_folder, tmp_path, method):
-    code, out, err = run("fit", "--model", tiny_folder, *SMALL, "--fit", method, "--out", tmp_path)
+    code, _, err = run("fit", "--model", tiny_folder, *SMALL, "--fit", method, "--out", tmp_path)
     assert code == 0, err
     assert [p.name for p in (tmp_path / SITE).iterdir()] == ["subspace.safetensors"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from helpers_models import FAMILIES, tiny_model
 from helpers_oracle import activation, hooked_logits, random_pairs
-
 from subspacelens.capture import capture
 from subspacelens.errors import SiteError
 from subspacelens.model import LensModel
@@ -26,7 +26,7 @@ def lens(request) -> LensModel:
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """1e-5 relative: some families compute their attention weights in float32 whatever the dtype."""
+    """1e-5 relative: some families compute attention weights in float32 whatever the dtype."""
     torch.testing.assert_close(
         got, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max())
     )
@@ -72,7 +72,11 @@ def test_values_and_gradients_equal_plain_hooks(lens):
                 pair = pairs[index]
                 change = delta[0, index].detach().requires_grad_(True)
                 full = hooked_logits(
-                    lens, pair.base.ids, site, pair.base.columns[site.label], lambda h: h + change
+                    lens,
+                    pair.base.ids,
+                    site,
+                    pair.base.columns[site.label],
+                    lambda h, change=change: h + change,
                 )
                 close(logits[row], full)
                 expected = torch.autograd.grad(full.square().sum(), change)[0]

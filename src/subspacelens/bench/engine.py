@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..capture import Capture, answers_of, capture
 from ..errors import TaskError
-from ..hooks import on_output
+from ..hooks import first_tensor, on_output
 from ..model import LensModel
 from ..progress import track
 from ..replay import Replay
@@ -182,7 +182,9 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
         blocks = [lens.map.blocks[layer].module for layer in range(layers)]
         handles = [
             block.register_forward_hook(
-                lambda _m, _a, out, layer=layer: theirs.update({layer: out.clone()})
+                lambda _m, _a, out, layer=layer: theirs.__setitem__(
+                    layer, first_tensor(out).clone()
+                )
             )
             for layer, block in enumerate(blocks)
         ]
