@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_models import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers_models import tiny_model
 from subspacelens.model import LensModel
 from subspacelens.modelmap import build_map
 from subspacelens.speedups import RMSNorm, kernels_of, packed_attention
