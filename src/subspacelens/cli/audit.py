@@ -1,0 +1,151 @@
+"""`audit`, `fit` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..progress import showing_progress
+from .options import (
+    Device,
+    Dim,
+    Dtype,
+    Fit,
+    FitName,
+    Memory,
+    Model,
+    Pairs,
+    Seed,
+    Shifted,
+    Sites,
+    TaskName,
+    TestPairs,
+    bytes_of,
+    captured,
+    command_line,
+    fitted,
+    given_subspace,
+    prepared,
+    sites_of,
+    writable,
+)  # fmt: skip
+
+
+def audit(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    test_pairs: TestPairs = None,
+    site: Sites = None,
+    fit: FitName = Fit.das,
+    dim: Dim = 1,
+    subspace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Audit this subspace instead of fitting one: a file of ours, or, with --site, a "
+            "vector or matrix from .npy, .npz, .pt or .safetensors."
+        ),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of that file.")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
+    ] = None,
+    pairs: Pairs = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
+) -> None:
+    """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
+
+    Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. Without
+    options it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a
+    site where DAS finds an illusion and at one where it finds the feature.
+    """
+    from ..audit import audit as run_audit
+    from ..report import write_report
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
+        given = given_subspace(lens, subspace, site, key, row) if subspace else None
+        sites = [given.site] if given else sites_of(site, model, task)
+        captures = captured(lens, chosen, sites, dim, shifted)
+        results = []
+        for where in sites:
+            found = given or fitted(lens, captures, where, fit, dim, seed, budget)
+            result = run_audit(
+                lens, captures, found, seed=seed, memory=budget, command=command_line()
+            )
+            result.save(out)
+            results.append(result.record)
+    page = write_report(out)
+    for record in results:
+        _print_record(record)
+    typer.echo(f"report: {page}")
+
+
+def fit_command(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    site: Sites = None,
+    fit: FitName = Fit.das,
+    dim: Dim = 1,
+    pairs: Pairs = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
+) -> None:
+    """Find a subspace at each site and save it, without judging it.
+
+    Writes OUT/<site>/subspace.safetensors.
+    """
+    from ..audit.audit import SUBSPACE_FILE
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        sites = sites_of(site, model, task)
+        captures = captured(lens, chosen, sites, dim, shifted)
+        for where in sites:
+            found = fitted(lens, captures, where, fit, dim, seed, budget)
+            path = out / str(where) / SUBSPACE_FILE
+            found.save(path)
+            typer.echo(path)
+
+
+def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit` wrote.")]) -> None:
+    """Draw DIRECTORY/report.html again from the saved results."""
+    from ..report import write_report
+
+    typer.echo(write_report(directory))
+
+
+def _print_record(record) -> None:
+    def cell(estimate) -> str:
+        if estimate.value is None:
+            return "-"
+        if estimate.low is None:
+            return f"{estimate.value:.2f}"
+        return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+    metrics = ("nats", "fldd", "iia", "iia_pair")
+    table = Table("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
+    for name, effect in record.effects.items():
+        table.add_row(name, *(cell(effect[metric]) for metric in metrics))
+    table.add_row("no patch", *(cell(record.no_op[metric]) for metric in metrics), style="dim")
+    console = Console()
+    console.print(table)
+    for reason in record.verdict.reasons:
+        console.print(f"  - {reason}", markup=False, highlight=False)
+    console.print()

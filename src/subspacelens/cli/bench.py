@@ -1,0 +1,65 @@
+"""`bench`: the library measured on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..progress import showing_progress
+from .options import (
+    Device,
+    Dtype,
+    Model,
+)  # fmt: skip
+
+commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
+
+
+@commands.command("engine")
+def bench_engine_command(
+    model: Model = "smollm2",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the picture of the growth to this .html file.")
+    ] = None,
+) -> None:
+    """Time the engine against plain hooks, pyvene (if installed) and the bare matrix products."""
+    import json
+
+    from ..bench import bench_engine, growth_figure
+    from ..model import load_model
+    from ..results import write_atomically
+
+    with showing_progress():
+        result = bench_engine(load_model(model, device=device, dtype=dtype), quick=quick)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    if plot is not None:
+        write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
+    names = ("engine", "hooks", "pyvene", "floor")
+    table = Table("seconds", *names, "engine / floor", "hooks / engine", "pyvene / engine")
+    rows = {f"step {site}": times for site, times in result["steps"].items()}
+    rows |= {f"fit {site}": times for site, times in result["fit"].items()}
+    rows["map"] = result["map"]
+    for name, times in rows.items():
+        seconds = [times.get(f"{who}_seconds") for who in names]
+        engine, hooks, pyvene, floor = seconds
+        ratios = [(engine, floor), (hooks, engine), (pyvene, engine)]
+        table.add_row(
+            name,
+            *("-" if s is None else f"{s:.3f}" for s in seconds),
+            *("-" if None in pair else f"{pair[0] / pair[1]:.2f}" for pair in ratios),
+        )
+    Console().print(table)
+    typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")

