@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..progress import showing_progress
 from .options import (
+    Captures,
     Device,
     Dim,
     Dtype,
@@ -59,6 +60,7 @@ def audit(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    captures: Captures = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
@@ -76,13 +78,11 @@ def audit(
         lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
-        captures = captured(lens, chosen, sites, dim, shifted)
+        held = captured(lens, chosen, sites, dim, shifted, captures)
         results = []
         for where in sites:
-            found = given or fitted(lens, captures, where, fit, dim, seed, budget)
-            result = run_audit(
-                lens, captures, found, seed=seed, memory=budget, command=command_line()
-            )
+            found = given or fitted(lens, held, where, fit, dim, seed, budget)
+            result = run_audit(lens, held, found, seed=seed, memory=budget, command=command_line())
             result.save(out)
             results.append(result.record)
     page = write_report(out)
@@ -103,6 +103,7 @@ def fit_command(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    captures: Captures = None,
     out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
 ) -> None:
     """Find a subspace at each site and save it, without judging it.
@@ -116,9 +117,9 @@ def fit_command(
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
         sites = sites_of(site, model, task)
-        captures = captured(lens, chosen, sites, dim, shifted)
+        held = captured(lens, chosen, sites, dim, shifted, captures)
         for where in sites:
-            found = fitted(lens, captures, where, fit, dim, seed, budget)
+            found = fitted(lens, held, where, fit, dim, seed, budget)
             path = out / str(where) / SUBSPACE_FILE
             found.save(path)
             typer.echo(path)

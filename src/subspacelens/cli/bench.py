@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..progress import showing_progress
+from ..site import Site
 from .options import (
     Device,
     Dtype,
@@ -48,7 +49,9 @@ def bench_engine_command(
     if plot is not None:
         write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
     names = ("engine", "hooks", "pyvene", "floor")
-    table = Table("seconds", *names, "engine / floor", "hooks / engine", "pyvene / engine")
+    table = Table(title="seconds, and ratios of seconds")
+    for heading in ("", *names, "engine / floor", "hooks / engine", "pyvene / engine"):
+        table.add_column(heading, overflow="fold")
     rows = {f"step {site}": times for site, times in result["steps"].items()}
     rows |= {f"fit {site}": times for site, times in result["fit"].items()}
     rows["map"] = result["map"]
@@ -63,3 +66,23 @@ def bench_engine_command(
         )
     Console().print(table)
     typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+
+
+@commands.command("profile")
+def bench_profile_command(
+    model: Model = "smollm2",
+    site: Annotated[str, typer.Option(help="Where the direction is trained.")] = "L18.mlp_act@S2",
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Show where the time of a training step of the engine goes, by operation."""
+    from ..bench import profile_step
+    from ..model import load_model
+
+    where = Site.parse(site)
+    with showing_progress():
+        shares = profile_step(load_model(model, device=device, dtype=dtype), where)
+    table = Table("operation", "share", title=f"a step at {where}")
+    for name, share in list(shares.items())[:20]:
+        table.add_row(name, f"{share:.1%}")
+    Console().print(table)
