@@ -3,6 +3,7 @@ unit."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def ratio(
     factor: float = 1.0,
 ) -> Estimate:
     """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
-    over units. No interval where the denominator's own interval contains 0."""
+    over units. No interval where resampling finds none."""
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
@@ -54,6 +55,8 @@ def ratio(
         return offset + factor * top.sum(axis=axis) / bottom.sum(axis=axis)
 
     low, high = _bca((n, d), statistic)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Estimate(value=value)
     return Estimate(value=value, low=low, high=high)
 
 
@@ -75,7 +78,8 @@ def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
 
 
 def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             data,
             statistic,

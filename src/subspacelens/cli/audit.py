@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..progress import showing_progress
 from .options import (
+    BudgetName,
     Captures,
     Device,
     Dim,
@@ -25,6 +26,7 @@ from .options import (
     Sites,
     TaskName,
     TestPairs,
+    Tests,
     bytes_of,
     captured,
     command_line,
@@ -61,6 +63,8 @@ def audit(
     memory: Memory = None,
     shifted: Shifted = False,
     captures: Captures = None,
+    budget: BudgetName = "standard",
+    tests: Tests = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
@@ -70,9 +74,12 @@ def audit(
     site where DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
+    from ..audit.audit import chosen_tests
     from ..report import write_report
 
-    budget = bytes_of(memory)
+    space = bytes_of(memory)
+    named = None if tests is None else [name.strip() for name in tests.split(",")]
+    chosen_tests(budget, named)
     writable(out)
     with showing_progress():
         lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
@@ -81,8 +88,11 @@ def audit(
         held = captured(lens, chosen, sites, dim, shifted, captures)
         results = []
         for where in sites:
-            found = given or fitted(lens, held, where, fit, dim, seed, budget)
-            result = run_audit(lens, held, found, seed=seed, memory=budget, command=command_line())
+            found = given or fitted(lens, held, where, fit, dim, seed, space)
+            result = run_audit(
+                lens, held, found, budget=budget, tests=named, seed=seed, memory=space,
+                command=command_line(),
+            )  # fmt: skip
             result.save(out)
             results.append(result.record)
     page = write_report(out)

@@ -68,6 +68,18 @@ Memory = Annotated[
         "By default a quarter of what is free."
     ),
 ]
+BudgetName = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        help="`fast`: what the verdict rests on; `standard`: all tests of the given subspace; "
+        "`full`: it is fitted again on halves of the data too.",
+    ),
+]
+Tests = Annotated[
+    str | None,
+    typer.Option(help="Run these tests only, by name, separated by commas."),
+]
 Captures = Annotated[
     Path | None,
     typer.Option(

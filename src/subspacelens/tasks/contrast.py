@@ -47,9 +47,9 @@ def contrast(
     """
     if name not in CONTRASTS:
         raise TaskError(f"unknown contrast '{name}': one of {', '.join(CONTRASTS)}")
-    for split, size, least in (("train", train, 1), ("test", test, 1), ("held_out", held_out, 0)):
+    for which, size, least in (("train", train, 1), ("test", test, 1), ("held_out", held_out, 0)):
         if size < least:
-            raise TaskError(f"{name}: {split}={size}: give at least {least}")
+            raise TaskError(f"{name}: {which}={size}: give at least {least}")
     data = _data()[name]
     classes = _usable(tokenizer, data)
     if min(map(len, classes)) < 2 * _MIN_WORDS:
