@@ -48,7 +48,7 @@ from .drawing import draw
 from .effects import Scorer, named_patches, outcomes_by_name, random_effects
 from .evidence import BUDGETS, TESTS, Case, Natural
 from .statistics import mean, proportion
-from .support import split_by_support
+from .support import EXPLAINED, SUPPORT_AT, split_by_support
 from .verdict import CONDITIONS, decide
 
 SUBSPACE_FILE = "subspace.safetensors"
@@ -146,9 +146,10 @@ def judge(
         effects["reversed"] = _reversed(lens, captures, site, basis, memory)
     next(steps)
     natural = Natural.of(captures.train, site)
+    explained = (SUPPORT_AT,) if budget == "fast" else EXPLAINED
     case = Case(
         lens, site, subspace, basis, captures, replay, scorer, parts, readers, outcomes,
-        split_by_support(natural.x, replay, basis, scorer), natural,
+        split_by_support(natural.x, replay, basis, scorer, explained), natural,
         Natural.of(captures.test, site), drops, seed,
     )  # fmt: skip
     found = {str(name): TESTS[str(name)][1](case) for name in steps}

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..patching import ReadWrite, SubspacePatch
 from ..results import DoseResponse, Figures, Scatter, SupportCurve, Written
 from .evidence.case import Case, class_scores
-from .support import EXPLAINED
 
 DOSES = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 DOSE_PAIRS = 64
@@ -48,7 +47,7 @@ def draw(case: Case) -> Figures:
             patched=scatter(write(base + delta) @ along, z[: len(base)]),
         ),
         support=SupportCurve(
-            explained=list(EXPLAINED),
+            explained=list(case.by_support.explained),
             components=case.by_support.components,
             share=case.by_support.share,
             on=(case.by_support.on.sum(1) * fldd).tolist(),

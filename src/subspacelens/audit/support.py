@@ -14,13 +14,15 @@ from ..replay import Replay
 from .effects import Scorer
 
 EXPLAINED = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
+SUPPORT_AT = 0.99
 
 
 @dataclass(frozen=True)
 class SupportSplit:
     """The patch split into what lies on the natural support and what lies off it, for a range of
-    explained variances. `on`, `off`: drops (len(EXPLAINED), n) in nats."""
+    explained variances. `on`, `off`: drops (len(explained), n) in nats."""
 
+    explained: tuple[float, ...]
     components: list[int]
     share: list[float]
     on: np.ndarray
@@ -29,12 +31,17 @@ class SupportSplit:
 
 
 def split_by_support(
-    natural: Tensor, replay: Replay, basis: Tensor, scorer: Scorer
+    natural: Tensor,
+    replay: Replay,
+    basis: Tensor,
+    scorer: Scorer,
+    explained: tuple[float, ...] = EXPLAINED,
 ) -> SupportSplit:
-    """Estimates the support on the training prompts and replays both parts on the test pairs."""
+    """Estimates the support on the activations `natural` (n, dim) and replays both parts on the
+    pairs of `replay`, for each share of `explained` variance."""
     support = Support.of(natural)
     base, source = replay.captured.base[replay.site], replay.captured.source[replay.site]
-    components = [support.components(e) for e in EXPLAINED]
+    components = [support.components(e) for e in explained]
     ons = [support.on(basis, count) for count in components]
     patches = [ReadWrite(basis, on) for on in ons]
     patches += [ReadWrite(basis, basis - on) for on in ons]
@@ -43,6 +50,7 @@ def split_by_support(
     drops = scorer.clean - found
     size = float(basis.norm() ** 2)
     return SupportSplit(
+        explained,
         components,
         [float(on.norm() ** 2) / size for on in ons],
         drops[: len(ons)],

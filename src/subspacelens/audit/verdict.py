@@ -10,13 +10,11 @@ sites the two conditions that exist must agree.
 
 from __future__ import annotations
 
-from math import prod
-
 from ..results import Estimate, Test, Verdict
 
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "support")
-CONDITIONS = (*EXACT, "support")
+CONDITIONS = (*EXACT, "read_source", "support")
 THRESHOLD = 1 / 3
 SMALLEST_FLDD = 0.1
 SMALLEST_UNITS = 16
@@ -36,11 +34,11 @@ def decide(
     downstream has at most one dimension more than the subspace, so that every direction which is
     read at all acts alike and none can be told from another.
 
-    `score` is 1 less the product of the conditions' values, each between 0 and 1.
+    `score`, from 0 (faithful) to 1 (illusory), is 1 less the product of what is left: see `_left`.
     """
     needed = EXACT if exact else OTHER
     found = [name for name in needed if name in tests and tests[name].value is not None]
-    score = 1 - prod(min(1.0, max(0.0, _value(tests[name]))) for name in found) if found else 0.5
+    score = 1 - _left(tests, exact)
     assumptions = [
         "The component's border is meaningful: its neighbours could carry the feature too.",
         "The row/null split is exact: what the site writes passes through one linear map."
@@ -114,6 +112,21 @@ def decide(
         "The conditions contradict each other, their intervals are too wide, or one could not be "
         "tested; more pairs, or a site where the split is not void, could settle it.",
     )
+
+
+def _left(tests: dict[str, Test], exact: bool) -> float:
+    """Product of the shares of the effect that are left, each cut to [0, 1], 1/2 where one is void.
+    The whole component counts in units of the cut: that it does more says nothing."""
+
+    def share(name: str, unit: float = 1.0) -> float:
+        value = tests[name].value if name in tests else None
+        return 0.5 if value is None else min(1.0, max(0.0, value / unit))
+
+    whole = share("full_component", THRESHOLD)
+    if not exact:
+        return whole * share("support")
+    read = 1 - share("read_source")
+    return whole * share("row_effect") * share("covariation") * read
 
 
 def _value(test: Test) -> float:

@@ -199,6 +199,11 @@ def summary(results: Sequence[Result]) -> dict:
             name: _auroc([r for r in judged if r.tests.get(name) is not None], _of_test(name))
             for name in names
         },
+        "all_tiers": _auroc(results),
+        "by_test_all_tiers": {
+            name: _auroc([r for r in results if r.tests.get(name) is not None], _of_test(name))
+            for name in names
+        },
         "same_write": [
             _same_write(results, noise, drift)
             for noise, drift in sorted({(r.noise, r.drift) for r in results if r.tier == "ii"})

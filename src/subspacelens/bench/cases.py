@@ -95,6 +95,10 @@ def subspaces(planting: Planting, units: Units, width: int, seed: int) -> Iterat
     k = planting.k
     groups = range(planting.channels // k)
 
+    def blend(degrees: float) -> Tensor:
+        first, second = tilted(degrees)
+        return first * basis(0, faithful=1.0) + second * basis(1, faithful=1.0)
+
     def basis(group: int, **weights: float) -> Tensor:
         columns = []
         for channel in range(group * k, group * k + k):
@@ -108,6 +112,8 @@ def subspaces(planting: Planting, units: Units, width: int, seed: int) -> Iterat
     if planting.plan.beside:
         for group in groups:
             yield Planted("faithful", 0.0, basis(group, faithful=1.0))
+        for degrees in ANGLES if len(groups) > 1 and planting.tier != "ii" else ():
+            yield Planted("faithful", 0.0, blend(degrees))
     if planting.tier == "ii":
         sensor, dormant = tilted(45)
         yield Planted("illusory", 1.0, basis(0, sensor=sensor, dormant=dormant))

@@ -9,10 +9,9 @@ from torch import Tensor
 from ...certify import centred
 from ...results import Test
 from ..statistics import Units, auroc, auroc_interval, between_class_share, ratio
-from ..support import EXPLAINED
+from ..support import SUPPORT_AT
 from .case import Case, class_scores, test_of, void
 
-SUPPORT_AT = 0.99
 RANK = 1e-3
 LEAST_WITHIN = 0.02
 """A reading varies at least this share within the classes, or it cannot be told from any other that
@@ -79,7 +78,8 @@ def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -
 def support(case: Case) -> Test:
     """Is the write carried by what varies in nature? E(on-support δ) / E(V), with the support that
     explains 99 % of the natural variance."""
-    split, at = case.by_support, EXPLAINED.index(SUPPORT_AT)
+    split = case.by_support
+    at = split.explained.index(SUPPORT_AT)
     found = case.share(split.on[at])
     if found.value is None:
         return void("the subspace has no effect to compare with")
