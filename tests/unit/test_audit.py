@@ -11,13 +11,18 @@ from helpers_models import tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.audit import judge
 from subspacelens.audit.audit import chosen_tests
+from subspacelens.audit.decomposition import attribute_readers
 from subspacelens.audit.evidence import TESTS
+from subspacelens.audit.evidence.path import _frozen
 from subspacelens.audit.verdict import EXACT, decide
 from subspacelens.bench.planted import Units, planted
+from subspacelens.capture import capture
 from subspacelens.errors import LensError
 from subspacelens.model import LensModel
 from subspacelens.modelmap import build_map
-from subspacelens.results import Estimate, Test
+from subspacelens.replay import Replay
+from subspacelens.results import Estimate
+from subspacelens.results import Test as Found
 from subspacelens.site import Site
 from subspacelens.subspace import made_by
 from subspacelens.task_capture import TaskCapture, capture_task
@@ -28,11 +33,11 @@ SITE = Site(1, "mlp_act", "X")
 LARGE = Estimate(value=1.0, low=0.9, high=1.1)
 
 
-def shares(**values: tuple[float, float, float] | None) -> dict[str, Test]:
-    def test(bounds) -> Test:
+def shares(**values: tuple[float, float, float] | None) -> dict[str, Found]:
+    def test(bounds) -> Found:
         if bounds is None:
-            return Test(value=None, reading="void")
-        return Test(value=bounds[1], low=bounds[0], high=bounds[2], reading="said")
+            return Found(value=None, reading="void")
+        return Found(value=bounds[1], low=bounds[0], high=bounds[2], reading="said")
 
     usual = dict.fromkeys(("full_component", "row_effect", "covariation", "support"), (0.8, 0.9, 1))
     return {name: test(bounds) for name, bounds in (usual | values).items()}
@@ -80,7 +85,7 @@ def test_what_cannot_be_known_is_undetermined(changes, word):
 
 def test_the_score_falls_with_every_share_that_is_left():
     def score(**values) -> float:
-        tests = shares(**values) | {"read_source": Test(value=0.0, reading="")}
+        tests = shares(**values) | {"read_source": Found(value=0.0, reading="")}
         return decide(tests, LARGE, LARGE, 64, exact=True).score
 
     best = score(row_effect=(1, 1, 1), covariation=(1, 1, 1))
@@ -160,6 +165,7 @@ def test_all_tests_say_something(lens, task, units):
     assert found.tests["natural_range"].value > 0.5
     assert 0 < found.tests["gradient_agreement"].value <= 1
     assert found.tests["selectivity"].value > 0
+    assert "_proj" in found.tests["path"].reading
     assert found.tests["generalisation"].value is None
     assert set(found.effects) >= {"random", "reversed"}
 
@@ -174,3 +180,19 @@ def test_budgets_and_names():
         chosen_tests("long")
     with pytest.raises(LensError, match="unknown test 'luck'"):
         chosen_tests("fast", ["luck"])
+
+
+def test_frozen_readers_hide_what_only_they_read(lens):
+    """With every reader of every later block frozen, nothing but the direct path is left; with
+    none, everything is."""
+    captured = capture(lens, random_pairs([(9, 4)] * 4), [SITE])
+    replay = Replay(lens, captured, SITE)
+    delta = captured.difference(SITE)
+    readers = list(attribute_readers(lens, replay, delta))
+    clean = captured.clean.logit_diff
+    patched = replay.outcomes(delta).logit_diff
+    # X is not the last column: what is written there reaches the answer through attention alone.
+    torch.testing.assert_close(_frozen(replay, readers, delta), clean)
+    torch.testing.assert_close(_frozen(replay, [], delta), patched)
+    some = _frozen(replay, readers[:1], delta)
+    assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())

@@ -61,6 +61,7 @@ TEST_WORDS = {
         "distance ÷ that of natural held-out points",
     ),
     "chance": ("Is it beyond what a random subspace does?", "p-value by permutation"),
+    "path": ("Through which heads does it act?", "effect left with the top readers frozen"),
     "gradient_agreement": (
         "Would the model's own gradient choose it?",
         "absolute cosine with the gradient",

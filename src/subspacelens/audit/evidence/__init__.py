@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...results import Test
-from . import choice, effects, landing, nature
+from . import choice, effects, landing, nature, path
 from .case import Case, Natural
 
 BUDGETS = ("fast", "standard", "full")
@@ -28,6 +28,7 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "natural_range": ("standard", landing.natural_range),
     "off_manifold": ("standard", landing.off_manifold),
     "chance": ("standard", choice.chance),
+    "path": ("standard", path.path),
     "gradient_agreement": ("standard", choice.gradient_agreement),
     "selectivity": ("standard", choice.selectivity),
     "generalisation": ("standard", effects.generalisation),
