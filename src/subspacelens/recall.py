@@ -1,0 +1,88 @@
+"""What a model says after prompts: plain forward passes in batches, nothing patched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .capture import padded, prompt_batches
+from .hooks import check_ready, first_tensor
+from .model import LensModel
+from .progress import track
+from .tasks.facts import Fact, fact_prompt, object_token
+from .tasks.pairset import Prompt
+
+LOGIT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Recall:
+    """`top` (n,): the most likely next token over the whole vocabulary. `log_probs` (n, m): of the
+    tokens asked for, in nats."""
+
+    top: Tensor
+    log_probs: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+
+def recall(
+    lens: LensModel, prompts: Sequence[Prompt], tokens: Tensor, what: str = "recall"
+) -> Recall:
+    """The next token after each prompt, and how likely `tokens` (n, m) are. The weights are used
+    as they are at the moment, edits included; each distinct prompt runs once."""
+    hidden = last_hidden(lens, prompts, what)
+    tops, found = [], []
+    with torch.no_grad():
+        for rows, wanted in zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True):
+            logs = lens.map.tail.logits(rows).float().log_softmax(-1).cpu()
+            tops.append(logs.argmax(-1))
+            found.append(logs.gather(1, wanted))
+    return Recall(torch.cat(tops), torch.cat(found))
+
+
+def last_hidden(lens: LensModel, prompts: Sequence[Prompt], what: str = "recall") -> Tensor:
+    """The last block's output at the last column of each prompt, (n, d_model)."""
+    check_ready(lens.model)
+    distinct = {prompt.ids: prompt for prompt in prompts}
+    batches = prompt_batches(distinct.values(), lambda prompt: len(prompt.ids), lens.map.pads)
+    found: dict[tuple[int, ...], Tensor] = {}
+    final: list[Tensor] = []
+
+    def stop(_module, _args, output):
+        final.append(first_tensor(output)[:, -1])
+        raise _Stop
+
+    handle = lens.map.blocks[-1].module.register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            for batch in track(batches, what):
+                ids, mask, positions = (
+                    tensor.to(lens.device) for tensor in padded([prompt.ids for prompt in batch])
+                )
+                extra = {"position_ids": positions} if lens.map.accepts_positions else {}
+                with suppress(_Stop):
+                    lens.map.inner(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+                found |= zip((prompt.ids for prompt in batch), final.pop(), strict=True)
+    finally:
+        handle.remove()
+    return torch.stack([found[prompt.ids] for prompt in prompts])
+
+
+def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
+    """The facts whose prompt the model continues, as its most likely token over the whole
+    vocabulary, with the first token of the object."""
+    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
+    right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
+    known = recall(lens, prompts, right[:, None], "facts").top == right
+    return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
+
+
+class _Stop(Exception):
+    pass
