@@ -26,49 +26,49 @@ TEMPLATES = {
         "The government of {} sits in its capital,",
     ],
     "country-continent": [
-        "{} is a country on the continent of",
+        "The country called {} is on the continent of",
         "Geographically, {} lies on the continent of",
         "The country of {} is part of the continent called",
     ],
     "country-currency": [
+        "The unit of money in {} is the",
         "The official currency of {} is the",
         "Prices in {} are given in the currency of the country, the",
-        "The central bank of {} issues a currency named the",
     ],
     "country-language": [
         "The main language spoken in {} is",
+        "In {}, the main language spoken is",
         "The language that most people in {} speak is",
-        "Newspapers in {} are mostly written in",
     ],
     "capital-country": [
+        "The country with the capital {} is",
         "The city of {} is the capital of the country of",
-        "{} is the capital city of the country of",
         "The city of {} is home to the national government of",
     ],
     "city-country": [
-        "{} is a city in the country of",
-        "The city of {} is located in the country of",
+        "The city of {} is in the country of",
+        "The country that the city of {} belongs to is",
         "People who live in {} are residents of the country of",
     ],
     "city-continent": [
         "The city of {} is on the continent of",
         "Geographically, the city of {} lies on the continent of",
-        "{} is a large city on the continent of",
+        "The large city of {} is part of the continent called",
     ],
     "city-state": [
-        "The city of {} is in the US state of",
-        "{} is a place in the American state of",
+        "The city of {} is in the state of",
+        "The place called {} is in the American state of",
         "People who live in {} are residents of the US state of",
     ],
     "region-country": [
-        "{} is a region in the country of",
+        "The region of {} is in the country of",
         "The region of {} is a part of the country of",
         "People who live in {} are residents of the country of",
     ],
     "language-country": [
+        "The country where most people speak {} is",
         "The {} language is mostly spoken in the country of",
         "Most people who speak {} live in the country of",
-        "The language called {} comes from the country of",
     ],
 }
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from .site import Site
 from .tasks.pairset import PairSet, Prompt
 
 TOKENS_PER_BATCH = 2048
+
+T = TypeVar("T")
 
 Entry = tuple[str, int]
 """A place in the residual stream: `("pre", l)` before block l, `("mid", l)` inside it."""
@@ -176,11 +179,9 @@ def _key(prompt: Prompt) -> tuple:
     return prompt.ids, tuple(sorted(prompt.columns.items()))
 
 
-def prompt_batches(
-    prompts: Iterable[Prompt], lengths: Callable[[Prompt], int], pads: bool
-) -> list[list[Prompt]]:
+def prompt_batches(prompts: Iterable[T], lengths: Callable[[T], int], pads: bool) -> list[list[T]]:
     """Prompts of similar length together, at most `TOKENS_PER_BATCH` columns a batch."""
-    batches: list[list[Prompt]] = []
+    batches: list[list[T]] = []
     for prompt in sorted(prompts, key=lengths):
         length = lengths(prompt)
         batch = batches[-1] if batches else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +32,20 @@ class Recall:
         return self.log_probs.exp()
 
 
+Around = Callable[[list[int]], AbstractContextManager[None]]
+"""What to do to the model while it reads the prompts of these numbers, one a row."""
+
+
 def recall(
-    lens: LensModel, prompts: Sequence[Prompt], tokens: Tensor, what: str = "recall"
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    tokens: Tensor,
+    what: str = "recall",
+    around: Around | None = None,
 ) -> Recall:
     """The next token after each prompt, and how likely `tokens` (n, m) are. The weights are used
-    as they are at the moment, edits included; each distinct prompt runs once."""
-    hidden = last_hidden(lens, prompts, what)
+    as they are at the moment, edits included."""
+    hidden = last_hidden(lens, prompts, what, around)
     tops, found = [], []
     with torch.no_grad():
         for rows, wanted in zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True):
@@ -47,32 +55,41 @@ def recall(
     return Recall(torch.cat(tops), torch.cat(found))
 
 
-def last_hidden(lens: LensModel, prompts: Sequence[Prompt], what: str = "recall") -> Tensor:
-    """The last block's output at the last column of each prompt, (n, d_model)."""
+def last_hidden(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    what: str = "recall",
+    around: Around | None = None,
+) -> Tensor:
+    """The last block's output at the last column of each prompt, (n, d_model). Without `around`
+    each distinct prompt runs once."""
     check_ready(lens.model)
-    distinct = {prompt.ids: prompt for prompt in prompts}
-    batches = prompt_batches(distinct.values(), lambda prompt: len(prompt.ids), lens.map.pads)
-    found: dict[tuple[int, ...], Tensor] = {}
+    first: dict[tuple[int, ...], int] = {}
+    same = [
+        first.setdefault(prompt.ids, number) if around is None else number
+        for number, prompt in enumerate(prompts)
+    ]
+    batches = prompt_batches(
+        sorted(set(same)), lambda number: len(prompts[number].ids), lens.map.pads
+    )
+    found: dict[int, Tensor] = {}
     final: list[Tensor] = []
 
     def stop(_module, _args, output):
         final.append(first_tensor(output)[:, -1])
         raise _Stop
 
-    handle = lens.map.blocks[-1].module.register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            for batch in track(batches, what):
-                ids, mask, positions = (
-                    tensor.to(lens.device) for tensor in padded([prompt.ids for prompt in batch])
-                )
-                extra = {"position_ids": positions} if lens.map.accepts_positions else {}
-                with suppress(_Stop):
-                    lens.map.inner(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
-                found |= zip((prompt.ids for prompt in batch), final.pop(), strict=True)
-    finally:
-        handle.remove()
-    return torch.stack([found[prompt.ids] for prompt in prompts])
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(lens.map.blocks[-1].module.register_forward_hook(stop).remove)
+        for batch in track(batches, what):
+            ids, mask, positions = (
+                tensor.to(lens.device) for tensor in padded([prompts[i].ids for i in batch])
+            )
+            extra = {"position_ids": positions} if lens.map.accepts_positions else {}
+            with nullcontext() if around is None else around(batch), suppress(_Stop):
+                lens.map.inner(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+            found |= zip(batch, final.pop(), strict=True)
+    return torch.stack([found[number] for number in same])
 
 
 def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
