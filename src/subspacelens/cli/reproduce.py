@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    writable,
-)  # fmt: skip
+from ..progress import showing_progress
+from .facts import FactsFile, facts_of
+from .options import Device, Dtype, Model, Seed, command_line, writable
 
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
@@ -29,4 +29,50 @@ def reproduce_toy(
     result = run_toy()
     page = write_toy(result, out)
     typer.echo(markdown(result))
+    typer.echo(f"report: {page}")
+
+
+@commands.command("facts")
+def reproduce_facts(
+    model: Model = "smollm2",
+    facts: FactsFile = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text for the second moments; else CPython's and the model's own."),
+    ] = None,
+    step: Annotated[int, typer.Option(help="Every so many layers.")] = 3,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's fit: 600 steps, 8 runs a pair. Hours.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few layers, pairs and steps, to try it out.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/facts"),
+) -> None:
+    """Factual recall: a direction that flips facts where its whole component does nothing.
+
+    Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
+    """
+    from ..corpus import embedded_corpus, read_corpus
+    from ..model import load_model
+    from ..report.facts_page import markdown, write_facts
+    from ..studies.facts import facts_plan, run_facts
+
+    writable(out)
+    with showing_progress():
+        asked = facts_of(facts)
+        lens = load_model(model, device=device, dtype=dtype)
+        plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
+        size = 4_000 if quick else 20_000
+        corpus = (
+            embedded_corpus(lens, tokens=size)
+            if text is None
+            else read_corpus(text, lens.tokenizer)
+        )
+        record = run_facts(lens, asked, corpus, plan, command_line())
+    page = write_facts(record, out)
+    typer.echo(markdown(record))
     typer.echo(f"report: {page}")

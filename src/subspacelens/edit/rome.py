@@ -167,4 +167,7 @@ def _snippets(lens: LensModel, recipe: RomeRecipe) -> list[str]:
     if recipe.prefixes == 0:
         return []
     ids = sample(lens, recipe.prefixes, SNIPPET, recipe.seed)
-    return [" ".join(str(lens.tokenizer.decode(row, skip_special_tokens=True)).split()) + "." for row in ids.tolist()]
+    return [
+        " ".join(str(lens.tokenizer.decode(row, skip_special_tokens=True)).split()) + "."
+        for row in ids.tolist()
+    ]

@@ -195,12 +195,16 @@ def fact_pairs(
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[Fact],
     *,
-    per_relation: int = 6,
+    per_relation: int = 5,
+    fewest: int | None = None,
     seed: int = 0,
 ) -> tuple[tuple[Fact, Fact], ...]:
     """`per_relation` ordered pairs (base, source) of facts with one relation and one template and
-    with objects of different first tokens, drawn anew for each relation that has as many
-    (arXiv 2311.17030 §5: five). No base serves twice while others are left."""
+    with objects of different first tokens (arXiv 2311.17030 §5: five), drawn for each relation
+    that has as many, or at least `fewest`. No base serves twice while others are left.
+
+    Raises `TaskError` if no relation has enough."""
+    fewest = per_relation if fewest is None else fewest
     groups: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
         groups.setdefault((fact.relation, fact.template), []).append(fact)
@@ -214,10 +218,10 @@ def fact_pairs(
         for place, pair in enumerate(able):
             turn = used[pair[0].id] = used.get(pair[0].id, -1) + 1
             ranked.append((turn, place, pair))
-        if len(able) >= per_relation:
+        if len(able) >= max(1, fewest):
             chosen += [pair for _, _, pair in sorted(ranked, key=lambda r: r[:2])[:per_relation]]
     if not chosen:
-        raise TaskError(f"no relation has {per_relation} pairs of facts with different objects")
+        raise TaskError(f"no relation has {fewest} pairs of facts with different objects")
     return tuple(chosen)
 
 

@@ -1,0 +1,52 @@
+"""Patches and edits of many pairs, and whether each flips the model's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..capture import Outcomes
+from ..edit.rank_one import RankOneEdit, edited_each
+from ..model import LensModel
+from ..patching import Patch
+from ..recall import recall
+from ..replay import Replay
+from ..tasks.pairset import PairSet
+from .facts_record import Tried
+
+
+def tried(replay: Replay, patch: Patch) -> Tried:
+    """One patch of all pairs of a replay."""
+    return tried_all(replay, {"": patch})[""]
+
+
+def tried_all(replay: Replay, patches: dict[str, Patch]) -> dict[str, Tried]:
+    """Several patches in one batched replay."""
+    base, source = (x[replay.site] for x in (replay.captured.base, replay.captured.source))
+    found = replay.outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
+    pairs = replay.captured.pairs
+    return {
+        name: judged(Outcomes(found.logit_diff[i], found.top[i]), pairs)
+        for i, name in enumerate(patches)
+    }
+
+
+def tried_edits(lens: LensModel, pairs: PairSet, edits: Sequence[RankOneEdit]) -> Tried:
+    """Each pair's base prompt with its own edit in the weights, at all tokens."""
+    answers = torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
+    prompts = [pair.base for pair in pairs.pairs]
+
+    def around(rows: list[int]):
+        return edited_each(lens, [edits[row] for row in rows])
+
+    found = recall(lens, prompts, answers, "edits", around)
+    logs = found.log_probs.double()
+    return judged(Outcomes(logs[:, 0] - logs[:, 1], found.top), pairs)
+
+
+def judged(outcomes: Outcomes, pairs: PairSet) -> Tried:
+    targets = torch.tensor([pair.target for pair in pairs.pairs])
+    return Tried(
+        flips=(outcomes.top == targets).tolist(), logit_diff=outcomes.logit_diff.double().tolist()
+    )
