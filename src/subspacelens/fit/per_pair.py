@@ -28,8 +28,8 @@ class Recipe:
     The paper's is `PAPER`: 600 steps, no run is given up. The default spends about a tenth.
     """
 
-    steps: int = 60
-    trial: int = 5
+    steps: int = 40
+    trial: int = 4
     rates: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01)
     starts: int = 2
 

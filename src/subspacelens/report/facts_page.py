@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -119,7 +120,7 @@ def beyond_figure(rows: list[LayerSummary]) -> go.Figure:
 
 
 def _lines(
-    rows: list[LayerSummary], lines: dict[str, list[Estimate | None]], names: dict[str, str]
+    rows: list[LayerSummary], lines: Mapping[str, Sequence[Estimate | None]], names: dict[str, str]
 ) -> go.Figure:
     figure = blank(height=400)
     for name, found in lines.items():

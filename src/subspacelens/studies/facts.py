@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class FactsPlan:
     shared_layers: tuple[int, ...] = ()
     shared_dim: int = 8
     per_relation: int = 5
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
 
 
@@ -108,7 +108,7 @@ def run_facts(
         residual=components,
         shared=shared,
         corpus=corpus.name,
-        recipe=plan.recipe.__dict__ | {"seed": plan.seed},
+        recipe=asdict(plan.recipe) | {"seed": plan.seed},
         seconds=time.perf_counter() - start,
         command=command,
     )
