@@ -29,7 +29,7 @@ from .tokens import encode, tokenize_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SUBJECT = "subject"
+SUBJECT, SUBJECT_START = "subject", "subject_start"
 NEIGHBOURS = 6
 
 
@@ -172,14 +172,14 @@ def _expanded(name: str, relation: Mapping) -> Iterable[Fact]:
 
 
 def fact_prompt(tokenizer: PreTrainedTokenizerBase, fact: Fact, text: str | None = None) -> Prompt:
-    """The fact's own prompt, or `text` about the same subject, with label `subject`. Raises
-    `TaskError` if the text does not name the subject."""
+    """The fact's own prompt, or `text` about the same subject, with labels `subject` (its last
+    token) and `subject_start`. Raises `TaskError` if the text does not name the subject."""
     text = fact.text if text is None else text
     start = text.rfind(fact.subject)
     if start < 0:
         raise TaskError(f"fact {fact.id}: {text!r} does not name its subject {fact.subject!r}")
-    span = {SUBJECT: (start, start + len(fact.subject))}
-    return tokenize_prompt(tokenizer, text, span, f"fact {fact.id}")
+    spans = {SUBJECT: (start, start + len(fact.subject)), SUBJECT_START: (start, start + 1)}
+    return tokenize_prompt(tokenizer, text, spans, f"fact {fact.id}")
 
 
 def object_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
