@@ -57,6 +57,11 @@ class Trace:
         return self.restored - self.corrupted
 
     @property
+    def at_subject(self) -> Tensor:
+        """The effect at the subject's last token, (layers,)."""
+        return self.effect[:, self.prompt.columns[SUBJECT]]
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Of each column: before, in or after the subject."""
         first, last = (self.prompt.columns[label] for label in (SUBJECT_START, SUBJECT))
@@ -89,8 +94,10 @@ def trace(
     layers: Sequence[int],
     *,
     recipe: TraceRecipe | None = None,
+    subject_only: bool = False,
 ) -> Trace:
-    """The layer × token map of one prompt. Raises `SiteError` where the model lacks the stream."""
+    """The layer × token map of one prompt, or its column at the subject's last token alone (the
+    others are NaN). Raises `SiteError` where the model lacks the stream."""
     recipe = recipe or TraceRecipe()
     check_ready(lens.model)
     columns = len(prompt.ids)
@@ -99,16 +106,17 @@ def trace(
     needed = sorted({x + d for x in layers for d in around if 0 <= x + d < depth})
     states, clean = _clean(lens, prompt, answer, needed, recipe.stream)
     noise = _noise(lens, prompt, recipe)
-    cells = [(-1, -1), *((layer, column) for layer in layers for column in range(columns))]
+    asked = [prompt.columns[SUBJECT]] if subject_only else list(range(columns))
+    cells = [(-1, -1), *((layer, column) for layer in layers for column in asked)]
     rows = [(sample, *cell) for cell in cells for sample in range(recipe.samples)]
     found: list[Tensor] = []
     size = max(1, COLUMNS // columns)
     for start in range(0, len(rows), size):
         found.append(_run(lens, prompt, answer, rows[start : start + size], noise, states, around))
     means = torch.cat(found).view(len(cells), recipe.samples).mean(1)
-    return Trace(
-        prompt, tuple(layers), clean, float(means[0]), means[1:].view(len(layers), columns)
-    )
+    restored = torch.full((len(layers), columns), torch.nan)
+    restored[:, asked] = means[1:].view(len(layers), -1)
+    return Trace(prompt, tuple(layers), clean, float(means[0]), restored)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -19,7 +20,7 @@ from ..studies.facts_summary import (
     summary,
 )
 from .document import Plot, document
-from .figures import BLUE, GOLD, GREY, ORANGE, PURPLE, blank
+from .figures import BLUE, GOLD, ORANGE, PURPLE, blank
 from .page import fixed
 
 NAMES = {
@@ -53,7 +54,7 @@ def write_facts_page(record: FactsRecord, directory: Path) -> Path:
     page = document(
         "facts.html.j2",
         {"fixed": fixed, "estimate": estimate},
-        title="Facts: a direction that works where its whole component does nothing",
+        title="Facts: one direction against its whole component",
         record=record,
         relations=sorted({pair.relation for pair in record.pairs}),
         mlp=mlp,
@@ -99,56 +100,62 @@ def markdown(record: FactsRecord) -> str:
 
 def flips_figure(rows: list[LayerSummary]) -> go.Figure:
     """Share of pairs whose top token becomes the source's, for v, its edit and the controls."""
-    return _lines(rows, {n: [r.flips.get(n) for r in rows] for n in STYLE}, NAMES)
+    lines = [Line(NAMES[n], [r.flips.get(n) for r in rows], *STYLE[n]) for n in STYLE]
+    return lines_figure([row.layer for row in rows], lines, "share of pairs flipped")
 
 
 def beyond_figure(rows: list[LayerSummary]) -> go.Figure:
     """v on its own pair, on paraphrases of it and on another pair of the relation."""
-    lines = {
-        "v": [row.flips["v"] for row in rows],
-        "edit": [row.paraphrases["v"] for row in rows],
-        "row": [row.others for row in rows],
-        "full": [row.paraphrases["full"] for row in rows],
-    }
-    names = {
-        "v": "its own pair",
-        "edit": "paraphrases of the pair",
-        "row": "another pair of the relation",
-        "full": "paraphrases, full component",
-    }
-    return _lines(rows, lines, names)
+    said, whole = ([row.paraphrases[name] for row in rows] for name in ("v", "full"))
+    lines = [
+        Line("its own pair", [row.flips["v"] for row in rows], *STYLE["v"]),
+        Line("paraphrases of the pair", said, *STYLE["edit"]),
+        Line("another pair of the relation", [row.others for row in rows], *STYLE["row"]),
+        Line("paraphrases, full component", whole, *STYLE["full"]),
+    ]
+    return lines_figure([row.layer for row in rows], lines, "share of pairs flipped")
 
 
-def _lines(
-    rows: list[LayerSummary], lines: Mapping[str, Sequence[Estimate | None]], names: dict[str, str]
-) -> go.Figure:
+@dataclass(frozen=True)
+class Line:
+    """One quantity at every layer, with the look of its line."""
+
+    name: str
+    values: Sequence[Estimate | None]
+    colour: str
+    symbol: str
+    dash: str
+
+
+def lines_figure(layers: list[int], lines: Sequence[Line], title: str) -> go.Figure:
+    """Estimates against layers, with their intervals; lines without a value are left out."""
     figure = blank(height=400)
-    for name, found in lines.items():
-        if all(e is None or e.value is None for e in found):
+    lowest = 0.0
+    for line in lines:
+        found = [e if e is not None and e.value is not None else None for e in line.values]
+        if not any(found):
             continue
-        colour, symbol, dash = STYLE[name]
-        values = [e.value if e else None for e in found]
+        lowest = min([lowest, *(e.value for e in found if e and e.value is not None)])
         figure.add_scatter(
-            x=[row.layer for row in rows],
-            y=values,
-            name=names[name],
+            x=layers,
+            y=[e.value if e else None for e in found],
+            name=line.name,
             mode="lines+markers",
-            line={"color": colour, "dash": dash, "width": 2},
-            marker={"symbol": symbol, "size": 8},
+            line={"color": line.colour, "dash": line.dash, "width": 2},
+            marker={"symbol": line.symbol, "size": 8},
             error_y={
                 "type": "data",
                 "symmetric": False,
                 "array": [_reach(e, "high") for e in found],
                 "arrayminus": [_reach(e, "low") for e in found],
-                "color": colour,
+                "color": line.colour,
                 "thickness": 1,
                 "width": 3,
             },
             hovertemplate="layer %{x}: %{y:.2f}",
         )
-    figure.update_xaxes(title_text="layer", tickvals=[row.layer for row in rows], zeroline=False)
-    figure.update_yaxes(title_text="share of pairs flipped", range=[-0.03, 1.05])
-    figure.add_hline(y=0, line={"color": GREY, "width": 1})
+    figure.update_xaxes(title_text="layer", tickvals=layers, zeroline=False)
+    figure.update_yaxes(title_text=title, range=[min(-0.03, 1.15 * lowest), 1.05])
     return figure
 
 

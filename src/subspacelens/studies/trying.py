@@ -13,6 +13,7 @@ from ..patching import Patch
 from ..recall import recall
 from ..replay import Replay
 from ..tasks.pairset import PairSet
+from .editing_record import Scores
 from .facts_record import Tried
 
 
@@ -43,6 +44,23 @@ def tried_edits(lens: LensModel, pairs: PairSet, edits: Sequence[RankOneEdit]) -
     found = recall(lens, prompts, answers, "edits", around)
     logs = found.log_probs.double()
     return judged(Outcomes(logs[:, 0] - logs[:, 1], found.top), pairs)
+
+
+def patched_scores(replay: Replay, patch: Patch) -> Scores:
+    """Probabilities of the source's (`new`) and the base's object (`true`) under a patch."""
+    base, source = (x[replay.site] for x in (replay.captured.base, replay.captured.source))
+    delta = patch.delta(base, source)
+    probs, top = torch.empty(len(delta), 2), torch.empty(len(delta), dtype=torch.long)
+    with torch.no_grad():
+        for unit in replay.units(gradients=False):
+            logits = replay.logits(unit, delta[unit.pairs.to(delta.device)][None])[0].float().cpu()
+            probs[unit.pairs] = logits.softmax(-1).gather(1, replay.answers[unit.pairs])
+            top[unit.pairs] = logits.argmax(-1)
+    return Scores(
+        new=probs[:, 1].tolist(),
+        true=probs[:, 0].tolist(),
+        top=(top == replay.answers[:, 1]).tolist(),
+    )
 
 
 def judged(outcomes: Outcomes, pairs: PairSet) -> Tried:
