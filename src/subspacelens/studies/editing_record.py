@@ -25,8 +25,8 @@ class SideEffects(Strict):
     """What an edit does elsewhere, a fact a row. `paraphrase`: share of paraphrases in which the
     new object is likelier than the old; `neighbour`: share of prompts about other subjects in
     which their own object is likelier than the new; `neighbour_top`: in which it is the most
-    likely of all; `essence`: nats by which the continuation of "{subject} is a" moved. None where a fact has
-    no such prompts."""
+    likely of all; `essence`: nats by which the continuation of "{subject} is a" moved.
+    None where a fact has no such prompts."""
 
     paraphrase: list[float | None]
     neighbour: list[float | None]
