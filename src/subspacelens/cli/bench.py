@@ -63,3 +63,41 @@ def bench_engine_command(
         )
     Console().print(table)
     typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+
+
+@commands.command("facts")
+def bench_facts_command(
+    model: Model = "smollm2",
+    layer: Annotated[int, typer.Option(help="Where the directions are.")] = 6,
+    pairs: Annotated[int, typer.Option(help="Pairs, each with a direction of its own.")] = 16,
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 30,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Time the fit of one direction a pair: batched replay against one full pass a pair and step.
+
+    Plain hooks run three steps and are scaled to the whole.
+    """
+    import json
+
+    from ..bench import bench_facts
+    from ..errors import LensError
+    from ..model import load_model
+    from ..results import write_atomically
+    from ..tasks.facts import embedded_facts
+
+    if min(pairs, steps) < 1:
+        raise LensError("--pairs and --steps: at least 1")
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        found = bench_facts(lens, embedded_facts(), layer=layer, pairs=pairs, steps=steps)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(found, indent=1).encode())
+    table = Table("", "seconds", title=f"{found['pairs']} pairs, {steps} steps, {found['site']}")
+    table.add_row("plain hooks", f"{found['hooks_seconds']:.1f}")
+    table.add_row("batched replay", f"{found['replay_seconds']:.1f}")
+    Console().print(table)
+    typer.echo(f"{found['speedup']:.1f} times faster; largest difference {found['error']:.1e} nats")
