@@ -117,7 +117,7 @@ def test_the_illusion_is_said_only_where_the_numbers_show_it(record):
                 "units": list(range(count)),
                 "clean": [1.0] * count,
                 "paraphrase_known": [False] * len(record.paraphrase_known),
-            }  # fmt: skip
+            }
         )
 
     assert summary(with_flips(30, 5, 9))[0].illusory
