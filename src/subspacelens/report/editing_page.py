@@ -36,7 +36,7 @@ def write_editing_page(record: EditingRecord, directory: Path) -> Path:
     page = document(
         "editing.html.j2",
         {"fixed": fixed, "estimate": estimate},
-        title="Where a fact can be edited is not where it is",
+        title="Does an edit work where the fact is stored?",
         record=record,
         rows=rows,
         before=record.before,

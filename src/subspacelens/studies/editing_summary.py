@@ -154,31 +154,37 @@ def edit_findings(record: EditingRecord) -> list[str]:
     """What agrees with the paper and what does not, in sentences that the numbers decide."""
     rows = edit_summary(record)
     said = []
-    works = [r.layer for r in rows if (r.rome.value or 0) >= 0.5]
-    idle = [r.layer for r in rows if r.layer in works and (r.full.high or 1) < 0.25]
+    works = [r for r in rows if (r.rome.value or 0) >= 0.5]
+    idle = [r.layer for r in works if r.full.high is not None and r.full.high < 0.25]
+    carrying = [r.layer for r in works if (r.full.low or 0) >= 0.25]
     if idle:
         said.append(
-            f"At layers {listed(idle)} a ROME edit gives most of the new object's probability, and "
+            f"At {listed(idle)} a ROME edit gives most of the new object's probability, and "
             "patching the whole component flips next to nothing: that an edit works is no sign "
             "that the fact is stored there."
         )
-    elif works:
+    elif not works:
+        said.append("At no layer does ROME give half of the new object's probability here.")
+    elif len(carrying) == len(works):
         said.append(
-            f"ROME works at layers {listed(works)}, and at each of them patching the whole "
-            "component flips pairs too: the paper's contrast does not appear here."
+            f"ROME works at {listed(carrying)}, and at each of them patching the whole component "
+            "flips pairs too: the paper's contrast does not appear here."
         )
     else:
-        said.append("At no layer does ROME give half of the new object's probability here.")
+        said.append(
+            f"ROME works at {listed([r.layer for r in works])}; whether the whole component does "
+            f"nothing there cannot be told from {len(record.pairs)} facts."
+        )
     patch = [r.layer for r in rows if (r.patch.low or 0) > (r.full.high or 0)]
     if patch:
         said.append(
-            f"At layers {listed(patch)} a patch along one fitted direction flips more pairs than "
+            f"At {listed(patch)} a patch along one fitted direction flips more pairs than "
             "the whole component, with intervals apart."
         )
     near = [r.layer for r in rows if (r.zero.value or 0) >= 0.5 * (r.rome.value or 0) > 0.25]
     said.append(
         f"The zero-setting patch made from the edit keeps at least half of its rewrite score at "
-        f"layers {listed(near)}; in the paper, at layers 5 to 35 of 48."
+        f"{listed(near)}; in the paper, at layers 5 to 35 of 48."
         if near
         else "At no layer does the zero-setting patch made from the edit keep half of its rewrite "
         "score; in the paper it does at layers 5 to 35 of 48."

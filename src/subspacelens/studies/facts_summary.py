@@ -151,7 +151,7 @@ def findings(record: FactsRecord) -> list[str]:
     said = []
     if band:
         said.append(
-            f"At layers {listed(band)} one direction flips at least {FACTOR} times as many pairs "
+            f"At {listed(band)} one direction flips at least {FACTOR} times as many pairs "
             "as the whole MLP, and as its own connected part, with intervals apart: the illusion."
         )
     else:
@@ -169,7 +169,7 @@ def findings(record: FactsRecord) -> list[str]:
         )
     elif off:
         said.append(
-            f"At layers {listed(off)} the rank-1 edit made from the direction differs from the "
+            f"At {listed(off)} the rank-1 edit made from the direction differs from the "
             f"patch by more than .05 (by up to {widest:.2f})."
         )
     low = [row for row in rows if row.null_norm and row.random_null_norm]
@@ -185,4 +185,6 @@ def findings(record: FactsRecord) -> list[str]:
 
 
 def listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))
+    """`layer 5`, `layers 5 and 9`, `layers 3, 5 and 9`."""
+    *others, last = map(str, layers)
+    return f"layers {', '.join(others)} and {last}" if others else f"layer {last}"
