@@ -20,7 +20,7 @@ from ..studies.facts_summary import (
     summary,
 )
 from .document import Plot, document
-from .figures import BLUE, GOLD, ORANGE, PURPLE, blank
+from .figures import BLUE, GOLD, GREY, ORANGE, PURPLE, blank
 from .page import fixed
 
 NAMES = {
@@ -101,6 +101,8 @@ def markdown(record: FactsRecord) -> str:
 def flips_figure(rows: list[LayerSummary]) -> go.Figure:
     """Share of pairs whose top token becomes the source's, for v, its edit and the controls."""
     lines = [Line(NAMES[n], [r.flips.get(n) for r in rows], *STYLE[n]) for n in STYLE]
+    whole = [row.residual for row in rows]
+    lines.append(Line("whole residual stream", whole, GREY, "x", "dashdot"))
     return lines_figure([row.layer for row in rows], lines, "share of pairs flipped")
 
 

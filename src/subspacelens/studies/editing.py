@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..capture import Capture, capture
+from ..certify import centred
 from ..corpus import Corpus
 from ..edit import (
     RankOneEdit,
@@ -64,7 +65,7 @@ def editing_plan(blocks: int, *, step: int = 3, seed: int = 0, quick: bool = Fal
     if not quick:
         return EditingPlan(tuple(range(0, blocks, step)), seed=seed)
     return EditingPlan(
-        (0, blocks // 6, blocks // 2),
+        tuple(dict.fromkeys((0, blocks // 6, blocks // 2))),
         1,
         Recipe(steps=10, trial=2, starts=1),
         RomeRecipe(steps=8, prefixes=1),
@@ -141,7 +142,7 @@ def _layer(
     after = score(lens, asked, edits, unedited)
     a, b = (torch.stack([getattr(edit, name) for edit in edits]) for name in "ab")
     zero = ZeroSetter.of(weight, moment).directions(a, b)
-    row = Split.of(weight).row(zero.v.T).T
+    row = Split.of(weight, centred=centred(lens)).row(zero.v.T).T
     everywhere = [
         RankOneEdit(site.layer, -s * (weight.double().cpu() @ v), v)
         for s, v in zip(zero.sign, zero.v, strict=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..audit.statistics import Units
 from ..capture import Capture, capture
+from ..certify import centred
 from ..corpus import Corpus
 from ..edit import SecondMoment, edit_from_patch, second_moments, variance
 from ..errors import TaskError
@@ -60,7 +61,7 @@ def facts_plan(
         raise TaskError(f"--step {step}: at least 1")
     layers = tuple(range(0, blocks, step))
     if quick:
-        few = (0, blocks // 6, blocks // 2)
+        few = tuple(dict.fromkeys((0, blocks // 6, blocks // 2)))
         recipe = Recipe(steps=10, trial=2, starts=1)
         return FactsPlan(few, per_relation=2, recipe=recipe, seed=seed)
     recipe = PAPER if paper else Recipe()
@@ -161,7 +162,7 @@ def measure(
     writer = lens.map.writer(site)
     shape = None
     if writer is not None:
-        split = Split.of(writer)
+        split = Split.of(writer, centred=centred(lens))
         patches |= parts(v, split)
         shape = shape_of(fit, captured.difference(site), split, plan.seed)
     replay = Replay(lens, captured, site)
