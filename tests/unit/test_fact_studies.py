@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from helpers_facts import known_to
 from subspacelens import LensError, ResultError, TaskError
+from subspacelens.bench import bench_facts
 from subspacelens.cli import app
 from subspacelens.corpus import Corpus
 from subspacelens.edit import RomeRecipe
@@ -180,3 +181,9 @@ def test_commands(facts, lens, tiny_folder, tmp_path):
     assert isinstance(bad.exception, LensError) and "cannot be read" in str(bad.exception)
     bad = runner.invoke(app, ["facts", "known", "--limit", "0"])
     assert isinstance(bad.exception, LensError)
+
+
+def test_the_bench_times_the_same_work(lens, facts):
+    (row,) = bench_facts(lens, facts, [1], pairs=4, steps=3, hook_steps=3)
+    assert row["pairs"] == 4 and row["error"] < 1e-4
+    assert row["hooks_seconds"] > 0 and row["replay_seconds"] > 0

@@ -68,7 +68,10 @@ def bench_engine_command(
 @commands.command("facts")
 def bench_facts_command(
     model: Model = "smollm2",
-    layer: Annotated[int, typer.Option(help="Where the directions are.")] = 6,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="Where the directions are; may be given several times."),
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs, each with a direction of its own.")] = 16,
     steps: Annotated[int, typer.Option(help="Gradient steps.")] = 30,
     device: Device = None,
@@ -93,11 +96,16 @@ def bench_facts_command(
         raise LensError("--pairs and --steps: at least 1")
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        found = bench_facts(lens, embedded_facts(), layer=layer, pairs=pairs, steps=steps)
+        count = len(lens.map.blocks)
+        layers = layer or [0, count // 3, 2 * count // 3]
+        found = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
     if json_file is not None:
         write_atomically(json_file, json.dumps(found, indent=1).encode())
-    table = Table("", "seconds", title=f"{found['pairs']} pairs, {steps} steps, {found['site']}")
-    table.add_row("plain hooks", f"{found['hooks_seconds']:.1f}")
-    table.add_row("batched replay", f"{found['replay_seconds']:.1f}")
+    names = ("site", "pairs", "steps", "plain hooks, s", "replay, s", "times faster", "error, nats")
+    table = Table(*names)
+    for row in found:
+        seconds = (f"{row[name]:.1f}" for name in ("hooks_seconds", "replay_seconds", "speedup"))
+        table.add_row(
+            row["site"], str(row["pairs"]), str(row["steps"]), *seconds, f"{row['error']:.0e}"
+        )
     Console().print(table)
-    typer.echo(f"{found['speedup']:.1f} times faster; largest difference {found['error']:.1e} nats")
