@@ -115,17 +115,21 @@ def test_the_illusion_is_said_only_where_the_numbers_show_it(record):
         return record.model_copy(
             update={
                 "layers": [made],
+                "residual": {},
                 "units": list(range(count)),
                 "clean": [1.0] * count,
                 "paraphrase_known": [False] * len(record.paraphrase_known),
             }
         )
 
-    assert summary(with_flips(30, 5, 9))[0].illusory
-    assert "the illusion" in findings(with_flips(30, 5, 9))[0]
-    assert not summary(with_flips(30, 5, 12))[0].illusory
-    assert not summary(with_flips(1, 0, 0))[0].illusory
-    assert "does not appear" in findings(with_flips(30, 5, 12))[0]
+    assert summary(with_flips(30, 5, 9))[0].beats == {"full", "row"}
+    assert summary(with_flips(30, 5, 12))[0].beats == {"full"}
+    assert summary(with_flips(30, 12, 5))[0].beats == {"row"}
+    assert summary(with_flips(1, 0, 0))[0].beats == set()
+    assert "illusion is there" in findings(with_flips(30, 5, 9))[0]
+    assert "as in the paper" in findings(with_flips(30, 5, 9))[1]
+    assert "does not need" in findings(with_flips(30, 5, 20))[1]
+    assert "does not appear" in findings(with_flips(30, 12, 5))[0]
 
 
 def test_editing_study_and_its_page(edited, tmp_path):

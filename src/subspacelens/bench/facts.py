@@ -34,7 +34,8 @@ def bench_facts(
     hooks run `hook_steps` steps, one pair at a time, and are scaled to `steps`; the replay's time
     includes its capture. `error`: largest difference of their logit differences, in nats."""
     known = known_facts(lens, facts)
-    chosen = fact_pairs(lens.tokenizer, known, per_relation=-(-pairs // 8), fewest=1)[:pairs]
+    each = -(-pairs // max(1, len({fact.relation for fact in known})))
+    chosen = fact_pairs(lens.tokenizer, known, per_relation=each, fewest=1)[:pairs]
     data = pair_set(lens.tokenizer, chosen)
     return [_layer(lens, data, layer, steps, hook_steps) for layer in layers]
 
