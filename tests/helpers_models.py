@@ -60,12 +60,17 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def tiny_model(
+    family: str,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    vocabulary: int = VOCABULARY,
+) -> PreTrainedModel:
     """A random model of the family, four blocks of width 32, with weights large enough that every
     part matters (Transformers' own initial scale leaves the blocks nearly silent)."""
     torch.manual_seed(seed)
     special = dict(bos_token_id=1, eos_token_id=2)
-    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, **special | FAMILIES[family])
+    config = AutoConfig.for_model(family, vocab_size=vocabulary, **special | FAMILIES[family])
     moe = dict(experts_implementation="eager") if "num_experts_per_tok" in FAMILIES[family] else {}
     model = (
         AutoModelForCausalLM.from_config(config, dtype=dtype, **moe).eval().requires_grad_(False)

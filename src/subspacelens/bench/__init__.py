@@ -2,6 +2,7 @@
 
 from .audit import bench_audit
 from .engine import bench_engine, profile_step
+from .facts import bench_facts
 from .figure import growth_figure, roc_figure
 from .table import audit_table
 
@@ -9,6 +10,7 @@ __all__ = [
     "audit_table",
     "bench_audit",
     "bench_engine",
+    "bench_facts",
     "growth_figure",
     "profile_step",
     "roc_figure",

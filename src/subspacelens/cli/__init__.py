@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import LensError
-from . import audit, bench, look, reproduce
+from . import audit, bench, facts, look, reproduce
 
 app = typer.Typer(
     help="Patch a subspace of a language model's activations, then find out whether the effect is "
@@ -23,6 +23,7 @@ app.command("map")(look.map_command)
 app.command()(look.doctor)
 app.command()(look.models)
 app.command()(audit.report)
+app.add_typer(facts.commands, name="facts")
 app.add_typer(reproduce.commands, name="reproduce")
 app.add_typer(bench.commands, name="bench")
 

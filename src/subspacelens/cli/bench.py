@@ -122,3 +122,49 @@ def bench_audit_command(
     write_atomically(out / "audit.md", table.encode())
     write_atomically(out / "roc.html", roc_figure(result).to_html(include_plotlyjs=True).encode())
     typer.echo(table)
+
+
+@commands.command("facts")
+def bench_facts_command(
+    model: Model = "smollm2",
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="Where the directions are; may be given several times."),
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs, each with a direction of its own.")] = 16,
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 30,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Time the fit of one direction a pair: batched replay against one full pass a pair and step.
+
+    Plain hooks run three steps and are scaled to the whole.
+    """
+    import json
+
+    from ..bench import bench_facts
+    from ..errors import LensError
+    from ..model import load_model
+    from ..results import write_atomically
+    from ..tasks.facts import embedded_facts
+
+    if min(pairs, steps) < 1:
+        raise LensError("--pairs and --steps: at least 1")
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        count = len(lens.map.blocks)
+        layers = layer or [0, count // 3, 2 * count // 3]
+        found = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(found, indent=1).encode())
+    names = ("site", "pairs", "steps", "plain hooks, s", "replay, s", "times faster", "error, nats")
+    table = Table(*names)
+    for row in found:
+        seconds = (f"{row[name]:.1f}" for name in ("hooks_seconds", "replay_seconds", "speedup"))
+        table.add_row(
+            row["site"], str(row["pairs"]), str(row["steps"]), *seconds, f"{row['error']:.0e}"
+        )
+    Console().print(table)

@@ -3,6 +3,7 @@
 from .closed_form import gradient, gradients, mean_difference, pca, probe, random
 from .das import das
 from .given import given
+from .per_pair import PAPER, PairDirections, Recipe, per_pair
 
 FITS = {
     "das": das,
@@ -15,12 +16,16 @@ FITS = {
 
 __all__ = [
     "FITS",
+    "PAPER",
+    "PairDirections",
+    "Recipe",
     "das",
     "given",
     "gradient",
     "gradients",
     "mean_difference",
     "pca",
+    "per_pair",
     "probe",
     "random",
 ]
