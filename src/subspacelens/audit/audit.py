@@ -142,7 +142,9 @@ def audit(
     no_op = effects.pop("no_op")
     next(steps)
     natural = captures.train.difference(site).cpu().double()
-    effects["random"] = random_effects(lens, captures.test, site, natural, basis.shape[1], seed)
+    effects["random"] = random_effects(
+        lens, captures.test, site, natural, basis.shape[1], seed, memory
+    )
     effects["reversed"] = _reversed(lens, captures, site, basis, memory)
     next(steps)
     by_support = evidence.split_by_support(case)

@@ -89,12 +89,18 @@ def outcomes_by_name(
 
 
 def random_effects(
-    lens: LensModel, captured: Capture, site: Site, natural: Tensor, k: int, seed: int
+    lens: LensModel,
+    captured: Capture,
+    site: Site,
+    natural: Tensor,
+    k: int,
+    seed: int,
+    memory: int | None = None,
 ) -> dict[str, Estimate]:
     """Metrics of random k-dimensional subspaces, half Haar, half drawn from the natural covariance
     of the differences `natural` (n, dim): mean over draws and the range of 95 % of them."""
     some = torch.arange(min(RANDOM_PAIRS, len(captured.pairs)))
-    replay = Replay(lens, captured, site).subset(some)
+    replay = Replay(lens, captured, site, memory=memory).subset(some)
     base, source = replay.captured.base[site], replay.captured.source[site]
     generator = torch.Generator().manual_seed(seed)
     bases = torch.cat(

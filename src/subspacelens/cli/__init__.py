@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import LensError
-from . import audit, bench, look, reproduce
+from . import audit, bench, look, reproduce, sweep
 
 app = typer.Typer(
     help="Patch a subspace of a language model's activations, then find out whether the effect is "
@@ -23,6 +23,8 @@ app.command("map")(look.map_command)
 app.command()(look.doctor)
 app.command()(look.models)
 app.command()(audit.report)
+app.command()(sweep.sweep)
+app.command("results")(sweep.results_command)
 app.add_typer(reproduce.commands, name="reproduce")
 app.add_typer(bench.commands, name="bench")
 
