@@ -42,11 +42,10 @@ class LocalPool:
     replaced at once, and they end with this process, however it ends.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
-        forks = "forkserver" in get_all_start_methods()
-        self._context = get_context("forkserver" if forks else "spawn")
-        if forks:
-            self._context.set_forkserver_preload(["subspacelens.sweep.local"])
+    def __init__(self, count: int, threads: int, *, start: str | None = None) -> None:
+        usual = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+        self._context = get_context(start or usual)
+        self._context.set_forkserver_preload(["subspacelens.sweep.local"])
         self._threads = threads
         self._processes = {worker: self._start(worker) for worker in range(count)}
 
