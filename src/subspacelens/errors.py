@@ -23,3 +23,7 @@ class SubspaceError(LensError):
 
 class ResultError(LensError):
     """Results cannot be written, or what is read back is not what was written."""
+
+
+class EditError(LensError):
+    """A weight edit cannot be computed, or is not for this model."""

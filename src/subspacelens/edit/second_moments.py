@@ -1,0 +1,180 @@
+"""Σ = E[x xᵀ] of a site's activations over text: what an edit must leave alone.
+
+Streaming and in float64. Uncentred, as rank-1 edits need it (arXiv 2311.17030 §6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..capture import place_of
+from ..corpus import Corpus, keep
+from ..errors import EditError
+from ..hooks import check_ready
+from ..model import LensModel, cache_folder
+from ..progress import track
+from ..site import Site
+
+FORMAT = "subspacelens.second-moment/1"
+SINGULAR = 1e10
+"""A condition number above this counts as singular."""
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """`matrix` is E[x xᵀ], float64 (d, d), over `tokens` tokens; `fourth` is E[‖x‖⁴].
+
+    `shrinkage` s in [0, 1] is what `solve` uses: (1 - s) Σ + s tr(Σ)/d I.
+    """
+
+    matrix: Tensor = field(repr=False)
+    tokens: int
+    fourth: float = field(repr=False)
+    shrinkage: float = 0.0
+
+    @classmethod
+    def of(cls, matrix: Tensor, tokens: int, fourth: float) -> SecondMoment:
+        """Shrunken by Ledoit and Wolf's intensity where Σ is singular, and not at all elsewhere."""
+        plain = cls(matrix, tokens, fourth)
+        return plain if plain.condition < SINGULAR else plain.shrunken(plain.ledoit_wolf)
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Of the unshrunken Σ, ascending, (d,)."""
+        return torch.linalg.eigvalsh(self.matrix)
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue of the unshrunken Σ; infinite where it is singular."""
+        smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        return largest / smallest if smallest > 0 else float("inf")
+
+    @property
+    def ledoit_wolf(self) -> float:
+        """The shrinkage of Ledoit and Wolf (2004) for data of mean zero."""
+        dim = len(self.matrix)
+        square = float(self.matrix.square().sum())
+        spread = square - float(self.matrix.trace()) ** 2 / dim
+        noise = (self.fourth - square) / self.tokens
+        return 1.0 if spread <= 0 else min(1.0, max(0.0, noise / spread))
+
+    def shrunken(self, shrinkage: float) -> SecondMoment:
+        if not 0 <= shrinkage <= 1:
+            raise EditError(f"shrinkage {shrinkage} is not between 0 and 1")
+        return SecondMoment(self.matrix, self.tokens, self.fourth, shrinkage)
+
+    @cached_property
+    def effective(self) -> Tensor:
+        """The matrix that `solve` inverts, float64 (d, d)."""
+        scale = self.matrix.trace() / len(self.matrix)
+        identity = torch.eye(len(self.matrix), dtype=torch.float64)
+        return (1 - self.shrinkage) * self.matrix + self.shrinkage * scale * identity
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(self.effective)
+        if int(failed):
+            raise EditError(
+                f"the second moment over {self.tokens} tokens is singular: give more text, "
+                "or shrink it"
+            )
+        return factor
+
+    def solve(self, x: Tensor) -> Tensor:
+        """Σ⁻¹ x for columns x (d, k), float64. Raises `EditError` where Σ is singular."""
+        return torch.cholesky_solve(x.double().cpu(), self._factor)
+
+
+def second_moments(
+    lens: LensModel, layers: Iterable[int], corpus: Corpus, *, stream: str = "mlp_act"
+) -> dict[int, SecondMoment]:
+    """Σ of one stream at several layers, in one pass over the text.
+
+    Kept as safetensors in the cache folder under the hashes of model and text. Raises `SiteError`
+    for a layer or stream that the model lacks.
+    """
+    check_ready(lens.model)
+    sites = {layer: Site(layer, stream, "END") for layer in dict.fromkeys(layers)}
+    for site in sites.values():
+        lens.map.block(site)
+    paths = {layer: _path(lens, layer, stream, corpus) for layer in sites}
+    found = {layer: _load(paths[layer]) for layer in sites}
+    missing = [layer for layer, moment in found.items() if moment is None]
+    if missing:
+        fresh = _measured(lens, {layer: sites[layer] for layer in missing}, corpus)
+        for layer, moment in fresh.items():
+            keep(
+                paths[layer],
+                {
+                    "matrix": moment.matrix,
+                    "fourth": torch.tensor(moment.fourth, dtype=torch.float64),
+                },
+                {"format": FORMAT, "tokens": str(moment.tokens), "corpus": corpus.sha256},
+            )
+        found |= fresh
+    return {layer: moment for layer, moment in found.items() if moment is not None}
+
+
+def _path(lens: LensModel, layer: int, stream: str, corpus: Corpus) -> Path:
+    dtype = str(lens.dtype).removeprefix("torch.")
+    name = f"{corpus.sha256[:16]}-{dtype}-L{layer}.{stream}.safetensors"
+    return cache_folder() / "second-moments" / lens.weights_sha256[:16] / name
+
+
+def _load(path: Path) -> SecondMoment | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                return None
+            fourth = float(file.get_tensor("fourth"))
+            return SecondMoment.of(file.get_tensor("matrix"), int(metadata["tokens"]), fourth)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _measured(lens: LensModel, sites: dict[int, Site], corpus: Corpus) -> dict[int, SecondMoment]:
+    sums: dict[int, Tensor] = {}
+    fourths = dict.fromkeys(sites, 0.0)
+
+    def add(layer: int) -> Callable[[Tensor], None]:
+        columns = lens.map.head_slice(sites[layer])
+
+        def seen(x: Tensor) -> None:
+            rows = x.reshape(-1, x.shape[-1])[:, columns].double()
+            product = (rows.T @ rows).cpu()
+            sums[layer] = sums[layer] + product if layer in sums else product
+            fourths[layer] += float(rows.square().sum(1).square().sum())
+
+        return seen
+
+    deepest = lens.map.blocks[max(sites)].module
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    with torch.no_grad(), ExitStack() as stack:
+        for layer, site in sites.items():
+            place, module = place_of(lens.map, site)
+            stack.enter_context(place(module, add(layer)))
+        stack.callback(deepest.register_forward_hook(stop).remove)
+        for ids in track(list(corpus.batches()), "second moments"):
+            with suppress(_Stop):
+                lens.map.inner(input_ids=ids.to(lens.device), use_cache=False)
+    count = corpus.tokens
+    return {
+        layer: SecondMoment.of(total / count, count, fourths[layer] / count)
+        for layer, total in sums.items()
+    }
+
+
+class _Stop(Exception):
+    pass
