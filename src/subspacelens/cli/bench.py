@@ -14,6 +14,7 @@ from .options import (
     Device,
     Dtype,
     Model,
+    Seed,
 )  # fmt: skip
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
@@ -63,3 +64,35 @@ def bench_engine_command(
         )
     Console().print(table)
     typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+
+
+@commands.command("crash")
+def bench_crash_command(
+    local: Annotated[int, typer.Option(min=0, help="Kills of the local runner.")] = 100,
+    ray: Annotated[int, typer.Option(min=0, help="Kills on a Ray cluster of two nodes.")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Kill sweeps of small cells at random moments and count what is lost: nothing may be.
+
+    Exits with 1 if anything was lost, changed, written twice or left half-written.
+    """
+    from ..bench.crash import TARGETS, crash_local, crash_ray
+
+    with showing_progress():
+        reports = {"local": crash_local(local, seed)} if local else {}
+        if ray:
+            reports["ray"] = crash_ray(ray, seed)
+    counts = ("lost", "changed", "rewritten", "damaged", "orphans")
+    kills = [f"kills: {target}" for target in TARGETS]
+    table = Table("backend", *kills, "sweeps x cells", *counts, "seconds")
+    for name, report in reports.items():
+        table.add_row(
+            name,
+            *(str(report.kills[target]) for target in TARGETS),
+            f"{report.rounds} x {report.cells}",
+            *(str(getattr(report, count)) for count in counts),
+            f"{report.seconds:.0f}",
+        )
+    Console().print(table)
+    if not all(report.passed for report in reports.values()):
+        raise typer.Exit(1)

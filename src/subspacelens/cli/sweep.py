@@ -47,7 +47,7 @@ def sweep(
     from ..sweep import read_grid, run_sweep
     from ..sweep.estimate import estimate
     from ..sweep.plan import cells_of, facts_of
-    from ..sweep.run import look
+    from ..sweep.run import Tally, look
     from ..sweep.store import Store
 
     if address is not None and backend is not Backend.ray:
@@ -57,15 +57,15 @@ def sweep(
         with showing_progress():
             models = [facts_of(spec, chosen) for spec in chosen.models]
         cells = cells_of(chosen, models)
-        missing = cells
+        tally, missing = Tally(len(cells), 0, 0, 0), list(cells)
         if (out / "records").is_dir():
-            _, missing = look(Store(out, create=False), cells)
+            tally, missing = look(Store(out, create=False), cells, retry=retry)
         for cell in cells:
             typer.echo(f"{cell.key[:12]}  {cell}")
         count, seconds = estimate(chosen, models, missing, workers)
         typer.echo(
-            f"{len(cells)} cells, {len(cells) - len(missing)} of them done; the rest takes about "
-            f"{_duration(seconds)} with {count} worker{'s' * (count > 1)}"
+            f"{tally.cells} cells: {tally.found} done, {tally.failed} failed, "
+            f"{len(missing)} to do; they take about {_duration(seconds)} with {count} worker{'s' * (count != 1)}"
         )
         return
     with showing_progress():
@@ -84,7 +84,7 @@ def results_command(
     directory: Annotated[Path, typer.Argument(help="A folder that `sweep` wrote.")],
     where: Annotated[
         str | None,
-        typer.Option(help="An SQL condition, such as \"subspace_fldd > 0.3 and layer >= 10\"."),
+        typer.Option(help='An SQL condition, such as "subspace_fldd > 0.3 and layer >= 10".'),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this .csv file.")] = None,
     parquet: Annotated[
@@ -106,11 +106,18 @@ def results_command(
         "subspace_fldd", "full_fldd", "row_fldd", "error",
     )  # fmt: skip
     names = [name for name in shown if name in table.columns and table[name].count()]
+    same = [name for name in names if len(table) > 1 and table[name].n_unique() == 1]
+    names = [name for name in names if name not in same]
     drawn = Table(*names)
     for row in table.select(names).iter_rows():
-        drawn.add_row(*("" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row))
+        drawn.add_row(*map(_cell, row))
     Console().print(drawn)
-    typer.echo(f"{len(table)} cells")
+    common = "".join(f", {name} {_cell(table[name][0])}" for name in same)
+    typer.echo(f"{len(table)} cells{common}")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -47,7 +47,9 @@ def gradient(
 ) -> Subspace:
     """The leading right singular vectors of the per-pair gradients of the logit difference with
     respect to the base activation, so that pairs of either direction count alike."""
-    basis = _leading(gradients(lens, captured, site, memory=memory), dim, f"the gradients at {site}")
+    basis = _leading(
+        gradients(lens, captured, site, memory=memory), dim, f"the gradients at {site}"
+    )
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="gradient"))
 
 

@@ -52,8 +52,10 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
         content = record.model_dump(mode="json", by_alias=True, exclude=NOT_CONTENT)
     else:
         summary = content = _effects(lens, captures, subspace, cell)
-    digest = hashlib.sha256(canonical(content).encode() + files[SUBSPACE_FILE]).hexdigest()
-    return Outcome(cell.key, files, summary, digest, time.monotonic() - started, versions())
+    content = {"found": content, "fit": subspace.fit}
+    digest = hashlib.sha256(canonical(content).encode() + subspace.basis.numpy().tobytes())
+    seconds = time.monotonic() - started
+    return Outcome(cell.key, files, summary, digest.hexdigest(), seconds, versions())
 
 
 def _fitted(lens: LensModel, captures: TaskCapture, cell: Cell) -> Subspace:
@@ -148,6 +150,8 @@ class Worker:
 def _captured(lens: LensModel, task: Task, cell: Cell, sites: Sequence[Site]) -> TaskCapture:
     """All the sites at once, or the cell's alone where another one spoils it."""
     try:
-        return capture_task(lens, task, {cell.site: None, **dict.fromkeys(sites)}, shifted=cell.shifted)
+        return capture_task(
+            lens, task, {cell.site: None, **dict.fromkeys(sites)}, shifted=cell.shifted
+        )
     except LensError:
         return capture_task(lens, task, [cell.site], shifted=cell.shifted)

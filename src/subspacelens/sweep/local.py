@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Hashable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -58,10 +58,8 @@ class LocalPool:
         return [p.process.pid for p in self._processes.values() if p.process.pid is not None]
 
     def send(self, worker: Hashable, job: Job) -> None:
-        try:
+        with suppress(OSError):
             self._processes[worker].pipe.send(job)
-        except OSError:
-            pass
 
     def wait(self, seconds: float) -> list[Report]:
         by_pipe = {p.pipe: name for name, p in self._processes.items()}

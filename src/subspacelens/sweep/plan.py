@@ -135,7 +135,7 @@ def canonical(value: Any) -> str:
 
 @cache
 def code_sha256() -> str:
-    """Hash over the source of `ROOMS`, so that a record of other code is not taken for this one's."""
+    """Hash over the source of `ROOMS`: a record of other code is not taken for this one's."""
     digest = hashlib.sha256()
     root = files("subspacelens")
     for room in ROOMS:

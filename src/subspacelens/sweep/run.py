@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..errors import LensError
 from ..progress import bar
 from .grid import Grid
 from .local import LocalPool, default_workers

@@ -90,7 +90,7 @@ class Store:
         """The record of a failed cell, None if there is none that can be read."""
         return _checked(self.failures / f"{key}.json")
 
-    def keys(self) -> Iterator[str]:
+    def done_keys(self) -> Iterator[str]:
         """Keys of all record folders, in order."""
         try:
             for shelf in sorted(self.records.iterdir()):
@@ -171,7 +171,7 @@ class Store:
     def _sweep_out(self) -> None:
         """Removes what killed sweeps of this machine left half-built."""
         for folder in self.building.iterdir():
-            _, pid, _, host = (folder.name.split(".", 3) + ["", "", ""])[:4]
+            _, pid, _, host = [*folder.name.split(".", 3), "", "", ""][:4]
             if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 

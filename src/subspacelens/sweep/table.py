@@ -35,7 +35,9 @@ def read_index(store: Store) -> pl.DataFrame:
     try:
         table = pl.read_parquet(path)
         known = dict(table.select("key", "status").iter_rows())
-        there = dict.fromkeys(store.failed_keys(), "failed") | dict.fromkeys(store.keys(), "done")
+        there = dict.fromkeys(store.failed_keys(), "failed") | dict.fromkeys(
+            store.done_keys(), "done"
+        )
         if known == there:
             return table
     except (OSError, pl.exceptions.PolarsError):
@@ -45,7 +47,7 @@ def read_index(store: Store) -> pl.DataFrame:
 
 def make_index(store: Store) -> pl.DataFrame:
     """The table of all whole records, sorted by what was asked."""
-    rows = [_row(record) for key in store.keys() if (record := store.load(key)) is not None]
+    rows = [_row(record) for key in store.done_keys() if (record := store.load(key)) is not None]
     done = {row["key"] for row in rows}
     rows += [
         _row(record)
@@ -54,9 +56,8 @@ def make_index(store: Store) -> pl.DataFrame:
     ]
     names = {name: None for row in rows for name in row}
     table = pl.DataFrame([{n: row.get(n) for n in names} for row in rows], infer_schema_length=None)
-    if rows:
-        table = table.sort("model", "task", "label", "stream", "layer", "head", "fit", "dim", "seed")
-    return table
+    order = ("model", "task", "label", "stream", "layer", "head", "fit", "dim", "seed", "key")
+    return table.sort(order) if rows else table
 
 
 def write_index(store: Store) -> pl.DataFrame:
