@@ -140,7 +140,7 @@ def _crash(target: Target, kills: int, seed: int) -> CrashReport:
             for _ in _kills_until_done(target, cells, out, longest, kills, rng, report):
                 show(report.total, "kills")
             report.rounds += 1
-            _inspect(out, cells, expected, report)
+            inspect_store(out, cells, expected, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -200,9 +200,10 @@ def _rewritten(out: Path, inodes: dict[str, int]) -> int:
     return sum(inodes.setdefault(key, inode) != inode for key, inode in now.items())
 
 
-def _inspect(
+def inspect_store(
     out: Path, cells: Sequence[Cell], expected: dict[str, str], report: CrashReport
 ) -> None:
+    """Adds to the report what a finished sweep lacks, or has otherwise than expected."""
     store = Store(out)
     found = contents(store)
     report.lost += sum(cell.key not in found for cell in cells)

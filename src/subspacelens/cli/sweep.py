@@ -63,15 +63,20 @@ def sweep(
         for cell in cells:
             typer.echo(f"{cell.key[:12]}  {cell}")
         count, seconds = estimate(chosen, models, missing, workers)
+        plural = "" if count == 1 else "s"
         typer.echo(
-            f"{tally.cells} cells: {tally.found} done, {tally.failed} failed, "
-            f"{len(missing)} to do; they take about {_duration(seconds)} with {count} worker{'s' * (count != 1)}"
+            f"{tally.cells} cells: {tally.found} done, {tally.failed} failed, {len(missing)} to do"
+            f"; they take about {_duration(seconds)} with {count} worker{plural}"
         )
         return
-    with showing_progress():
-        tally = run_sweep(
-            chosen, out, backend=backend.value, workers=workers, retry=retry, address=address
-        )
+    try:
+        with showing_progress():
+            tally = run_sweep(
+                chosen, out, backend=backend.value, workers=workers, retry=retry, address=address
+            )
+    except KeyboardInterrupt:
+        typer.echo("subspacelens: interrupted; what was finished is kept", err=True)
+        raise typer.Exit(130) from None
     typer.echo(
         f"{tally.cells} cells: {tally.found} found, {tally.done} done, {tally.failed} failed; "
         f"see: subspacelens results {out}"
