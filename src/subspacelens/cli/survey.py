@@ -1,0 +1,119 @@
+"""`survey`, and its study `reproduce prevalence`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import TaskError
+from ..progress import showing_progress
+from .options import (
+    Device,
+    Dtype,
+    Memory,
+    Model,
+    Shifted,
+    TaskName,
+    bytes_of,
+    prepared,
+    writable,
+)
+
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", help="Token label; may be given several times.")
+]
+Pairs = Annotated[int, typer.Option(min=2, help="Pairs to build on, and pairs to patch.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of each DAS fit.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes for DAS at every MLP.")]
+
+
+def survey(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    label: Labels = None,
+    das: Annotated[
+        bool, typer.Option("--das", help="Also fit and audit DAS at every MLP; takes long.")
+    ] = False,
+    pairs: Pairs = 64,
+    steps: Steps = 80,
+    workers: Workers = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
+        "runs/survey"
+    ),
+) -> None:
+    """Draw the illusion map: the layers at which DAS must not be trusted on this model and task.
+
+    Writes OUT/report.html, survey.json, survey.md and illusions.svg; with --das the sweep is kept
+    in OUT/das, and the same command goes on where it was stopped.
+    """
+    parts = ("weights", "das") if das else ("weights",)
+    _run(model, task, label, parts, pairs, steps, 10, workers, None, device, dtype, memory,
+         shifted, out)  # fmt: skip
+
+
+def reproduce_prevalence(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    label: Labels = None,
+    das: Annotated[
+        bool, typer.Option(help="DAS at every MLP, most of the time that this takes.")
+    ] = True,
+    pairs: Pairs = 64,
+    steps: Steps = 80,
+    seeds: Annotated[int, typer.Option(min=2, help="Random MLPs of each kind.")] = 10,
+    workers: Workers = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Text file for the distortion; by default embedded text.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
+        "runs/prevalence"
+    ),
+) -> None:
+    """How common the illusion is: weights, distortion, random MLPs, built illusions, DAS everywhere.
+
+    Writes OUT/report.html, survey.json, survey.md, illusions.svg and the sweep OUT/das.
+    """
+    parts = ("weights", "distortion", "random", *(("das",) if das else ()))
+    _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
+         shifted, out)  # fmt: skip
+
+
+def _run(
+    model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
+    shifted, out,
+) -> None:  # fmt: skip
+    from ..corpus import read_corpus
+    from ..report.survey_page import markdown, reading, write_survey
+    from ..studies.prevalence import prevalence
+    from ..sweep.grid import TaskSpec
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens, chosen = prepared(model, task, None, None, 0, device, dtype)
+        labels = label or [name for name in ("S2", "END") if name in chosen.test.labels]
+        unknown = [name for name in labels if name not in chosen.test.labels]
+        if unknown:
+            known = ", ".join(chosen.test.labels)
+            raise TaskError(f"task {chosen.name} has no label '{unknown[0]}', only {known}")
+        text = read_corpus(corpus, lens.tokenizer) if corpus else None
+        found = prevalence(
+            lens, chosen, labels, parts=parts, model=model, task_spec=TaskSpec(name=task),
+            directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
+            shifted=shifted, memory=budget,
+        )  # fmt: skip
+    page = write_survey(found, out)
+    typer.echo(markdown(found.illusions))
+    for name in found.illusions.labels:
+        typer.echo(f"{name}: {reading(found.illusions, name)}")
+    typer.echo(f"report: {page}")
