@@ -69,3 +69,15 @@ def test_bad_input_is_one_line(run, grid, args, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(*(arg.format(grid=grid) for arg in args))
     assert code == 2 and says in err and "Traceback" not in err
+
+
+def test_a_survey_draws_its_page(run, grid, tmp_path):
+    out = tmp_path / "survey"
+    model, pairs = grid.parent / "model", grid.parent / "pairs.jsonl"
+    code, text, err = run(
+        "survey", "--model", model, "--task", pairs, "--label", "END", "--pairs", 8, "--out", out
+    )
+    assert code == 0, err
+    assert "| L3.mlp_act@END |" in text and (out / "report.html").exists()
+    code, _, err = run("survey", "--model", model, "--task", pairs, "--label", "S9", "--out", out)
+    assert code == 2 and "no label 'S9', only" in err

@@ -79,7 +79,7 @@ def reproduce_prevalence(
         "runs/prevalence"
     ),
 ) -> None:
-    """How common the illusion is: weights, distortion, random MLPs, built illusions, DAS everywhere.
+    """How common the illusion is: built illusions, weights, distortion, random MLPs, DAS.
 
     Writes OUT/report.html, survey.json, survey.md, illusions.svg and the sweep OUT/das.
     """

@@ -16,12 +16,7 @@ from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
 from .page import amount, fixed, interval
 
-COLUMNS = (
-    "whole<br>component",
-    "connected<br>part alone",
-    "random<br>writing",
-    "built<br>illusion",
-)
+COLUMNS = ("whole<br>MLP", "connected<br>part alone", "random<br>writing", "built<br>illusion")
 MARK = "◆"
 
 
@@ -214,16 +209,15 @@ def markdown(it: IllusionMap) -> str:
         cells = " | ".join(fixed(value) for value in values(site))
         name = f"L{site.layer}.mlp_act@{site.label}"
         works = "yes" if site.works else ""
-        lines.append(
-            f"| {name} | {cells} {interval(site.best.effect, 'fixed')} | {_writing(site)} | {works} |"
-        )
+        cells += f" {interval(site.best.effect, 'fixed')} | {_writing(site)} | {works}"
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def _writing(site: SiteIllusions) -> str:
-    return {"pseudoinverse": "W⁺t", "transpose": "Wᵀt"}[
-        next(name for name, found in site.illusions.items() if found is site.best)
-    ]
+    name = next(name for name, found in site.illusions.items() if found is site.best)
+    writing, target = name.split(" of ")
+    return f"{'W⁺' if writing == 'pseudoinverse' else 'Wᵀ'} {target}"
 
 
 def _strongest(it: IllusionMap, label: str) -> list[tuple[SiteIllusions, str]]:

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from ..capture import Capture
-from ..errors import TaskError
-from ..fit.closed_form import by_class
+from ..fit.closed_form import by_class, gradients
 from ..geometry import Split
+from ..model import LensModel
 from ..site import Site
 from ..tasks.pairset import PairSet
 
 WRITINGS = ("pseudoinverse", "transpose")
 """d ∝ W⁺t writes t and nothing else; d ∝ Wᵀt is the unit direction that writes most along t."""
+
+TARGETS = ("difference", "gradient")
+"""t is how the classes differ in the residual stream behind the layer, or the gradient there of the
+logit difference, both as means over pairs and turned towards z = 1."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,22 @@ def constructions(
     }
 
 
-def sensed_and_target(train: Capture | None, test: Capture, site: Site, after: Site):
-    """What n should sense at `site` and what should be written at `after`: the difference of the
-    class means on `train`, (1, ·); or, without `train`, each test pair's own difference, (n, ·)."""
-    if train is None:
-        return _double(test.difference(site)), _double(test.difference(after))
-    return _mean_difference(train, site), _mean_difference(train, after)
+def sensed(train: Capture | None, test: Capture, site: Site) -> Tensor:
+    """How the activation changes with the feature: the difference of the class means on `train`,
+    float64 (1, dim); or, without `train`, each test pair's own difference, (n, dim)."""
+    return _double(test.difference(site)) if train is None else _mean_difference(train, site)
+
+
+def targets(
+    lens: LensModel, train: Capture | None, test: Capture, after: Site, memory: int | None = None
+) -> dict[str, Tensor]:
+    """`TARGETS` at `after`, float64 (1, d), or (n, d) without `train`."""
+    captured = test if train is None else train
+    downhill = -_double(gradients(lens, captured, after, memory=memory))
+    if train is not None:
+        signs = [pair.z[1] - pair.z[0] for pair in train.pairs.pairs if pair.z]
+        downhill = (torch.tensor(signs)[:, None] * downhill).mean(0, keepdim=True)
+    return {"difference": sensed(train, test, after), "gradient": downhill}
 
 
 def has_classes(pairs: PairSet) -> bool:
@@ -105,7 +119,5 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    norms = rows.norm(dim=-1, keepdim=True)
-    if not bool((norms > 0).all()):
-        raise TaskError("base and source activations do not differ: there is nothing to sense")
-    return rows / norms
+    """Rows of length 1; a row of zeros (no target: nothing is read any more) stays one."""
+    return torch.nn.functional.normalize(rows, dim=-1)

@@ -9,11 +9,13 @@ input of the down-projection W, projected on the kernel of W.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -32,6 +34,8 @@ SVM_TOKENS = 300
 DIRECTIONS = 10
 LAYERS_A_PASS = 10
 HARD = 1e10
+SVM_STEPS = 100_000
+"""Where the margin is so thin that the solver needs more, its last separator is taken."""
 
 
 class Distortion(_Record):
@@ -118,8 +122,10 @@ def separators(before: Tensor, after: Tensor, seed: int) -> tuple[list[float], l
         labels = projections > np.median(projections)
         y_fit, y_rest = labels[: len(fit)], labels[len(fit) :]
         unit = k_before[np.ix_(fit, fit)]
-        machine = SVC(C=HARD, kernel="precomputed", max_iter=100_000)
-        machine.fit(unit / np.trace(unit) * len(unit), y_fit)
+        machine = SVC(C=HARD, kernel="precomputed", max_iter=SVM_STEPS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit(unit / np.trace(unit) * len(unit), y_fit)
         duals = np.zeros(len(fit))
         duals[machine.support_] = machine.dual_coef_[0]
         found.append(_accuracy(duals, k_after, fit, rest, y_fit, y_rest))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..audit.effects import Scorer
 from ..audit.statistics import auroc, ratio
-from ..capture import Capture, capture
+from ..capture import Capture, capture, check_pairs
 from ..certify import centred
 from ..errors import ResultError, SiteError, TaskError
 from ..geometry import Split
@@ -31,13 +31,13 @@ from ..results import Estimate, ModelRecord, _Record, write_atomically
 from ..site import Site
 from ..tasks.pairset import PairSet, Task
 from .construct import (
-    WRITINGS,
     Construction,
     along,
     constructions,
     has_classes,
     random_write,
-    sensed_and_target,
+    sensed,
+    targets,
 )
 
 SCHEMA = "subspacelens.illusions/1"
@@ -61,7 +61,8 @@ class Illusion(_Record):
 
 
 class SiteIllusions(_Record):
-    """One MLP at one label. `whole`: FLDD of patching the whole activation. `random`: FLDD with the
+    """One MLP at one label. `illusions["transpose of gradient"]`: by writing and target (see
+    `construct.py`). `whole`: FLDD of patching the whole activation. `random`: FLDD with the
     same reading and random writings of the row space, mean and range. `sensed`: AUROC of n."""
 
     layer: int
@@ -154,11 +155,12 @@ def illusion_map(
         raise TaskError(f"no label to map: task {task.name} has {', '.join(task.test.labels)}")
     chosen = range(len(lens.map.blocks)) if layers is None else tuple(layers)
     sites = [Site(layer, "mlp_act", label) for label in labels for layer in chosen]
+    train, test = task.train[:pairs], task.test[:pairs]
     for site in sites:
+        check_pairs(test, site, shifted=shifted)
         if lens.map.writer(site) is None:
             raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
     splits: dict[int, tuple[Tensor, Split]] = {}
-    train, test = task.train[:pairs], task.test[:pairs]
     memory = memory or psutil.virtual_memory().available // 4
     found = []
     clean = 0.0
@@ -221,15 +223,19 @@ def _at(
     lens: LensModel, train: Capture | None, test: Capture, site: Site, weight: Tensor, split: Split,
     memory: int, seed: int,
 ) -> SiteIllusions:  # fmt: skip
-    sensed, target = sensed_and_target(train, test, site, _after(site))
-    built = constructions(weight, split, sensed, target)
+    feature = sensed(train, test, site)
+    built = {
+        f"{writing} of {name}": found
+        for name, target in targets(lens, train, test, _after(site), memory).items()
+        for writing, found in constructions(weight, split, feature, target).items()
+    }
     change = test.difference(site)
     generator = torch.Generator().manual_seed(seed)
     noise = random_write(split, RANDOM_WRITES, generator)
-    read = built[WRITINGS[0]].read
+    read = next(iter(built.values())).read
     patches = [change.cpu().double()]
-    for name in WRITINGS:
-        patches += [along(built[name].direction, change), along(built[name].write, change)]
+    for found in built.values():
+        patches += [along(found.direction, change), along(found.write, change)]
     patches += [along((read + write) / 2**0.5, change) for write in noise]
     deltas = torch.stack(patches).to(change)
     outcomes = Replay(lens, test, site, memory=memory).outcomes(deltas)
@@ -245,8 +251,8 @@ def _at(
         label=site.label,
         whole=fldd(0),
         illusions={
-            name: _described(built[name], test, site, fldd(1 + 2 * i), fldd(2 + 2 * i), train)
-            for i, name in enumerate(WRITINGS)
+            name: _described(found, test, site, fldd(1 + 2 * i), fldd(2 + 2 * i), train)
+            for i, (name, found) in enumerate(built.items())
         },
         random=Estimate(
             value=float(by_chance.mean()), low=float(by_chance.min()), high=float(by_chance.max())
