@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from .site import Site
 from .tasks.pairset import PairSet, Prompt
 
 TOKENS_PER_BATCH = 2048
+
+T = TypeVar("T")
 
 Entry = tuple[str, int]
 """A place in the residual stream: `("pre", l)` before block l, `("mid", l)` inside it."""
@@ -163,8 +166,8 @@ def capture(
     bases = {_key(pair.base): pair.base for pair in pairs.pairs}
     sources = {_key(p.source): p.source for p in pairs.pairs if _key(p.source) not in bases}
     plan = _Plan(lens, sites, pairs)
-    full = _batches(bases.values(), lambda prompt: len(prompt.ids), lens.map.pads)
-    partial = _batches(sources.values(), plan.end, lens.map.pads)
+    full = prompt_batches(bases.values(), lambda prompt: len(prompt.ids), lens.map.pads)
+    partial = prompt_batches(sources.values(), plan.end, lens.map.pads)
     work = [(batch, True) for batch in full] + [(batch, False) for batch in partial]
     with torch.no_grad():
         for batch, is_full in track(work, "capture"):
@@ -176,11 +179,9 @@ def _key(prompt: Prompt) -> tuple:
     return prompt.ids, tuple(sorted(prompt.columns.items()))
 
 
-def _batches(
-    prompts: Iterable[Prompt], lengths: Callable[[Prompt], int], pads: bool
-) -> list[list[Prompt]]:
+def prompt_batches(prompts: Iterable[T], lengths: Callable[[T], int], pads: bool) -> list[list[T]]:
     """Prompts of similar length together, at most `TOKENS_PER_BATCH` columns a batch."""
-    batches: list[list[Prompt]] = []
+    batches: list[list[T]] = []
     for prompt in sorted(prompts, key=lengths):
         length = lengths(prompt)
         batch = batches[-1] if batches else None
@@ -225,7 +226,7 @@ class _Plan:
         end at the last column and at the deepest block that a site needs."""
         lens, blocks = self.lens, self.lens.map.blocks
         ends = [len(prompt.ids) if full else self.end(prompt) for prompt in prompts]
-        ids, mask, positions = _padded([p.ids[:end] for p, end in zip(prompts, ends, strict=True)])
+        ids, mask, positions = padded([p.ids[:end] for p, end in zip(prompts, ends, strict=True)])
         ids, mask, positions = (t.to(lens.device) for t in (ids, mask, positions))
         count, width = ids.shape
         entries = {e for wanted in self.wanted.values() for e in wanted} if full else set()
@@ -362,7 +363,7 @@ def place_of(
     return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, mask and positions of prompts padded on the left, each (n, T)."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)

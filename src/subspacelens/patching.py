@@ -66,3 +66,29 @@ class ZeroSetting:
     def delta(self, base: Tensor, source: Tensor) -> Tensor:
         v = self.v.to(base)
         return -(base @ v)[..., None] * v
+
+
+@dataclass(frozen=True)
+class PairwisePatch:
+    """δ = w rᵀ Δ with a `read` r and a `write` w of its own for each pair, both (n, dim): for
+    directions that were fitted one a pair, `read` = `write` = v."""
+
+    read: Tensor
+    write: Tensor
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        along = ((source - base) * self.read.to(base)).sum(-1, keepdim=True)
+        return along * self.write.to(base)
+
+
+@dataclass(frozen=True)
+class PairwiseZeroSetting:
+    """δ = -s v vᵀ h_B with v (n, dim), not of unit norm, and a sign s (n,) of its own for each
+    pair: `ZeroSetting` for each."""
+
+    v: Tensor
+    sign: Tensor
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        v = self.v.to(base)
+        return -self.sign.to(base)[:, None] * (base * v).sum(-1, keepdim=True) * v

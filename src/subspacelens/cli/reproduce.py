@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    writable,
-)  # fmt: skip
+from ..progress import showing_progress
+from .facts import FactsFile, facts_of
+from .options import Device, Dtype, Model, Seed, command_line, writable
 
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
@@ -30,3 +30,89 @@ def reproduce_toy(
     page = write_toy(result, out)
     typer.echo(markdown(result))
     typer.echo(f"report: {page}")
+
+
+@commands.command("facts")
+def reproduce_facts(
+    model: Model = "smollm2",
+    facts: FactsFile = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text for the second moments; else CPython's and the model's own."),
+    ] = None,
+    step: Annotated[int, typer.Option(help="Every so many layers.")] = 3,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's fit: 600 steps, 8 runs a pair. Hours.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few layers, pairs and steps, to try it out.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/facts"),
+) -> None:
+    """Factual recall: a direction that flips facts where its whole component does nothing.
+
+    Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
+    """
+    from ..model import load_model
+    from ..report.facts_page import markdown, write_facts
+    from ..studies.facts import facts_plan, run_facts
+
+    writable(out)
+    with showing_progress():
+        asked = facts_of(facts)
+        lens = load_model(model, device=device, dtype=dtype)
+        plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
+        record = run_facts(lens, asked, corpus_of(lens, text, quick), plan, command_line())
+    page = write_facts(record, out)
+    typer.echo(markdown(record))
+    typer.echo(f"report: {page}")
+
+
+@commands.command("editing")
+def reproduce_editing(
+    model: Model = "smollm2",
+    facts: FactsFile = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text for the second moments; else CPython's and the model's own."),
+    ] = None,
+    step: Annotated[int, typer.Option(help="Every so many layers.")] = 3,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few layers, facts and steps, to try it out.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
+        "runs/editing"
+    ),
+) -> None:
+    """Rank-1 edits, the patches that they amount to, and what causal tracing says of the layer.
+
+    Writes OUT/editing.json, OUT/editing.md and OUT/report.html.
+    """
+    from ..model import load_model
+    from ..report.editing_page import markdown, write_editing
+    from ..studies.editing import editing_plan, run_editing
+
+    writable(out)
+    with showing_progress():
+        asked = facts_of(facts)
+        lens = load_model(model, device=device, dtype=dtype)
+        plan = editing_plan(len(lens.map.blocks), step=step, seed=seed, quick=quick)
+        record = run_editing(lens, asked, corpus_of(lens, text, quick), plan, command_line())
+    page = write_editing(record, out)
+    typer.echo(markdown(record))
+    typer.echo(f"report: {page}")
+
+
+def corpus_of(lens, text: Path | None, quick: bool):
+    """The user's text, or the embedded one."""
+    from ..corpus import embedded_corpus, read_corpus
+
+    if text is not None:
+        return read_corpus(text, lens.tokenizer)
+    return embedded_corpus(lens, tokens=4_000 if quick else 20_000)

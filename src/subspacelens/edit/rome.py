@@ -1,0 +1,173 @@
+"""ROME (Meng et al. 2022): a rank-1 edit of one MLP that gives a subject a new object.
+
+The key is the activation at the subject's last token; the value is found by gradient descent on
+what the MLP writes there, for all facts of a layer in one batched replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..capture import Capture, capture
+from ..corpus import sample
+from ..errors import EditError
+from ..model import LensModel
+from ..progress import track
+from ..replay import Replay
+from ..site import Site
+from ..tasks.facts import SUBJECT, Fact, fact_prompt, object_token
+from ..tasks.pairset import Pair, PairSet, Prompt
+from .patch_to_edit import key_vector
+from .rank_one import RankOneEdit
+from .second_moments import SecondMoment
+
+ESSENCE = "{} is a"
+SNIPPET = 8
+
+
+@dataclass(frozen=True)
+class RomeRecipe:
+    """`steps` of Adam with rate `lr` on -log p(new object) averaged over `prefixes` texts before
+    the prompt (and none), plus `kl` times the divergence of what follows "{subject} is a", plus
+    `decay` ‖δ‖/‖m‖²; ‖δ‖ stays within `clamp` times ‖m‖, m being what the MLP writes by itself."""
+
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 4.0
+    prefixes: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.prefixes < 0 or self.clamp <= 0:
+            raise EditError(f"{self}: give steps >= 1, prefixes >= 0 and clamp > 0")
+
+
+@dataclass(frozen=True, eq=False)
+class RomePrompts:
+    """The prompts of many facts, run once for all layers. `fact_of` (n,) numbers the fact of each
+    prompt; `essence` (n,) marks those of the form "{subject} is a". A fact's bare prompt is its
+    first."""
+
+    captured: Capture = field(repr=False)
+    fact_of: Tensor
+    essence: Tensor
+
+    @property
+    def bare(self) -> Tensor:
+        """The number of each fact's bare prompt, (facts,)."""
+        facts = int(self.fact_of.max()) + 1
+        return torch.stack([(self.fact_of == i).nonzero()[0, 0] for i in range(facts)])
+
+
+def rome_prompts(
+    lens: LensModel, facts: Sequence[Fact], layers: Sequence[int], recipe: RomeRecipe
+) -> RomePrompts:
+    """Runs every prompt that the edits of `facts` at `layers` need."""
+    if not facts:
+        raise EditError("no facts to edit")
+    texts = _snippets(lens, recipe)
+    pairs: list[Pair] = []
+    owners: list[int] = []
+    essence: list[bool] = []
+    for number, fact in enumerate(facts):
+        prompts = [fact_prompt(lens.tokenizer, fact)]
+        prompts += [fact_prompt(lens.tokenizer, fact, f"{text} {fact.text}") for text in texts]
+        prompts.append(essence_prompt(lens, fact))
+        new, true = (object_token(lens.tokenizer, o) for o in (fact.new, fact.answer))
+        pairs += [Pair(prompt, prompt, new, true, fact.relation) for prompt in prompts]
+        owners += [number] * len(prompts)
+        essence += [False] * (len(prompts) - 1) + [True]
+    sites = [Site(layer, stream, SUBJECT) for layer in layers for stream in ("mlp_act", "mlp_out")]
+    captured = capture(lens, PairSet("rome", "edit", tuple(pairs)), sites)
+    return RomePrompts(captured, torch.tensor(owners), torch.tensor(essence))
+
+
+def essence_prompt(lens: LensModel, fact: Fact) -> Prompt:
+    return fact_prompt(lens.tokenizer, fact, ESSENCE.format(fact.subject))
+
+
+def rome(
+    lens: LensModel,
+    prompts: RomePrompts,
+    layer: int,
+    moment: SecondMoment,
+    *,
+    recipe: RomeRecipe | None = None,
+    memory: int | None = None,
+) -> list[RankOneEdit]:
+    """One edit a fact: b = Σ⁻¹k / (x ᵀΣ⁻¹k) with k the mean key over the prefixes and x the key of
+    the bare prompt, a = δ, so that the MLP writes m + δ there. Deterministic."""
+    recipe = recipe or RomeRecipe()
+    keys = prompts.captured.base[Site(layer, "mlp_act", SUBJECT)].double().cpu()
+    bare = prompts.bare
+    asked = ~prompts.essence
+    mean = torch.stack([keys[asked & (prompts.fact_of == i)].mean(0) for i in range(len(bare))])
+    b = key_vector(moment, mean)
+    b = b / (b * keys[bare]).sum(-1, keepdim=True)
+    a = _values(lens, prompts, layer, recipe, memory)
+    return [RankOneEdit(layer, a_row, b_row) for a_row, b_row in zip(a, b, strict=True)]
+
+
+def _values(
+    lens: LensModel, prompts: RomePrompts, layer: int, recipe: RomeRecipe, memory: int | None
+) -> Tensor:
+    """δ (facts, d_model): what the MLP is to write more at the subject."""
+    site = Site(layer, "mlp_out", SUBJECT)
+    replay = Replay(lens, prompts.captured, site, memory=memory)
+    size = prompts.captured.base[site][prompts.bare].norm(dim=-1, keepdim=True)
+    owner, essence = prompts.fact_of.to(size.device), prompts.essence.to(size.device)
+    share = 1 / torch.bincount(owner[~essence]).to(size)
+    delta = torch.zeros(len(size), lens.map.d_model).to(size).requires_grad_(True)
+    optimiser = torch.optim.Adam([delta], lr=recipe.lr)
+    before = _essence_before(replay, essence)
+    for _ in track(range(recipe.steps), f"ROME values at layer {layer}"):
+        optimiser.zero_grad()
+        for unit in replay.units():
+            rows = unit.pairs.to(size.device)
+            logs = replay.logits(unit, delta[owner[rows]][None])[0].float().log_softmax(-1)
+            new = replay.answers[unit.pairs, 0].to(logs.device)
+            said = -logs.gather(1, new[:, None])[:, 0] * share[owner[rows]]
+            loss = said[~essence[rows]].sum()
+            if bool(essence[rows].any()):
+                here = essence[rows]
+                old = torch.stack([before[i] for i in unit.pairs[here.cpu()].tolist()])
+                moved = (logs[here].exp() * (logs[here] - old)).sum(-1)
+                loss = loss + recipe.kl * moved.sum()
+            loss.backward(inputs=[delta])
+        decay = recipe.decay * (delta.norm(dim=-1) / size[:, 0] ** 2).sum()
+        decay.backward(inputs=[delta])
+        optimiser.step()
+        with torch.no_grad():
+            length = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            delta.mul_((recipe.clamp * size / length).clamp(max=1))
+    return delta.detach().double().cpu()
+
+
+def _essence_before(replay: Replay, essence: Tensor) -> dict[int, Tensor]:
+    """Log-probabilities after each essence prompt, by its number, with nothing changed."""
+    found: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for unit in replay.units(gradients=False):
+            here = essence[unit.pairs.to(essence.device)]
+            if bool(here.any()):
+                none = torch.zeros(1, len(unit.pairs), replay.lens.map.d_model)
+                logs = replay.logits(unit, none.to(replay.lens.device))[0].float().log_softmax(-1)
+                found |= zip(unit.pairs[here.cpu()].tolist(), logs[here], strict=True)
+    return found
+
+
+def _snippets(lens: LensModel, recipe: RomeRecipe) -> list[str]:
+    """Short texts sampled from the model, each a sentence of its own."""
+    if recipe.prefixes == 0:
+        return []
+    ids = sample(lens, recipe.prefixes, SNIPPET, recipe.seed)
+    return [
+        " ".join(str(lens.tokenizer.decode(row, skip_special_tokens=True)).split()) + "."
+        for row in ids.tolist()
+    ]

@@ -1,0 +1,218 @@
+"""Edits, patches and localisation (arXiv 2311.17030 §6), on the same facts at the same layers.
+
+Each pair's base fact is to get the source's object: by a ROME edit, by the zero-setting patch that
+this edit amounts to, and by a patch along a direction fitted to the pair. Beside them what the
+whole component does, and what causal tracing says of the layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from ..capture import Capture, capture
+from ..corpus import Corpus
+from ..edit import (
+    RankOneEdit,
+    RomePrompts,
+    RomeRecipe,
+    SecondMoment,
+    ZeroSetter,
+    rome,
+    rome_prompts,
+    second_moments,
+)
+from ..edit.score import EditScores, Probe, essence_logs, probe, score
+from ..edit.tracing import ROLES, Trace, TraceRecipe, trace
+from ..errors import TaskError
+from ..fit.per_pair import Recipe, per_pair
+from ..geometry import Split
+from ..model import LensModel
+from ..patching import Full, PairwisePatch, PairwiseZeroSetting
+from ..progress import track
+from ..recall import known_facts
+from ..replay import Replay
+from ..results import ModelRecord
+from ..site import Site
+from ..tasks.facts import SUBJECT, Fact, fact_pairs, fact_prompt, object_token, pair_set
+from .editing_record import EditingRecord, EditLayer, Scores, SideEffects
+from .facts_record import PairRecord
+from .trying import patched_scores, tried_all
+
+
+@dataclass(frozen=True)
+class EditingPlan:
+    """`per_relation` facts of each relation, at `layers`."""
+
+    layers: tuple[int, ...]
+    per_relation: int = 4
+    fit: Recipe = field(default_factory=Recipe)
+    rome: RomeRecipe = field(default_factory=RomeRecipe)
+    trace: TraceRecipe = field(default_factory=TraceRecipe)
+    seed: int = 0
+
+
+def editing_plan(blocks: int, *, step: int = 3, seed: int = 0, quick: bool = False) -> EditingPlan:
+    """The plan of `reproduce editing` for a model of so many blocks."""
+    if step < 1:
+        raise TaskError(f"--step {step}: at least 1")
+    if not quick:
+        return EditingPlan(tuple(range(0, blocks, step)), seed=seed)
+    return EditingPlan(
+        (0, blocks // 6, blocks // 2),
+        1,
+        Recipe(steps=10, trial=2, starts=1),
+        RomeRecipe(steps=8, prefixes=1),
+        TraceRecipe(samples=1),
+        seed,
+    )
+
+
+def run_editing(
+    lens: LensModel, facts: Sequence[Fact], corpus: Corpus, plan: EditingPlan, command: str = ""
+) -> EditingRecord:
+    """The whole study on facts that the model knows. Raises `TaskError` where too few are."""
+    start = time.perf_counter()
+    known = known_facts(lens, facts)
+    chosen = fact_pairs(lens.tokenizer, known, per_relation=plan.per_relation, seed=plan.seed)
+    subjects = [replace(base, new=source.answer) for base, source in chosen]
+    pairs = pair_set(lens.tokenizer, chosen)
+    sites = [Site(layer, "mlp_act", SUBJECT) for layer in plan.layers]
+    captured = capture(lens, pairs, sites, shifted=True)
+    moments = second_moments(lens, plan.layers, corpus)
+    prompts = rome_prompts(lens, subjects, plan.layers, plan.rome)
+    asked = probe(lens, subjects)
+    unedited = essence_logs(lens, asked)
+    before = score(lens, asked, None, unedited)
+    streams = _traces(lens, subjects, plan)
+    layers = [
+        _layer(lens, captured, prompts, asked, unedited, moments[site.layer], site, streams, plan)
+        for site in sites
+    ]
+    residual = streams["resid_post"]
+    return EditingRecord(
+        model=ModelRecord(
+            id=lens.id,
+            weights_sha256=lens.weights_sha256,
+            dtype=str(lens.dtype).removeprefix("torch."),
+        ),
+        known=len(known),
+        pairs=[PairRecord.of(base, source) for base, source in chosen],
+        clean_logit_diff=captured.clean.logit_diff.double().tolist(),
+        before=_scores(before),
+        side_before=_side(before),
+        layers=layers,
+        trace_layers=list(plan.layers),
+        trace_map=_by_role(residual),
+        trace_clean=[found.clean for found in residual],
+        trace_corrupted=[found.corrupted for found in residual],
+        tokens=corpus.tokens,
+        corpus=corpus.name,
+        settings={
+            "fit": asdict(plan.fit),
+            "rome": asdict(plan.rome),
+            "trace": asdict(plan.trace),
+            "seed": plan.seed,
+        },
+        seconds=time.perf_counter() - start,
+        command=command,
+    )
+
+
+def _layer(
+    lens: LensModel,
+    captured: Capture,
+    prompts: RomePrompts,
+    asked: Probe,
+    unedited: Tensor,
+    moment: SecondMoment,
+    site: Site,
+    traces: dict[str, list[Trace]],
+    plan: EditingPlan,
+) -> EditLayer:
+    weight = lens.map.writer(site)
+    assert weight is not None
+    edits = rome(lens, prompts, site.layer, moment, recipe=plan.rome)
+    after = score(lens, asked, edits, unedited)
+    a, b = (torch.stack([getattr(edit, name) for edit in edits]) for name in "ab")
+    zero = ZeroSetter.of(weight, moment).directions(a, b)
+    row = Split.of(weight).row(zero.v.T).T
+    everywhere = [
+        RankOneEdit(site.layer, -s * (weight.double().cpu() @ v), v)
+        for s, v in zip(zero.sign, zero.v, strict=True)
+    ]
+    replay = Replay(lens, captured, site)
+    v = per_pair(lens, captured, site, recipe=plan.fit, seed=plan.seed).directions
+    patched = tried_all(replay, {"v": PairwisePatch(v, v), "full": Full()})
+    at = plan.layers.index(site.layer)
+    return EditLayer(
+        layer=site.layer,
+        rome=_scores(after),
+        side=_side(after),
+        zero=patched_scores(replay, PairwiseZeroSetting(zero.v, zero.sign)),
+        zero_everywhere=_scores(score(lens, asked.own, everywhere, unedited)),
+        zero_row=patched_scores(replay, PairwiseZeroSetting(row, zero.sign)),
+        cos_vb=torch.nn.functional.cosine_similarity(zero.v, b, dim=-1).abs().tolist(),
+        ratio=zero.ratio.tolist(),
+        sign=[int(s) for s in zero.sign],
+        patch=patched["v"],
+        full=patched["full"],
+        trace=[float(found.at_subject[at]) for found in traces["resid_post"]],
+        trace_mlp=[float(found.at_subject[at]) for found in traces["mlp_out"]],
+        condition=moment.condition,
+    )
+
+
+def _traces(lens: LensModel, facts: Sequence[Fact], plan: EditingPlan) -> dict[str, list[Trace]]:
+    """Maps of the residual stream, and of windows of MLPs as in ROME, for every fact."""
+    window = max(1, len(lens.map.blocks) // 5)
+    recipes = {
+        "resid_post": plan.trace,
+        "mlp_out": replace(plan.trace, stream="mlp_out", window=window),
+    }
+    return {
+        stream: [
+            trace(
+                lens,
+                fact_prompt(lens.tokenizer, fact),
+                object_token(lens.tokenizer, fact.answer),
+                plan.layers,
+                recipe=recipe,
+                subject_only=stream == "mlp_out",
+            )
+            for fact in track(facts, f"tracing {stream}")
+        ]
+        for stream, recipe in recipes.items()
+    }
+
+
+def _by_role(traces: Sequence[Trace]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for role in ROLES:
+        columns = [
+            t.effect[:, column] for t in traces for column, r in enumerate(t.roles) if r == role
+        ]
+        if columns:
+            found[role] = torch.stack(columns).mean(0).tolist()
+    return found
+
+
+def _scores(found: EditScores) -> Scores:
+    return Scores(new=found.new.tolist(), true=found.true.tolist(), top=found.top.tolist())
+
+
+def _side(found: EditScores) -> SideEffects:
+    def listed(values: Tensor) -> list[float | None]:
+        return [None if isnan(value) else value for value in values.tolist()]
+
+    return SideEffects(
+        paraphrase=listed(found.paraphrase),
+        neighbour=listed(found.neighbour),
+        neighbour_top=listed(found.neighbour_top),
+        essence=found.essence.tolist(),
+    )
