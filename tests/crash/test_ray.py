@@ -1,5 +1,5 @@
-"""On a Ray cluster of two nodes, in a process of its own: the bits of the serial run, though a worker
-dies; a poisoned cell fails alone."""
+"""On a Ray cluster of two nodes, in a process of its own: the bits of the serial run, though a
+worker dies; a poisoned cell fails alone."""
 
 from __future__ import annotations
 

@@ -298,3 +298,16 @@ def test_the_record_says_what_was_asked(grid, models, serial):
     record = json.loads((Store(serial).path(cell.key) / "record.json").read_text())
     assert record["inputs"] == json.loads(json.dumps(cell.inputs))
     assert record["cell"]["site"] == str(cell.site) and record["schema"] == "subspacelens.cell/1"
+
+
+def test_a_pair_is_a_cell_with_a_direction_of_its_own(grid, models, tmp_path):
+    raw = grid.model_dump(exclude_none=True, exclude={"fits", "kind", "dims", "seeds"})
+    pairs = Grid(**raw | {"kind": "pair", "sites": ("L1.mlp_act@END",), "pairs": 3})
+    facts = [facts_of(spec, pairs) for spec in pairs.models]
+    tally = run_sweep(pairs, tmp_path, backend="serial", models=facts)
+    assert (tally.cells, tally.done) == (3, 3)
+    table = results(tmp_path)
+    assert table["pair"].to_list() == [0, 1, 2] and table["fit"].to_list() == ["per-pair"] * 3
+    assert (table["subspace_logit_diff"] <= table["no_op_logit_diff"]).all()
+    with pytest.raises(ValueError, match="does not go with"):
+        Grid(**raw | {"kind": "pair", "fits": ("das",)})

@@ -15,12 +15,17 @@ from .options import (
     Memory,
     Model,
     Shifted,
-    TaskName,
     bytes_of,
     prepared,
     writable,
 )
 
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task", help="`ioi`, `facts` (those that the model knows), or a JSON Lines file of pairs."
+    ),
+]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", help="Token label; may be given several times.")
 ]
@@ -93,15 +98,25 @@ def _run(
     shifted, out,
 ) -> None:  # fmt: skip
     from ..corpus import read_corpus
+    from ..model import load_model
     from ..report.survey_page import markdown, reading, write_survey
     from ..studies.prevalence import prevalence
     from ..sweep.grid import TaskSpec
+    from ..sweep.plan import FACTS, known_fact_task
+    from ..tasks.facts import SUBJECT
 
     budget = bytes_of(memory)
     writable(out)
+    facts = task == FACTS
+    if facts and "das" in parts:
+        raise TaskError("facts have no direction in common for DAS to find: leave out --das")
     with showing_progress():
-        lens, chosen = prepared(model, task, None, None, 0, device, dtype)
-        labels = label or [name for name in ("S2", "END") if name in chosen.test.labels]
+        if facts:
+            lens = load_model(model, device=device, dtype=dtype)
+            chosen, shifted = known_fact_task(lens), True
+        else:
+            lens, chosen = prepared(model, task, None, None, 0, device, dtype)
+        labels = label or [n for n in ("S2", SUBJECT, "END") if n in chosen.test.labels]
         unknown = [name for name in labels if name not in chosen.test.labels]
         if unknown:
             known = ", ".join(chosen.test.labels)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+import torch
 
 from ..audit.audit import AUDIT_FILE, SUBSPACE_FILE, audit, versions
+from ..audit.decomposition import exact_split
 from ..audit.effects import Scorer, named_patches, outcomes_by_name
-from ..certify import require
+from ..capture import Capture
+from ..certify import centred, require
 from ..errors import LensError, ModelError, TaskError
 from ..fit import FITS
+from ..fit.per_pair import per_pair
 from ..model import LensModel, load_model
 from ..replay import Replay
 from ..results import AuditRecord, Estimate
 from ..site import Site
-from ..subspace import Subspace
+from ..subspace import Subspace, made_by
 from ..task_capture import TaskCapture, capture_task
 from ..tasks import Task
 from .plan import Cell, canonical, task_hashes, task_of
@@ -43,13 +48,16 @@ class Outcome:
 def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
     """Fits, and audits if the cell says so, on captures that hold the cell's site."""
     started = time.monotonic()
-    subspace = _fitted(lens, captures, cell)
+    alone = captures.test if cell.pair is None else _only(captures.test, cell.pair)
+    subspace = _fitted(lens, captures, alone, cell)
     files = {SUBSPACE_FILE: subspace.to_bytes()}
     if cell.kind == "audit":
         record = audit(lens, captures, subspace, seed=cell.seed, memory=cell.memory).record
         files[AUDIT_FILE] = record.model_dump_json(indent=1, by_alias=True).encode()
         summary = _audited(record)
         content = record.model_dump(mode="json", by_alias=True, exclude=NOT_CONTENT)
+    elif cell.kind == "pair":
+        summary = content = _flips(lens, alone, subspace, cell)
     else:
         summary = content = _effects(lens, captures, subspace, cell)
     content = {"found": content, "fit": subspace.fit}
@@ -58,7 +66,15 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
     return Outcome(cell.key, files, summary, digest.hexdigest(), seconds, versions())
 
 
-def _fitted(lens: LensModel, captures: TaskCapture, cell: Cell) -> Subspace:
+def _only(captured: Capture, pair: int) -> Capture:
+    return captured.select(captured.pairs[pair : pair + 1], torch.tensor([pair]))
+
+
+def _fitted(lens: LensModel, captures: TaskCapture, alone: Capture, cell: Cell) -> Subspace:
+    if cell.kind == "pair":
+        found = per_pair(lens, alone, cell.site, seed=cell.seed, memory=cell.memory)
+        record = dict(method="per-pair", seed=cell.seed, pair=cell.pair, **asdict(found.recipe))
+        return made_by(lens, cell.site, found.directions.T, alone.pairs.sha256, record)
     options = cell.fit.options
     if cell.fit.method in ("das", "gradient"):
         options["memory"] = cell.memory
@@ -78,6 +94,23 @@ def _effects(
         assert outcomes is not None
         for metric, estimate in scorer.metrics(outcomes).items():
             found |= _columns(f"{name}_{metric}", estimate)
+    return found
+
+
+def _flips(lens: LensModel, alone: Capture, subspace: Subspace, cell: Cell) -> dict[str, Scalar]:
+    """Of one pair: the logit difference left by each patch, and whether the target is on top."""
+    basis = subspace.basis.double()
+    exact = lens.map.writer(cell.site) is not None
+    parts = exact_split(lens, cell.site, basis, centred=centred(lens)) if exact else None
+    patches = named_patches(parts, basis)
+    chosen = {name: patches[name] for name in ("no_op", "full", "subspace", "row")}
+    replay = Replay(lens, alone, cell.site, memory=cell.memory)
+    (target,) = (pair.target for pair in alone.pairs.pairs)
+    found: dict[str, Scalar] = {}
+    for name, outcomes in outcomes_by_name(replay, chosen).items():
+        if outcomes is not None:
+            found[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
+            found[f"{name}_flips"] = bool(outcomes.top[0] == target)
     return found
 
 
@@ -140,7 +173,7 @@ class Worker:
         wanted = (cell.task, cell.pairs, cell.task_seed, cell.shifted)
         if self._task is None or self._task[0] != wanted:
             self._task = self._captures = None
-            task = task_of(lens.tokenizer, cell.task, cell.pairs, cell.task_seed)
+            task = task_of(lens, cell.task, cell.pairs, cell.task_seed)
             if list(task_hashes(task)) != list(cell.inputs["task"]):
                 raise TaskError(f"task {cell.task.name} is not the one that was planned for")
             self._task = wanted, task

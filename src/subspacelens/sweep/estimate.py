@@ -15,6 +15,7 @@ from .plan import Cell, ModelFacts
 
 DAS_STEPS, DAS_BATCH = 120, 64
 NAMED_PATCHES = 8
+PER_PAIR_RUNS = 4 * 8 + 36
 START_SECONDS = 5.0
 EFFICIENCY = 0.5
 """Share of the rate of one large product that a replay reaches."""
@@ -50,6 +51,8 @@ def _operations(facts: ModelFacts, cell: Cell) -> float:
         total += 3 * suffix * steps * min(task.train, cell.fit.batch or DAS_BATCH)
     elif cell.fit.method == "gradient":
         total += 3 * suffix * task.train
+    if cell.kind == "pair":
+        return 3 * PER_PAIR_RUNS * suffix + 4 * answer
     if cell.kind == "audit":
         replays = (NAMED_PATCHES + 2 * len(EXPLAINED)) * task.test + len(DOSES) * DOSE_PAIRS
         total += (replays + 2 * RANDOM_DRAWS * RANDOM_PAIRS) * answer

@@ -17,13 +17,13 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import LensError, TaskError
 from .pattern import check_pattern
 
-Kind = Literal["audit", "fit"]
-Method = Literal["das", "mean-difference", "gradient", "probe", "pca", "random"]
+Kind = Literal["audit", "fit", "pair"]
+Method = Literal["das", "mean-difference", "gradient", "probe", "pca", "random", "per-pair"]
 
 
 class _Strict(BaseModel):
@@ -49,7 +49,8 @@ class FitSpec(_Strict):
 
 
 class TaskSpec(_Strict):
-    """A task by name (`ioi`) or by file of pairs, `test` a file of its own to judge on."""
+    """A task by name (`ioi`, or `facts`: pairs of embedded facts that the model knows) or by file
+    of pairs, `test` a file of its own to judge on."""
 
     name: str
     test: str | None = None
@@ -58,10 +59,11 @@ class TaskSpec(_Strict):
 class Grid(_Strict):
     """Every combination of the lists is a cell.
 
-    `kind`: an `audit`, or a `fit` alone with its effect. `pairs`: at most that many to fit and to
-    judge on. `task_seed` draws the pairs, `seeds` are those of fits and controls. `threads` is what
-    one worker computes with, whatever their number, and `memory` the budget of its replays: both
-    decide in which order sums are taken, so that equal grids give equal bits. A cell that fails is
+    `kind`: an `audit`; a `fit` alone with its effect; or a `pair`, one direction fitted on a single
+    test pair, as for facts (arXiv 2311.17030 §5), each pair a cell of its own. `pairs`: at most
+    that many to fit and to judge on. `task_seed` draws the pairs, `seeds` are those of fits and
+    controls. `threads` is what one worker computes with, whatever their number, and `memory` the
+    budget of its replays: both decide in which order sums are taken, so that equal grids give equal bits. A cell that fails is
     tried `tries` times.
     """
 
@@ -112,6 +114,22 @@ class Grid(_Strict):
             except LensError as error:
                 raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fits_of_pairs(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "pair" and "fits" not in data:
+            return data | {"fits": ("per-pair",)}
+        return data
+
+    @model_validator(mode="after")
+    def _kind_and_fits(self) -> Grid:
+        for fit in self.fits:
+            if (fit.method == "per-pair") != (self.kind == "pair"):
+                raise ValueError(f"fit {fit.method} does not go with kind {self.kind}")
+        if self.kind == "pair" and self.dims != (1,):
+            raise ValueError("a pair has one direction: leave dims out")
+        return self
 
     @field_validator("memory")
     @classmethod

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..model import load_model
+from ..model import LensModel, load_model
+from ..recall import known_facts
 from ..site import Site
 from ..tasks import Task
+from ..tasks.facts import embedded_facts, fact_pairs, pair_set
 from ..tasks.named import named_task
 from .grid import FitSpec, Grid, Kind, TaskSpec
 from .pattern import Shape, expand
@@ -21,9 +24,11 @@ from .pattern import Shape, expand
 ROOMS = (
     "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
     "patching.py", "geometry.py", "subspace.py", "task_capture.py", "certify.py", "results.py",
-    "tasks", "fit", "audit", "sweep/cell.py",
+    "recall.py", "tasks", "fit", "audit", "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""
+
+FACTS = "facts"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Cell:
     fit: FitSpec
     dim: int
     seed: int
+    pair: int | None
     inputs: Mapping[str, Any]
 
     @cached_property
@@ -81,10 +87,8 @@ class Cell:
 
     def __str__(self) -> str:
         task = Path(self.task.name).stem
-        return (
-            f"{self.kind} {self.model} {task} {self.site} {self.fit} dim {self.dim} "
-            f"seed {self.seed}"
-        )
+        what = f"dim {self.dim}" if self.pair is None else f"number {self.pair}"
+        return f"{self.kind} {self.model} {task} {self.site} {self.fit} {what} seed {self.seed}"
 
 
 def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
@@ -96,18 +100,17 @@ def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
     for facts in models:
         for task, of_task in facts.tasks.items():
             patterns = (expand(text, facts.shape, of_task.labels) for text in grid.sites)
-            for site in dict.fromkeys(site for sites in patterns for site in sites):
-                for fit in grid.fits:
-                    for dim in grid.dims:
-                        for seed in grid.seeds:
-                            cell = _cell(grid, facts, task, of_task, site, fit, dim, seed)
-                            found.setdefault(cell.key, cell)
+            sites = dict.fromkeys(site for sites in patterns for site in sites)
+            pairs = range(of_task.test) if grid.kind == "pair" else (None,)
+            for choice in product(sites, grid.fits, grid.dims, grid.seeds, pairs):
+                cell = _cell(grid, facts, task, of_task, *choice)
+                found.setdefault(cell.key, cell)
     return tuple(found.values())
 
 
 def _cell(
     grid: Grid, facts: ModelFacts, task: TaskSpec, of_task: TaskFacts, site: Site, fit: FitSpec,
-    dim: int, seed: int,
+    dim: int, seed: int, pair: int | None,
 ) -> Cell:  # fmt: skip
     inputs = {
         "kind": grid.kind,
@@ -121,10 +124,10 @@ def _cell(
         "shifted": grid.shifted,
         "memory": grid.memory_bytes,
         "code": code_sha256(),
-    }
+    } | ({} if pair is None else {"pair": pair})
     return Cell(
         grid.kind, facts.spec, grid.dtype, task, grid.pairs, grid.task_seed, grid.shifted,
-        grid.memory_bytes, site, fit, dim, seed, inputs,
+        grid.memory_bytes, site, fit, dim, seed, pair, inputs,
     )  # fmt: skip
 
 
@@ -152,8 +155,7 @@ def facts_of(spec: str, grid: Grid) -> ModelFacts:
     lens = load_model(spec, device="cpu", dtype=grid.dtype)
     blocks = lens.map.blocks
     tasks = {
-        task: _task_facts(task_of(lens.tokenizer, task, grid.pairs, grid.task_seed))
-        for task in grid.tasks
+        task: _task_facts(task_of(lens, task, grid.pairs, grid.task_seed)) for task in grid.tasks
     }
     return ModelFacts(
         spec,
@@ -165,8 +167,21 @@ def facts_of(spec: str, grid: Grid) -> ModelFacts:
     )
 
 
-def task_of(tokenizer, task: TaskSpec, pairs: int | None, seed: int) -> Task:
-    return named_task(tokenizer, task.name, task.test, pairs=pairs, seed=seed)
+def task_of(lens: LensModel, task: TaskSpec, pairs: int | None, seed: int) -> Task:
+    """The task of a spec, at most `pairs` pairs of a split."""
+    if task.name != FACTS:
+        return named_task(lens.tokenizer, task.name, task.test, pairs=pairs, seed=seed)
+    whole = known_fact_task(lens, seed=seed)
+    return whole if pairs is None else Task(FACTS, whole.train[:pairs], whole.test[:pairs])
+
+
+def known_fact_task(lens: LensModel, *, per_relation: int = 8, seed: int = 0) -> Task:
+    """Pairs of embedded facts that the model knows, without classes, at label `subject`, whose
+    column may differ between base and source. Raises `TaskError` if it knows too few."""
+    known = known_facts(lens, embedded_facts())
+    chosen = fact_pairs(lens.tokenizer, known, per_relation=per_relation, fewest=1, seed=seed)
+    both = pair_set(lens.tokenizer, chosen)
+    return Task(FACTS, both, both)
 
 
 def task_hashes(task: Task) -> tuple[str, str, str]:

@@ -196,6 +196,7 @@ def _described(cell: Cell, status: str) -> dict[str, Any]:
             "fit": str(cell.fit),
             "dim": cell.dim,
             "seed": cell.seed,
+            "pair": cell.pair,
         },
     }
 

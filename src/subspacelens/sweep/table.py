@@ -12,6 +12,7 @@ from ..results import write_atomically
 from .store import Store
 
 INDEX = "index.parquet"
+ORDER = ("model", "task", "label", "stream", "layer", "head", "fit", "dim", "seed", "pair", "key")
 
 
 def results(directory: Path | str, where: str | None = None) -> pl.DataFrame:
@@ -56,7 +57,19 @@ def make_index(store: Store) -> pl.DataFrame:
     ]
     names = {name: None for row in rows for name in row}
     table = pl.DataFrame([{n: row.get(n) for n in names} for row in rows], infer_schema_length=None)
-    order = ("model", "task", "label", "stream", "layer", "head", "fit", "dim", "seed", "key")
+    order = (
+        "model",
+        "task",
+        "label",
+        "stream",
+        "layer",
+        "head",
+        "fit",
+        "dim",
+        "seed",
+        "pair",
+        "key",
+    )
     return table.sort(order) if rows else table
 
 
