@@ -63,8 +63,8 @@ class Grid(_Strict):
     test pair, as for facts (arXiv 2311.17030 §5), each pair a cell of its own. `pairs`: at most
     that many to fit and to judge on. `task_seed` draws the pairs, `seeds` are those of fits and
     controls. `threads` is what one worker computes with, whatever their number, and `memory` the
-    budget of its replays: both decide in which order sums are taken, so that equal grids give equal bits. A cell that fails is
-    tried `tries` times.
+    budget of its replays: both decide in which order sums are taken, so that equal grids give equal
+    bits. A cell that fails is tried `tries` times.
     """
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
