@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import psutil
 import torch
@@ -40,7 +40,7 @@ from .construct import (
     targets,
 )
 
-SCHEMA = "subspacelens.illusions/1"
+SCHEMA: Final = "subspacelens.illusions/1"
 RANDOM_WRITES = 3
 WORKS = 0.15
 SHARE = 1 / 3
@@ -170,6 +170,7 @@ def illusion_map(
         found.append(_at(lens, train_of, test_of, site, *splits[site.layer], memory, seed))
         clean = float(test_of.clean.logit_diff.double().mean())
     return IllusionMap(
+        schema=SCHEMA,
         model=ModelRecord(
             id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ class RayWorker:
         torch.set_num_threads(threads)
         self._worker = Worker()
 
-    def run(self, name: Hashable, job: Job) -> Report:
+    def run(self, name: int, job: Job) -> Report:
         from .pool import attempt
 
         return attempt(self._worker, name, job)
@@ -75,13 +75,13 @@ class RayPool:
         self._gpus = 1 if self._has("GPU") >= 1 else 0
         count = max(1, min(workers or self._room(), jobs))
         self._actors = {name: self._start() for name in range(count)}
-        self._running: dict[Any, Hashable] = {}
+        self._running: dict[Any, int] = {}
 
     @property
-    def workers(self) -> Sequence[Hashable]:
+    def workers(self) -> Sequence[int]:
         return tuple(self._actors)
 
-    def send(self, worker: Hashable, job: Job) -> None:
+    def send(self, worker: int, job: Job) -> None:
         self._running[self._actors[worker].run.remote(worker, job)] = worker
 
     def wait(self, seconds: float) -> list[Report]:

@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
@@ -44,36 +45,26 @@ class LocalPool:
 
     def __init__(self, count: int, threads: int, *, start: str | None = None) -> None:
         usual = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        self._context = get_context(start or usual)
+        self._context: Any = get_context(start or usual)
         self._context.set_forkserver_preload(["subspacelens.sweep.local"])
         self._threads = threads
         self._processes = {worker: self._start(worker) for worker in range(count)}
 
     @property
-    def workers(self) -> Sequence[Hashable]:
+    def workers(self) -> Sequence[int]:
         return tuple(self._processes)
 
     @property
     def pids(self) -> list[int]:
         return [p.process.pid for p in self._processes.values() if p.process.pid is not None]
 
-    def send(self, worker: Hashable, job: Job) -> None:
+    def send(self, worker: int, job: Job) -> None:
         with suppress(OSError):
             self._processes[worker].pipe.send(job)
 
     def wait(self, seconds: float) -> list[Report]:
-        by_pipe = {p.pipe: name for name, p in self._processes.items()}
-        reports = []
-        for ready in wait(list(by_pipe), seconds):
-            name = by_pipe[ready]
-            try:
-                reports.append(self._processes[name].pipe.recv())
-            except (EOFError, OSError):
-                process = self._processes[name].process
-                process.join(SECONDS_TO_END)
-                reports.append(Report(name, error=_death(process.exitcode), gone=True))
-                self._processes[name] = self._start(name)
-        return reports
+        ready = wait([p.pipe for p in self._processes.values()], seconds)
+        return [self._report(name, p) for name, p in self._processes.items() if p.pipe in ready]
 
     def close(self) -> None:
         living = [p.process for p in self._processes.values()]
@@ -88,7 +79,15 @@ class LocalPool:
         for worker in self._processes.values():
             worker.pipe.close()
 
-    def _start(self, name: Hashable) -> _Process:
+    def _report(self, name: int, worker: _Process) -> Report:
+        try:
+            return worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(SECONDS_TO_END)
+            self._processes[name] = self._start(name)
+            return Report(name, error=_death(worker.process.exitcode), gone=True)
+
+    def _start(self, name: int) -> _Process:
         ours, theirs = self._context.Pipe()
         device = f"cuda:{name}" if torch.cuda.is_available() else None
         process = self._context.Process(
@@ -113,7 +112,7 @@ def _without_interrupts():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, name: Hashable, threads: int, device: str | None) -> None:
+def _serve(pipe: Connection, name: int, threads: int, device: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ class Report:
     """What a worker says about its job: the outcome, or the error; `gone`: the worker died, and
     another one has its name now."""
 
-    worker: Hashable
+    worker: int
     outcome: Outcome | None = None
     error: str = ""
     gone: bool = False
@@ -28,8 +28,8 @@ class Pool(Protocol):
     some have something to say; `close` ends all of them at once."""
 
     @property
-    def workers(self) -> Sequence[Hashable]: ...
-    def send(self, worker: Hashable, job: Job) -> None: ...
+    def workers(self) -> Sequence[int]: ...
+    def send(self, worker: int, job: Job) -> None: ...
     def wait(self, seconds: float) -> list[Report]: ...
     def close(self) -> None: ...
 
@@ -45,7 +45,7 @@ class SerialPool:
         self._worker = Worker(device)
         self._job: Job | None = None
 
-    def send(self, worker: Hashable, job: Job) -> None:
+    def send(self, worker: int, job: Job) -> None:
         self._job = job
 
     def wait(self, seconds: float) -> list[Report]:
@@ -56,7 +56,7 @@ class SerialPool:
         torch.set_num_threads(self._before)
 
 
-def attempt(worker: Worker, name: Hashable, job: Job) -> Report:
+def attempt(worker: Worker, name: int, job: Job) -> Report:
     """The report of a job; an exception is one, too."""
     try:
         return Report(name, worker.run(job.cell, job.sites))
