@@ -26,7 +26,10 @@ from subspacelens.bench.crash import (
 )
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.errors import ResultError
-from subspacelens.sweep import Store, cells_of, run_sweep
+from subspacelens.sweep import Store, Tally, cells_of, run_sweep
+from subspacelens.sweep.cell import Worker
+from subspacelens.sweep.local import LocalPool
+from subspacelens.sweep.run import drive
 
 pytestmark = [
     pytest.mark.crash,
@@ -84,6 +87,29 @@ def test_the_bench_sees_what_is_lost_changed_and_damaged(grid, tmp_path):
     inspect_store(store.directory, cells_of(small, models), expected | {changed: "other"}, report)
     assert (report.lost, report.changed, report.damaged) == (2, 1, 1)
     assert not report.passed
+
+
+def test_a_cell_that_kills_its_worker_fails_alone(grid, tmp_path, monkeypatch):
+    small, models = grid
+    small = small.model_copy(update={"seeds": (0,), "sites": ("L1-2.mlp_act@END",)})
+    cells = cells_of(small, models)
+    run = Worker.run
+
+    def deadly(self, cell, sites):
+        if cell.key == cells[1].key:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(self, cell, sites)
+
+    monkeypatch.setattr(Worker, "run", deadly)
+    store, pool = Store(tmp_path / "out"), LocalPool(2, 1, start="fork")
+    try:
+        tally = drive(cells, store, pool, 2, Tally(len(cells), 0, 0, 0))
+    finally:
+        pool.close()
+    assert (tally.done, tally.failed) == (3, 1)
+    failure = store.failure(cells[1].key)
+    assert failure is not None and failure["tries"] == 2
+    assert failure["error"] == "the worker was killed by signal 9"
 
 
 def test_ctrl_c_ends_within_five_seconds_and_keeps_what_was_finished(tmp_path):

@@ -154,20 +154,19 @@ def illusion_map(
     if not labels:
         raise TaskError(f"no label to map: task {task.name} has {', '.join(task.test.labels)}")
     chosen = range(len(lens.map.blocks)) if layers is None else tuple(layers)
-    sites = [Site(layer, "mlp_act", label) for label in labels for layer in chosen]
+    sites = [Site(layer, "mlp_act", label) for layer in chosen for label in labels]
     train, test = task.train[:pairs], task.test[:pairs]
     for site in sites:
         check_pairs(test, site, shifted=shifted)
         if lens.map.writer(site) is None:
             raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
-    splits: dict[int, tuple[Tensor, Split]] = {}
     memory = memory or psutil.virtual_memory().available // 4
-    found = []
-    clean = 0.0
+    found: list[SiteIllusions] = []
+    clean, split = 0.0, None
     for train_of, test_of, site in _captured(lens, train, test, sites, shifted, memory):
-        if site.layer not in splits:
-            splits[site.layer] = _split(lens, site)
-        found.append(_at(lens, train_of, test_of, site, *splits[site.layer], memory, seed))
+        if split is None or found[-1].layer != site.layer:
+            split = _split(lens, site)
+        found.append(_at(lens, train_of, test_of, site, *split, memory, seed))
         clean = float(test_of.clean.logit_diff.double().mean())
     return IllusionMap(
         schema=SCHEMA,
@@ -182,7 +181,7 @@ def illusion_map(
         clean_logit_diff=clean,
         layers=len(lens.map.blocks),
         labels=list(labels),
-        sites=found,
+        sites=sorted(found, key=lambda site: labels.index(site.label)),
         seconds=time.perf_counter() - started,
     )
 
@@ -212,12 +211,14 @@ def _after(site: Site) -> Site:
 
 
 def _split(lens: LensModel, site: Site) -> tuple[Tensor, Split]:
+    """W as it is read (centred for LayerNorm models), float64, and its row space."""
     weight = lens.map.writer(site)
     assert weight is not None
-    weight = weight.detach().cpu().double()
-    if centred(lens):
-        weight = weight - weight.mean(dim=0, keepdim=True)
-    return weight, Split.of(weight.float())
+    is_centred = centred(lens)
+    matrix = weight.detach().cpu().double()
+    if is_centred:
+        matrix = matrix - matrix.mean(dim=0, keepdim=True)
+    return matrix, Split.of(weight, centred=is_centred)
 
 
 def _at(
