@@ -30,7 +30,7 @@ from ..tasks.pairset import Task
 
 Weights = Literal["gaussian", "shuffled"]
 SEEDS = 10
-STEPS = 60
+STEPS = 40
 LR = 0.03
 
 
@@ -58,7 +58,7 @@ def random_mlp(
     kinds: Sequence[Weights] = ("gaussian", "shuffled"),
     seeds: int = SEEDS,
     steps: int = STEPS,
-    pairs: int = 48,
+    pairs: int = 32,
     shifted: bool = False,
     memory: int | None = None,
 ) -> list[RandomMLP]:
