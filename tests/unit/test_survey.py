@@ -232,10 +232,11 @@ def test_products_of_differences_agree_where_nothing_is_distorted():
 def test_separators_transfer_where_nothing_is_distorted_and_not_to_noise():
     generator = torch.Generator().manual_seed(0)
     x, other = torch.randn(2, 600, 60, generator=generator).double()
-    same, chance = separators(x @ x.T, 5 * x @ x.T, seed=0)
-    assert np.mean(same) > 0.8 and np.mean(chance) < 0.65
-    noise, _ = separators(x @ x.T, other @ other.T, seed=0)
-    assert 0.4 < np.mean(noise) < 0.6
+    same = separators(x @ x.T, 5 * x @ x.T, seed=0)
+    assert same.fitted.low > 0.99 and same.shuffled.value < 0.65
+    assert same.held_out == same.before and same.before.value > 0.8
+    noise = separators(x @ x.T, other @ other.T, seed=0)
+    assert 0.4 < noise.held_out.value < 0.6 < noise.before.value
 
 
 def test_distortion_is_measured_at_every_layer(lens):
@@ -247,7 +248,7 @@ def test_distortion_is_measured_at_every_layer(lens):
     assert [each.layer for each in found] == [0, 1, 2, 3]
     for each in found:
         assert each.before == ["gate_proj", "up_proj"] and set(each.alone) == set(each.before)
-        assert 0 <= each.r2.low <= each.r2.high <= 1 and 0 <= each.transfer.value <= 1
+        assert 0 <= each.r2.low <= each.r2.high <= 1 and 0 <= each.transfer.held_out.value <= 1
 
 
 def test_the_sandbox_runs_the_mlp_as_the_model_does(lens, task):

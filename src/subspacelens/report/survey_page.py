@@ -145,12 +145,14 @@ def weights_figure(found: Prevalence) -> go.Figure:
 
 def distortion_figure(found: Prevalence) -> go.Figure:
     """r² and the transfer of separators, by layer."""
-    figure = blank(height=340)
+    figure = blank(height=380)
     layers = [each.layer for each in found.distortion]
     for name, colour, dash, of in (
         ("r² of products of differences", BLUE, "solid", lambda d: d.r2),
-        ("separators, accuracy after", ORANGE, "solid", lambda d: d.transfer),
-        ("the same, coefficients shuffled", GREY, "dot", lambda d: d.transfer_chance),
+        ("separators, other tokens, after", ORANGE, "solid", lambda d: d.transfer.held_out),
+        ("… before the nonlinearity", ORANGE, "dot", lambda d: d.transfer.before),
+        ("separators, their own tokens, after", GREY, "solid", lambda d: d.transfer.fitted),
+        ("… coefficients shuffled", GREY, "dot", lambda d: d.transfer.shuffled),
     ):
         figure.add_scatter(
             x=layers, y=[of(each).value for each in found.distortion], mode="lines+markers",

@@ -38,19 +38,29 @@ SVM_STEPS = 100_000
 """Where the margin is so thin that the solver needs more, its last separator is taken."""
 
 
+class Transfer(_Record):
+    """Accuracies of linear separators fitted before the nonlinearity: `fitted`, after it on the
+    tokens that they were fitted on, as in the paper, where each token helps to classify itself;
+    `shuffled`, the same with shuffled dual coefficients; `held_out`, after it on other tokens;
+    `before`, on those other tokens before it, the most that can be hoped for."""
+
+    fitted: Estimate
+    shuffled: Estimate
+    held_out: Estimate
+    before: Estimate
+
+
 class Distortion(_Record):
     """One layer. `r2`: of products of differences, after against before, by ordinary least squares;
     the interval is the range over fifths of the text. `alone`: the same before each projection
-    alone. `transfer`: accuracy after the nonlinearity of separators fitted before it, on tokens
-    that they were not fitted on, mean and range over directions; `transfer_chance`: the same with
-    the dual coefficients shuffled."""
+    alone. `transfer`: accuracy after the nonlinearity of separators fitted before it, mean and
+    range over directions (see `Transfer`)."""
 
     layer: int
     before: list[str]
     r2: Estimate
     alone: dict[str, float]
-    transfer: Estimate
-    transfer_chance: Estimate
+    transfer: Transfer
 
 
 def distortion(
@@ -77,14 +87,12 @@ def _at(
     generator = torch.Generator().manual_seed(seed)
     fifths = torch.randperm(len(kernel), generator=generator).chunk(FIFTHS)
     parts = [r_squared(whole[f][:, f], kernel[f][:, f], generator) for f in fifths]
-    transfer, chance = separators(whole, kernel, seed)
     return Distortion(
         layer=layer,
         before=list(before),
         r2=Estimate(value=r_squared(whole, kernel, generator), low=min(parts), high=max(parts)),
         alone={name: r_squared(gram, kernel, generator) for name, gram in single.items()},
-        transfer=_over(transfer),
-        transfer_chance=_over(chance),
+        transfer=separators(whole, kernel, seed),
     )
 
 
@@ -103,9 +111,9 @@ def r_squared(before: Tensor, after: Tensor, generator: torch.Generator) -> floa
     return float(torch.corrcoef(torch.stack([products(before), products(after)]))[0, 1] ** 2)
 
 
-def separators(before: Tensor, after: Tensor, seed: int) -> tuple[list[float], list[float]]:
-    """Accuracy after, on held-out tokens, of `DIRECTIONS` hard-margin linear separators of median
-    splits along random directions before; and the same with their dual coefficients shuffled.
+def separators(before: Tensor, after: Tensor, seed: int) -> Transfer:
+    """Hard-margin linear separators of median splits along `DIRECTIONS` random directions before,
+    their dual coefficients used after; from Gram matrices (n, n).
 
     A direction Xᵀg of the span of the activations X has projections K g, so the Gram matrices K are
     all that is needed.
@@ -116,7 +124,7 @@ def separators(before: Tensor, after: Tensor, seed: int) -> tuple[list[float], l
     k_before, k_after = before.numpy(), after.numpy()
     values, vectors = np.linalg.eigh(k_before[np.ix_(chosen, chosen)])
     scale = np.sqrt(np.clip(values, 0, None))
-    found, chance = [], []
+    rows = []
     for _ in range(DIRECTIONS):
         projections = vectors @ (scale * rng.standard_normal(len(scale)))
         labels = projections > np.median(projections)
@@ -128,13 +136,18 @@ def separators(before: Tensor, after: Tensor, seed: int) -> tuple[list[float], l
             machine.fit(unit / np.trace(unit) * len(unit), y_fit)
         duals = np.zeros(len(fit))
         duals[machine.support_] = machine.dual_coef_[0]
-        found.append(_accuracy(duals, k_after, fit, rest, y_fit, y_rest))
-        chance.append(_accuracy(rng.permutation(duals), k_after, fit, rest, y_fit, y_rest))
-    return found, chance
+        both = y_fit, y_rest
+        fitted, held_out = _accuracies(duals, k_after, fit, rest, *both)
+        shuffled, _ = _accuracies(rng.permutation(duals), k_after, fit, rest, *both)
+        _, at_first = _accuracies(duals, k_before, fit, rest, *both)
+        rows.append((fitted, shuffled, held_out, at_first))
+    names = ("fitted", "shuffled", "held_out", "before")
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return Transfer(**{name: _over(values) for name, values in columns})
 
 
-def _accuracy(duals, gram, fit, rest, y_fit, y_rest) -> float:
-    """Accuracy on `rest`, at the threshold that is best on `fit`."""
+def _accuracies(duals, gram, fit, rest, y_fit, y_rest) -> tuple[float, float]:
+    """On `fit` at the best threshold, and on `rest` at that one."""
     scores = gram[np.ix_(fit, fit)] @ duals
     order = np.argsort(scores)
     below = np.concatenate([[0], np.cumsum(~y_fit[order])])
@@ -142,7 +155,8 @@ def _accuracy(duals, gram, fit, rest, y_fit, y_rest) -> float:
     cut = int(np.argmax(below + above))
     ends = np.concatenate([[-np.inf], scores[order], [np.inf]])
     threshold = (ends[cut] + ends[cut + 1]) / 2 if 0 < cut < len(scores) else ends[cut + (cut > 0)]
-    return float(((gram[np.ix_(rest, fit)] @ duals > threshold) == y_rest).mean())
+    held_out = ((gram[np.ix_(rest, fit)] @ duals > threshold) == y_rest).mean()
+    return float((below + above).max() / len(fit)), float(held_out)
 
 
 def _over(values: Sequence[float]) -> Estimate:
