@@ -83,16 +83,13 @@ def bench_crash_command(
         if ray:
             reports["ray"] = crash_ray(ray, seed)
     counts = ("lost", "changed", "rewritten", "damaged", "orphans")
-    kills = [f"kills: {target}" for target in TARGETS]
-    table = Table("backend", *kills, "sweeps x cells", *counts, "seconds")
-    for name, report in reports.items():
-        table.add_row(
-            name,
-            *(str(report.kills[target]) for target in TARGETS),
-            f"{report.rounds} x {report.cells}",
-            *(str(getattr(report, count)) for count in counts),
-            f"{report.seconds:.0f}",
-        )
+    table = Table("", *reports)
+    for target in TARGETS:
+        table.add_row(f"kills: {target}", *(str(r.kills[target]) for r in reports.values()))
+    table.add_row("sweeps x cells", *(f"{r.rounds} x {r.cells}" for r in reports.values()))
+    for count in counts:
+        table.add_row(count, *(str(getattr(report, count)) for report in reports.values()))
+    table.add_row("seconds", *(f"{report.seconds:.0f}" for report in reports.values()))
     Console().print(table)
     if not all(report.passed for report in reports.values()):
         raise typer.Exit(1)
