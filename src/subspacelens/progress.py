@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -73,3 +73,17 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             progress.advance(bar)
     finally:
         progress.stop_task(bar)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar that is set by hand: the call takes how much is done and what to write before it."""
+    progress = _shown.get()
+    if progress is None:
+        yield lambda done, text: None
+        return
+    task = progress.add_task(what, total=total)
+    try:
+        yield lambda done, text: progress.update(task, completed=done, description=text)
+    finally:
+        progress.stop_task(task)

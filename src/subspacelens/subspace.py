@@ -42,8 +42,8 @@ class Subspace:
         """k, the number of dimensions."""
         return self.basis.shape[1]
 
-    def save(self, path: Path | str) -> None:
-        """Writes safetensors with the basis under `basis` and the provenance as metadata."""
+    def to_bytes(self) -> bytes:
+        """Safetensors with the basis under `basis` and the provenance as metadata."""
         metadata = {
             "format": FORMAT,
             "site": str(self.site),
@@ -53,7 +53,11 @@ class Subspace:
             "data_sha256": self.data_sha256,
             "fit": json.dumps(self.fit),
         }
-        write_atomically(Path(path), save({"basis": self.basis.contiguous()}, metadata=metadata))
+        return save({"basis": self.basis.contiguous()}, metadata=metadata)
+
+    def save(self, path: Path | str) -> None:
+        """Writes `to_bytes` whole or not at all. Raises `ResultError` where it cannot."""
+        write_atomically(Path(path), self.to_bytes())
 
     @staticmethod
     def is_ours(path: Path | str) -> bool:

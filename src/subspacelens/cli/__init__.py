@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import LensError
-from . import audit, bench, facts, look, reproduce
+from . import audit, bench, facts, look, reproduce, survey, sweep
 
 app = typer.Typer(
     help="Patch a subspace of a language model's activations, then find out whether the effect is "
@@ -23,6 +23,10 @@ app.command("map")(look.map_command)
 app.command()(look.doctor)
 app.command()(look.models)
 app.command()(audit.report)
+app.command()(survey.survey)
+reproduce.commands.command("prevalence")(survey.reproduce_prevalence)
+app.command()(sweep.sweep)
+app.command("results")(sweep.results_command)
 app.add_typer(facts.commands, name="facts")
 app.add_typer(reproduce.commands, name="reproduce")
 app.add_typer(bench.commands, name="bench")

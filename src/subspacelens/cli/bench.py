@@ -16,6 +16,7 @@ from .options import (
     Device,
     Dtype,
     Model,
+    Seed,
     writable,
 )  # fmt: skip
 
@@ -168,3 +169,32 @@ def bench_facts_command(
             row["site"], str(row["pairs"]), str(row["steps"]), *seconds, f"{row['error']:.0e}"
         )
     Console().print(table)
+
+
+@commands.command("crash")
+def bench_crash_command(
+    local: Annotated[int, typer.Option(min=0, help="Kills of the local runner.")] = 100,
+    ray: Annotated[int, typer.Option(min=0, help="Kills on a Ray cluster of two nodes.")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Kill sweeps of small cells at random moments and count what is lost: nothing may be.
+
+    Exits with 1 if anything was lost, changed, written twice or left half-written.
+    """
+    from ..bench.crash import TARGETS, crash_local, crash_ray
+
+    with showing_progress():
+        reports = {"local": crash_local(local, seed)} if local else {}
+        if ray:
+            reports["ray"] = crash_ray(ray, seed)
+    counts = ("lost", "changed", "rewritten", "damaged", "orphans")
+    table = Table("", *reports)
+    for target in TARGETS:
+        table.add_row(f"kills: {target}", *(str(r.kills[target]) for r in reports.values()))
+    table.add_row("sweeps x cells", *(f"{r.rounds} x {r.cells}" for r in reports.values()))
+    for count in counts:
+        table.add_row(count, *(str(getattr(report, count)) for report in reports.values()))
+    table.add_row("seconds", *(f"{report.seconds:.0f}" for report in reports.values()))
+    Console().print(table)
+    if not all(report.passed for report in reports.values()):
+        raise typer.Exit(1)

@@ -37,11 +37,19 @@ def pca(lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: i
 
 
 def gradient(
-    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+    lens: LensModel,
+    captured: Capture,
+    site: Site,
+    *,
+    dim: int = 1,
+    seed: int = 0,
+    memory: int | None = None,
 ) -> Subspace:
     """The leading right singular vectors of the per-pair gradients of the logit difference with
     respect to the base activation, so that pairs of either direction count alike."""
-    basis = _leading(gradients(lens, captured, site), dim, f"the gradients at {site}")
+    basis = _leading(
+        gradients(lens, captured, site, memory=memory), dim, f"the gradients at {site}"
+    )
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="gradient"))
 
 
@@ -54,9 +62,11 @@ def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
     return vh[:dim].T
 
 
-def gradients(lens: LensModel, captured: Capture, site: Site) -> Tensor:
+def gradients(
+    lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
+) -> Tensor:
     """∂(logit(answer) - logit(target))/∂h at the base activation, (n, d), nats a unit."""
-    replay = Replay(lens, captured, site)
+    replay = Replay(lens, captured, site, memory=memory)
     found = torch.zeros_like(captured.base[site])
     for unit in replay.units():
         delta = found.new_zeros(1, len(unit.pairs), found.shape[1], requires_grad=True)

@@ -41,7 +41,7 @@ def gradient_agreement(case: Case) -> Test:
     captured = case.captures.train
     some = torch.arange(min(GRADIENT_PAIRS, len(captured.pairs)))
     chosen = captured.select(captured.pairs[: len(some)], some)
-    found = gradients(case.lens, chosen, case.site).cpu().double()
+    found = gradients(case.lens, chosen, case.site, memory=case.replay.memory).cpu().double()
     if float(found.norm()) == 0:
         return void("the gradient is zero")
     axis = torch.linalg.svd(found, full_matrices=False)[2][0]
@@ -62,6 +62,7 @@ def stability(case: Case) -> Test:
     if method not in FITS or method == "random":
         return void("the method is not one that could be run again")
     captured, dim = case.captures.train, case.basis.shape[1]
+    extra = {"memory": case.replay.memory} if method in ("das", "gradient") else {}
     halves = []
     for half in range(2):
         index = torch.arange(half, len(captured.pairs), 2)

@@ -1,0 +1,134 @@
+"""`survey`, and its study `reproduce prevalence`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import TaskError
+from ..progress import showing_progress
+from .options import (
+    Device,
+    Dtype,
+    Memory,
+    Model,
+    Shifted,
+    bytes_of,
+    prepared,
+    writable,
+)
+
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task", help="`ioi`, `facts` (those that the model knows), or a JSON Lines file of pairs."
+    ),
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", help="Token label; may be given several times.")
+]
+Pairs = Annotated[int, typer.Option(min=2, help="Pairs to build on, and pairs to patch.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of each DAS fit.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes for DAS at every MLP.")]
+
+
+def survey(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    label: Labels = None,
+    das: Annotated[
+        bool, typer.Option("--das", help="Also fit and audit DAS at every MLP; takes long.")
+    ] = False,
+    pairs: Pairs = 64,
+    steps: Steps = 80,
+    workers: Workers = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
+        "runs/survey"
+    ),
+) -> None:
+    """Draw the illusion map: the layers at which DAS must not be trusted on this model and task.
+
+    Writes OUT/report.html, survey.json, survey.md and illusions.svg; with --das the sweep is kept
+    in OUT/das, and the same command goes on where it was stopped.
+    """
+    parts = ("weights", "das") if das else ("weights",)
+    _run(model, task, label, parts, pairs, steps, 10, workers, None, device, dtype, memory,
+         shifted, out)  # fmt: skip
+
+
+def reproduce_prevalence(
+    model: Model = "smollm2",
+    task: TaskName = "ioi",
+    label: Labels = None,
+    das: Annotated[
+        bool, typer.Option(help="DAS at every MLP, most of the time that this takes.")
+    ] = True,
+    pairs: Pairs = 64,
+    steps: Steps = 80,
+    seeds: Annotated[int, typer.Option(min=2, help="Random MLPs of each kind.")] = 10,
+    workers: Workers = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Text file for the distortion; by default embedded text.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    shifted: Shifted = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
+        "runs/prevalence"
+    ),
+) -> None:
+    """How common the illusion is: built illusions, weights, distortion, random MLPs, DAS.
+
+    Writes OUT/report.html, survey.json, survey.md, illusions.svg and the sweep OUT/das.
+    """
+    parts = ("weights", "distortion", "random", *(("das",) if das else ()))
+    _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
+         shifted, out)  # fmt: skip
+
+
+def _run(
+    model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
+    shifted, out,
+) -> None:  # fmt: skip
+    from ..corpus import read_corpus
+    from ..model import load_model
+    from ..report.survey_page import markdown, reading, write_survey
+    from ..studies.prevalence import prevalence
+    from ..sweep.grid import TaskSpec
+    from ..sweep.plan import FACTS, known_fact_task
+    from ..tasks.facts import SUBJECT
+
+    budget = bytes_of(memory)
+    writable(out)
+    facts = task == FACTS
+    if facts and "das" in parts:
+        raise TaskError("facts have no direction in common for DAS to find: leave out --das")
+    with showing_progress():
+        if facts:
+            lens = load_model(model, device=device, dtype=dtype)
+            chosen, shifted = known_fact_task(lens), True
+        else:
+            lens, chosen = prepared(model, task, None, None, 0, device, dtype)
+        labels = label or [n for n in ("S2", SUBJECT, "END") if n in chosen.test.labels]
+        unknown = [name for name in labels if name not in chosen.test.labels]
+        if unknown:
+            known = ", ".join(chosen.test.labels)
+            raise TaskError(f"task {chosen.name} has no label '{unknown[0]}', only {known}")
+        text = read_corpus(corpus, lens.tokenizer) if corpus else None
+        found = prevalence(
+            lens, chosen, labels, parts=parts, model=model, task_spec=TaskSpec(name=task),
+            directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
+            shifted=shifted, memory=budget,
+        )  # fmt: skip
+    page = write_survey(found, out)
+    typer.echo(markdown(found.illusions))
+    for name in found.illusions.labels:
+        typer.echo(f"{name}: {reading(found.illusions, name)}")
+    typer.echo(f"report: {page}")

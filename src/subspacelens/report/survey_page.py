@@ -1,0 +1,257 @@
+"""The page of a survey: the illusion map first, then whatever else was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..results import write_atomically
+from ..studies.prevalence import Prevalence
+from ..survey.das_sites import shares
+from ..survey.illusions import SHARE, WORKS, IllusionMap, SiteIllusions
+from ..survey.weights import QUANTILES
+from .document import Plot, document
+from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
+from .page import amount, fixed, interval
+
+COLUMNS = ("whole<br>MLP", "connected<br>part alone", "random<br>writing", "built<br>illusion")
+MARK = "◆"
+
+
+def write_survey(found: Prevalence, directory: Path) -> Path:
+    """Writes `directory`/survey.json, illusions.svg, survey.md and report.html; returns the path of
+    the page. Raises `ResultError` where one cannot be written."""
+    data = found.model_dump_json(indent=1, by_alias=True).encode()
+    write_atomically(directory / "survey.json", data)
+    write_atomically(directory / "illusions.svg", svg(found.illusions).encode())
+    write_atomically(directory / "survey.md", markdown(found.illusions).encode())
+    page = directory / "report.html"
+    write_atomically(page, render_survey(found).encode())
+    return page
+
+
+def render_survey(found: Prevalence) -> str:
+    """The survey as one HTML document that needs no network."""
+    it = found.illusions
+    plots = {label: Plot.of(heatmap(it, label), _in_words(it, label)) for label in it.labels}
+    more = {}
+    if found.weights:
+        more["weights"] = Plot.of(weights_figure(found), "Singular values by layer")
+    if found.distortion:
+        more["distortion"] = Plot.of(distortion_figure(found), "Distortion by layer")
+    return document(
+        "survey.html.j2",
+        {"fixed": fixed, "amount": amount, "interval": lambda e: interval(e, "fixed")},
+        title=f"Illusion map: {it.task} in {it.model.id}",
+        found=found,
+        map=it,
+        plots=plots,
+        more=more,
+        readings={label: reading(it, label) for label in it.labels},
+        strongest={label: _strongest(it, label) for label in it.labels},
+        shares=shares(found.das) if found.das else {},
+        works=WORKS,
+        share=SHARE,
+        mark=MARK,
+    )
+
+
+def values(site: SiteIllusions) -> tuple[float, ...]:
+    """What the map's columns show of one site."""
+    best = site.best
+    shown = (site.whole, best.connected, site.random, best.effect)
+    return tuple(float("nan") if found.value is None else found.value for found in shown)
+
+
+def reading(it: IllusionMap, label: str) -> str:
+    """What the map says of one label, in a sentence or two."""
+    sites = [site for site in it.sites if site.label == label]
+    best = max(sites, key=lambda site: site.best.effect.value or 0.0)
+    effect = fixed(best.best.effect.value)
+    strongest = (
+        f"The strongest, at layer {best.layer}, has FLDD {effect} where the whole component has "
+        f"{fixed(best.whole.value)} and the connected part alone {fixed(best.best.connected.value)}"
+    )
+    working = it.working(label)
+    if not working:
+        return f"No layer meets the rule for a working illusion. {strongest}."
+    layers = _listed([str(layer) for layer in working])
+    plural = "s" if len(working) > 1 else ""
+    return (
+        f"Built illusions work at layer{plural} {layers}: what DAS finds in these MLPs is no "
+        f"evidence that the MLP carries the feature. {strongest}."
+    )
+
+
+def heatmap(it: IllusionMap, label: str) -> go.Figure:
+    """Layers by what was patched: blue moves the answer towards the source's, orange away."""
+    sites = sorted((s for s in it.sites if s.label == label), key=lambda s: s.layer)
+    z = np.array([values(site) for site in sites])
+    end = max(0.01, float(np.nanmax(np.abs([values(site) for site in it.sites]))))
+    tall = max(12, min(19, 1200 // len(sites)))
+    figure = blank(height=tall * len(sites) + 150)
+    figure.add_heatmap(
+        z=[[None if np.isnan(x) else x for x in row] for row in z.tolist()],
+        x=list(COLUMNS),
+        y=[str(site.layer) for site in sites],
+        customdata=[[_hover(site, column) for column in range(len(COLUMNS))] for site in sites],
+        text=[_texts(site, row, end) for site, row in zip(sites, z.tolist(), strict=True)],
+        texttemplate="%{text}",
+        textfont={"size": 10},
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        zmin=-end,
+        zmax=end,
+        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
+        colorbar={
+            "orientation": "h", "x": 0.5, "y": 1, "yanchor": "bottom", "thickness": 8, "len": 1,
+            "outlinewidth": 0, "nticks": 5, "title": {"text": "FLDD", "side": "top"},
+            "tickfont": {"size": 11},
+        },
+    )  # fmt: skip
+    figure.update_xaxes(type="category", showgrid=False, zeroline=False, tickangle=0)
+    figure.update_yaxes(
+        autorange="reversed", showgrid=False, zeroline=False, title_text="layer", type="category"
+    )
+    return figure
+
+
+def weights_figure(found: Prevalence) -> go.Figure:
+    """Smallest, median and largest singular value of every projection, by layer."""
+    figure = blank(height=360)
+    names = [found.weights[0].down.name, *(up.name for up in found.weights[0].up)]
+    colours = (ORANGE, BLUE, GREY, "#7a5ea8")
+    for name, colour in zip(names, colours, strict=False):
+        for quantile, dash in ((0.0, "solid"), (0.5, "dash"), (1.0, "dot")):
+            points = [
+                (layer.layer, facts.singular_values[QUANTILES.index(quantile)])
+                for layer in found.weights
+                for facts in (layer.down, *layer.up)
+                if facts.name == name
+            ]
+            x, y = zip(*points, strict=True)
+            what = {0.0: "smallest", 0.5: "median", 1.0: "largest"}[quantile]
+            figure.add_scatter(
+                x=x, y=y, mode="lines", name=f"{name}, {what}", line={"color": colour, "dash": dash}
+            )
+    figure.update_xaxes(title_text="layer")
+    figure.update_yaxes(type="log", title_text="singular value")
+    return figure
+
+
+def distortion_figure(found: Prevalence) -> go.Figure:
+    """r² and the transfer of separators, by layer."""
+    figure = blank(height=380)
+    layers = [each.layer for each in found.distortion]
+    for name, colour, dash, of in (
+        ("r² of products of differences", BLUE, "solid", lambda d: d.r2),
+        ("separators, other tokens, after", ORANGE, "solid", lambda d: d.transfer.held_out),
+        ("… before the nonlinearity", ORANGE, "dot", lambda d: d.transfer.before),
+        ("separators, their own tokens, after", GREY, "solid", lambda d: d.transfer.fitted),
+        ("… coefficients shuffled", GREY, "dot", lambda d: d.transfer.shuffled),
+    ):
+        figure.add_scatter(
+            x=layers, y=[of(each).value for each in found.distortion], mode="lines+markers",
+            name=name, line={"color": colour, "dash": dash},
+        )  # fmt: skip
+    figure.update_xaxes(title_text="layer")
+    figure.update_yaxes(range=[0, 1.02], title_text="r², or share right")
+    return figure
+
+
+def svg(it: IllusionMap) -> str:
+    """All labels side by side, to be read on white and on black."""
+    tall, wide, left, top = 14, 50, 40, 64
+    end = max(0.01, float(np.nanmax(np.abs([values(site) for site in it.sites]))))
+    drawn: list[str] = []
+
+    def write(x: float, y: float, text: str, more: str = "") -> None:
+        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{safe(text)}</text>')
+
+    for label in it.labels:
+        sites = sorted((s for s in it.sites if s.label == label), key=lambda s: s.layer)
+        write(left, 16, label, 'font-weight="bold"')
+        write(left, 32, f"FLDD, ± {end:.2f}; {MARK} built illusion works")
+        for column, name in enumerate(("whole", "connected", "random", "illusion")):
+            write(left + wide * (column + 0.5), 58, name, 'text-anchor="middle"')
+        for row, site in enumerate(sites):
+            y = top + tall * row
+            if site.layer % 5 == 0:
+                write(left - 5, y + 10, str(site.layer), 'text-anchor="end"')
+            for column, value in enumerate(values(site)):
+                strength, fill = abs(value) / end, BLUE if value > 0 else ORANGE
+                if np.isnan(value) or strength < 0.1:
+                    strength, fill = 0.1, GREY
+                drawn.append(
+                    f'<rect x="{left + wide * column}" y="{y}" width="{wide - 1}" '
+                    f'height="{tall - 1}" fill="{fill}" fill-opacity="{strength:.3f}"/>'
+                )
+            if site.works:
+                write(left + wide * len(COLUMNS) + 3, y + 11, MARK)
+        left += wide * len(COLUMNS) + 70
+    height = top + tall * (len(it.sites) // len(it.labels)) + 8
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" height="{height}" '
+        f'font-family="sans-serif" font-size="10" fill="{TEXT}">{"".join(drawn)}</svg>\n'
+    )
+
+
+def markdown(it: IllusionMap) -> str:
+    """The map as a table."""
+    lines = [
+        "| site | whole component | connected part alone | random writing | built illusion "
+        "| writing | works |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for site in it.sites:
+        cells = " | ".join(fixed(value) for value in values(site))
+        name = f"L{site.layer}.mlp_act@{site.label}"
+        works = "yes" if site.works else ""
+        cells += f" {interval(site.best.effect, 'fixed')} | {_writing(site)} | {works}"
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _writing(site: SiteIllusions) -> str:
+    name = next(name for name, found in site.illusions.items() if found is site.best)
+    writing, target = name.split(" of ")
+    return f"{'W⁺' if writing == 'pseudoinverse' else 'Wᵀ'} {target}"
+
+
+def _strongest(it: IllusionMap, label: str) -> list[tuple[SiteIllusions, str]]:
+    sites = [site for site in it.sites if site.label == label]
+    ranked = sorted(sites, key=lambda site: -(site.best.effect.value or 0.0))
+    return [(site, _writing(site)) for site in ranked[:6]]
+
+
+def _texts(site: SiteIllusions, row: list[float], end: float) -> list[str]:
+    texts = ["" if np.isnan(x) or abs(x) < 0.03 * end else _short(x) for x in row]
+    return [*texts[:-1], f"{texts[-1]} {MARK}" if site.works else texts[-1]]
+
+
+def _hover(site: SiteIllusions, column: int) -> str:
+    best = site.best
+    shown = (site.whole, best.connected, site.random, best.effect)[column]
+    name = safe(f"L{site.layer}.mlp_act@{site.label}")
+    lines = [f"<b>{name}</b>", f"{COLUMNS[column].replace('<br>', ' ')}: FLDD {fixed(shown.value)}"]
+    lines.append(interval(shown, "fixed"))
+    if column in (1, 3):
+        lines.append(f"{_writing(site)}, θ {best.degrees:.0f}°")
+    return "<br>".join(lines)
+
+
+def _in_words(it: IllusionMap, label: str) -> str:
+    return f"Heatmap at {label}, layers by what is patched. {reading(it, label)}"
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _short(value: float) -> str:
+    text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+    return text.replace("-", "−")

@@ -1,0 +1,116 @@
+"""How common the illusion is: all the evidence of arXiv 2311.17030 §7, on any supported model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ..corpus import Corpus, embedded_corpus
+from ..model import LensModel
+from ..results import _Record
+from ..site import Site
+from ..survey.das_sites import DasSite, das_grid, das_sites
+from ..survey.distortion import Distortion, distortion
+from ..survey.illusions import IllusionMap, illusion_map
+from ..survey.random_mlp import RandomMLP, random_mlp
+from ..survey.weights import LayerWeights, weight_facts
+from ..sweep.grid import TaskSpec
+from ..tasks.pairset import Task
+
+PARTS = ("weights", "distortion", "random", "das")
+
+
+class Prevalence(_Record):
+    """Schema `subspacelens.prevalence/1`. Parts that were not asked for are empty."""
+
+    schema_: Literal["subspacelens.prevalence/1"] = Field(
+        "subspacelens.prevalence/1", alias="schema"
+    )
+    illusions: IllusionMap
+    weights: list[LayerWeights]
+    distortion: list[Distortion]
+    corpus: str
+    random_mlps: list[RandomMLP]
+    das: list[DasSite]
+    seconds: dict[str, float]
+
+
+def prevalence(
+    lens: LensModel,
+    task: Task,
+    labels: Sequence[str],
+    *,
+    parts: Iterable[str] = PARTS,
+    model: str = "",
+    task_spec: TaskSpec | None = None,
+    directory: Path | None = None,
+    corpus: Corpus | None = None,
+    pairs: int = 64,
+    steps: int = 80,
+    seeds: int = 10,
+    workers: int | None = None,
+    shifted: bool = False,
+    memory: int | None = None,
+) -> Prevalence:
+    """The illusion map, and those `parts` of the rest that are asked for.
+
+    `random` looks at the site of each label where the constructed illusion does most. `das` sweeps
+    over all MLPs and labels into the store `directory`/das, for which the workers load `model` and
+    `task_spec` themselves; killed, it goes on where it stopped. `corpus` is the text of the
+    distortion, by default the embedded one.
+    """
+    wanted = set(parts)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work):
+        started = time.perf_counter()
+        found = work()
+        seconds[name] = time.perf_counter() - started
+        return found
+
+    found = timed(
+        "illusions",
+        lambda: illusion_map(lens, task, labels, pairs=pairs, shifted=shifted, memory=memory),
+    )
+    weights = timed("weights", lambda: weight_facts(lens)) if "weights" in wanted else []
+    distorted: list[Distortion] = []
+    if "distortion" in wanted:
+        text = corpus or embedded_corpus(lens)
+        distorted = timed("distortion", lambda: distortion(lens, text))
+        corpus = text
+    randoms: list[RandomMLP] = []
+    if "random" in wanted:
+        sites = [strongest(found, label) for label in found.labels]
+        randoms = timed(
+            "random",
+            lambda: [
+                each
+                for site in sites
+                for each in random_mlp(lens, task, site, seeds=seeds, memory=memory)
+            ],
+        )
+    das: list[DasSite] = []
+    if "das" in wanted and directory is not None and task_spec is not None:
+        grid = das_grid(model, task_spec, found.labels, pairs=pairs, steps=steps)
+        das = timed("das", lambda: das_sites(lens, task, grid, directory / "das", workers=workers))
+    return Prevalence(
+        schema="subspacelens.prevalence/1",
+        illusions=found,
+        weights=weights,
+        distortion=distorted,
+        corpus=corpus.name if corpus and distorted else "",
+        random_mlps=randoms,
+        das=das,
+        seconds=seconds,
+    )
+
+
+def strongest(found: IllusionMap, label: str) -> Site:
+    """The MLP at which the constructed illusion does most at a label."""
+    sites = [site for site in found.sites if site.label == label]
+    best = max(sites, key=lambda site: site.best.effect.value or 0.0)
+    return Site(best.layer, "mlp_act", label)

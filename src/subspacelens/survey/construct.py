@@ -1,0 +1,123 @@
+"""Illusions made by hand, without training: read what is disconnected, write what sleeps.
+
+At an MLP site with down-projection W, n is a direction of the kernel that varies with the feature,
+so nothing reads it; d is a direction of the row space whose write W d goes along t, by which the
+feature is written in the residual stream. v = cos θ n + sin θ d reads mostly n and writes only
+along W d (arXiv 2311.17030 §3 and its remark on MLPs between two components).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..capture import Capture
+from ..fit.closed_form import by_class, gradients
+from ..geometry import Split
+from ..model import LensModel
+from ..site import Site
+from ..tasks.pairset import PairSet
+
+WRITINGS = ("pseudoinverse", "transpose")
+"""d ∝ W⁺t writes t and nothing else; d ∝ Wᵀt is the unit direction that writes most along t."""
+
+TARGETS = ("difference", "gradient")
+"""t is how the classes differ in the residual stream behind the layer, or the gradient there of the
+logit difference, both as means over pairs and turned towards z = 1."""
+
+
+@dataclass(frozen=True)
+class Construction:
+    """Unit directions, float64 (m, dim): one for all pairs (m = 1), or one for each. `angle` (m,)
+    is θ in radians, at which the patch writes most along `write`."""
+
+    read: Tensor = field(repr=False)
+    write: Tensor = field(repr=False)
+    angle: Tensor
+
+    @property
+    def direction(self) -> Tensor:
+        """v, (m, dim)."""
+        return self.angle.cos()[:, None] * self.read + self.angle.sin()[:, None] * self.write
+
+
+def best_angle(read: Tensor, write: Tensor, change: Tensor) -> Tensor:
+    """θ, (m,), at which sin θ (cos θ n + sin θ d)ᵀΔ is largest on average.
+
+    `read`, `write` (m, dim) unit directions; `change` (m, dim) the mean of Δ towards z = 1, or each
+    pair's own. With a = nᵀΔ and b = dᵀΔ it is ½ (a sin 2θ - b cos 2θ + b): for a dormant d
+    (b = 0) 45°, whence the paper's 1/√2.
+    """
+    a, b = (read * change).sum(-1), (write * change).sum(-1)
+    return torch.atan2(a, -b) / 2
+
+
+def constructions(
+    weight: Tensor, split: Split, sensed: Tensor, target: Tensor
+) -> dict[str, Construction]:
+    """Both writings. `weight` W (out, dim), `split` its row space and kernel; `sensed` (m, dim) is
+    what n should sense and `target` (m, out) what should be written."""
+    read = _unit(split.null(sensed.T).T)
+    inside = weight @ split.rows
+    along = target.double()
+    found = {
+        "pseudoinverse": torch.linalg.lstsq(inside, along.T).solution.T,
+        "transpose": along @ inside,
+    }
+    writes = {name: _unit(coordinates @ split.rows.T) for name, coordinates in found.items()}
+    return {
+        name: Construction(read, write, best_angle(read, write, sensed.double()))
+        for name, write in writes.items()
+    }
+
+
+def sensed(train: Capture | None, test: Capture, site: Site) -> Tensor:
+    """How the activation changes with the feature: the difference of the class means on `train`,
+    float64 (1, dim); or, without `train`, each test pair's own difference, (n, dim)."""
+    return _double(test.difference(site)) if train is None else _mean_difference(train, site)
+
+
+def targets(
+    lens: LensModel, train: Capture | None, test: Capture, after: Site, memory: int | None = None
+) -> dict[str, Tensor]:
+    """`TARGETS` at `after`, float64 (1, d), or (n, d) without `train`."""
+    captured = test if train is None else train
+    downhill = -_double(gradients(lens, captured, after, memory=memory))
+    if train is not None:
+        signs = [pair.z[1] - pair.z[0] for pair in train.pairs.pairs if pair.z]
+        downhill = (torch.tensor(signs)[:, None] * downhill).mean(0, keepdim=True)
+    return {"difference": sensed(train, test, after), "gradient": downhill}
+
+
+def has_classes(pairs: PairSet) -> bool:
+    """Whether every pair says which class its prompts belong to, and the two differ."""
+    return all(pair.z is not None and pair.z[0] != pair.z[1] for pair in pairs.pairs)
+
+
+def along(direction: Tensor, change: Tensor) -> Tensor:
+    """δ = (vᵀΔ) v for unit v (1 | n, dim) and Δ (n, dim), float64."""
+    change = _double(change)
+    return (direction * change).sum(-1, keepdim=True) * direction
+
+
+def random_write(split: Split, count: int, generator: torch.Generator) -> Tensor:
+    """Unit directions of the row space, uniformly at random, (count, dim)."""
+    draws = torch.randn(count, split.rank, generator=generator, dtype=torch.float64)
+    return _unit(draws @ split.rows.T)
+
+
+def _mean_difference(captured: Capture, site: Site) -> Tensor:
+    x, z = by_class(captured, site)
+    x = _double(x)
+    return (x[z == 1].mean(0) - x[z == 0].mean(0))[None]
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.detach().cpu().double()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros (no target: nothing is read any more) stays one."""
+    return torch.nn.functional.normalize(rows, dim=-1)

@@ -1,0 +1,147 @@
+"""DAS at every MLP of a model: where it finds an effect, and how often that is an illusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from scipy import stats
+
+from ..audit.audit import AUDIT_FILE, SUBSPACE_FILE
+from ..audit.statistics import auroc
+from ..audit.verdict import SMALLEST_FLDD
+from ..capture import capture
+from ..certify import centred
+from ..geometry import Split
+from ..model import LensModel
+from ..results import Estimate, Scatter, _Record, load_audit
+from ..site import Site
+from ..subspace import Subspace
+from ..sweep.grid import FitSpec, Grid, TaskSpec
+from ..sweep.run import Backend, run_sweep
+from ..sweep.store import Store
+from ..sweep.table import results
+from ..tasks.pairset import Task
+
+
+class DasSite(_Record):
+    """The audit of DAS at one MLP. `cos_null`, `cos_row`: mean absolute cosine of the difference Δ
+    with the disconnected and the connected part of the direction. `sees_null`, `sees_row`: how well
+    either part alone tells the classes apart (AUROC)."""
+
+    layer: int
+    label: str
+    verdict: str
+    score: float
+    effect: Estimate
+    whole: Estimate
+    connected: Estimate
+    cos_null: float | None
+    cos_row: float | None
+    sees_null: float | None
+    sees_row: float | None
+
+    @property
+    def has_effect(self) -> bool:
+        """The interval of the effect excludes 0 and it is at least `SMALLEST_FLDD`."""
+        found = self.effect
+        return (found.low or 0.0) > 0 and (found.value or 0.0) >= SMALLEST_FLDD
+
+
+class Share(_Record):
+    """`count` of `total`, with Wilson's 95 % interval."""
+
+    count: int
+    total: int
+    estimate: Estimate
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> Share:
+        hits = list(hits)
+        if not hits:
+            return cls(count=0, total=0, estimate=Estimate(value=None))
+        interval = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+        value = sum(hits) / len(hits)
+        found = Estimate(value=value, low=float(interval.low), high=float(interval.high))
+        return cls(count=sum(hits), total=len(hits), estimate=found)
+
+
+def shares(sites: Sequence[DasSite]) -> dict[str, Share]:
+    """Of all sites those where DAS finds an effect; of these, those of each verdict."""
+    effective = [site for site in sites if site.has_effect]
+    found = {"effect": Share.of(site.has_effect for site in sites)}
+    for verdict in ("illusory", "faithful", "undetermined"):
+        found[verdict] = Share.of(site.verdict == verdict for site in effective)
+    return found
+
+
+def das_grid(
+    model: str, task: TaskSpec, labels: Sequence[str], *, pairs: int, steps: int, seed: int = 0
+) -> Grid:
+    """An audit of one DAS direction at every MLP and label."""
+    return Grid(
+        models=(model,),
+        tasks=(task,),
+        sites=tuple(f"L*.mlp_act@{label}" for label in labels),
+        fits=(FitSpec(method="das", steps=steps),),
+        seeds=(seed,),
+        pairs=pairs,
+    )
+
+
+def das_sites(
+    lens: LensModel,
+    task: Task,
+    grid: Grid,
+    directory: Path,
+    *,
+    backend: Backend = "local",
+    workers: int | None = None,
+) -> list[DasSite]:
+    """Runs the grid, or what is missing of it, into the store `directory`, and reads it."""
+    run_sweep(grid, directory, backend=backend, workers=workers)
+    labels = {pattern.rsplit("@", 1)[1] for pattern in grid.sites}
+    table = results(directory, "status = 'done'")
+    rows = [row for row in table.iter_rows(named=True) if row["label"] in labels]
+    store = Store(directory, create=False)
+    folders = {Site.parse(row["site"]): store.path(row["key"]) for row in rows}
+    if not folders:
+        return []
+    captured = capture(lens, task.test[: grid.pairs], folders, shifted=grid.shifted)
+    found = []
+    for site, folder in folders.items():
+        record = load_audit(folder / AUDIT_FILE)
+        basis = Subspace.load(folder / SUBSPACE_FILE, lens, site).basis.double()
+        cosines = _cosines(lens, site, basis, captured.difference(site))
+        fldd = {name: record.effects[name]["fldd"] for name in ("subspace", "full", "row")}
+        found.append(
+            DasSite(
+                layer=site.layer, label=site.label, verdict=record.verdict.label,
+                score=record.verdict.score, effect=fldd["subspace"], whole=fldd["full"],
+                connected=fldd["row"], cos_null=cosines[0], cos_row=cosines[1],
+                sees_null=_sees(record.figures.null_projection),
+                sees_row=_sees(record.figures.row_projection),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _cosines(lens: LensModel, site: Site, basis: torch.Tensor, change: torch.Tensor):
+    weight = lens.map.writer(site)
+    if weight is None:
+        return None, None
+    split = Split.of(weight, centred=centred(lens))
+    change = change.cpu().double()
+    return tuple(
+        float(torch.cosine_similarity(change, part[:, 0][None], dim=1).abs().mean())
+        for part in (split.null(basis), split.row(basis))
+    )
+
+
+def _sees(scatter: Scatter | None) -> float | None:
+    if scatter is None or not scatter.z0 or not scatter.z1:
+        return None
+    z = [0] * len(scatter.z0) + [1] * len(scatter.z1)
+    found = auroc(torch.tensor(scatter.z0 + scatter.z1), torch.tensor(z))
+    return max(found, 1 - found)

@@ -1,0 +1,21 @@
+"""Sweeps: grids of independent cells, kept as they finish, resumed where they stopped."""
+
+from .grid import FitSpec, Grid, TaskSpec, read_grid
+from .plan import Cell, cells_of, facts_of
+from .run import Tally, run_sweep
+from .store import Store
+from .table import results
+
+__all__ = [
+    "Cell",
+    "FitSpec",
+    "Grid",
+    "Store",
+    "Tally",
+    "TaskSpec",
+    "cells_of",
+    "facts_of",
+    "read_grid",
+    "results",
+    "run_sweep",
+]

@@ -1,0 +1,190 @@
+"""What one cell is: a fit and what is measured of it, as files and as a row of a table."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from ..audit.audit import AUDIT_FILE, SUBSPACE_FILE, audit, versions
+from ..audit.decomposition import exact_split
+from ..audit.effects import Scorer, named_patches, outcomes_by_name
+from ..capture import Capture
+from ..certify import centred, require
+from ..errors import LensError, ModelError, TaskError
+from ..fit import FITS
+from ..fit.per_pair import per_pair
+from ..model import LensModel, load_model
+from ..replay import Replay
+from ..results import AuditRecord, Estimate
+from ..site import Site
+from ..subspace import Subspace, made_by
+from ..task_capture import TaskCapture, capture_task
+from ..tasks import Task
+from .plan import Cell, canonical, task_hashes, task_of
+
+Scalar = str | int | float | bool | None
+
+NOT_CONTENT = {"seconds", "peak_rss_bytes", "versions", "command"}
+"""Fields of an audit that describe the run, not what was found."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave: its `files` by name, `summary` for the table, and the hash of all that must
+    come out equal when the cell is computed again."""
+
+    key: str
+    files: Mapping[str, bytes] = field(repr=False)
+    summary: Mapping[str, Scalar]
+    content_sha256: str
+    seconds: float
+    versions: Mapping[str, str] = field(repr=False)
+
+
+def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
+    """Fits, and audits if the cell says so, on captures that hold the cell's site."""
+    started = time.monotonic()
+    alone = captures.test if cell.pair is None else _only(captures.test, cell.pair)
+    subspace = _fitted(lens, captures, alone, cell)
+    files = {SUBSPACE_FILE: subspace.to_bytes()}
+    if cell.kind == "audit":
+        record = audit(lens, captures, subspace, seed=cell.seed, memory=cell.memory).record
+        files[AUDIT_FILE] = record.model_dump_json(indent=1, by_alias=True).encode()
+        summary = _audited(record)
+        content = record.model_dump(mode="json", by_alias=True, exclude=NOT_CONTENT)
+    elif cell.kind == "pair":
+        summary = content = _flips(lens, alone, subspace, cell)
+    else:
+        summary = content = _effects(lens, captures, subspace, cell)
+    content = {"found": content, "fit": subspace.fit}
+    digest = hashlib.sha256(canonical(content).encode() + subspace.basis.numpy().tobytes())
+    seconds = time.monotonic() - started
+    return Outcome(cell.key, files, summary, digest.hexdigest(), seconds, versions())
+
+
+def _only(captured: Capture, pair: int) -> Capture:
+    return captured.select(captured.pairs[pair : pair + 1], torch.tensor([pair]))
+
+
+def _fitted(lens: LensModel, captures: TaskCapture, alone: Capture, cell: Cell) -> Subspace:
+    if cell.kind == "pair":
+        found = per_pair(lens, alone, cell.site, seed=cell.seed, memory=cell.memory)
+        record = dict(method="per-pair", seed=cell.seed, pair=cell.pair, **asdict(found.recipe))
+        return made_by(lens, cell.site, found.directions.T, alone.pairs.sha256, record)
+    options = cell.fit.options
+    if cell.fit.method in ("das", "gradient"):
+        options["memory"] = cell.memory
+    fit = FITS[cell.fit.method]
+    return fit(lens, captures.train, cell.site, dim=cell.dim, seed=cell.seed, **options)
+
+
+def _effects(
+    lens: LensModel, captures: TaskCapture, subspace: Subspace, cell: Cell
+) -> dict[str, Scalar]:
+    replay = Replay(lens, captures.test, cell.site, memory=cell.memory)
+    patches = named_patches(None, subspace.basis.double())
+    chosen = {name: patches[name] for name in ("full", "subspace")}
+    scorer = Scorer.of(captures.test)
+    found: dict[str, Scalar] = {"clean_logit_diff": float(scorer.clean.mean())}
+    for name, outcomes in outcomes_by_name(replay, chosen).items():
+        assert outcomes is not None
+        for metric, estimate in scorer.metrics(outcomes).items():
+            found |= _columns(f"{name}_{metric}", estimate)
+    return found
+
+
+def _flips(lens: LensModel, alone: Capture, subspace: Subspace, cell: Cell) -> dict[str, Scalar]:
+    """Of one pair: the logit difference left by each patch, and whether the target is on top."""
+    basis = subspace.basis.double()
+    exact = lens.map.writer(cell.site) is not None
+    parts = exact_split(lens, cell.site, basis, centred=centred(lens)) if exact else None
+    patches = named_patches(parts, basis)
+    chosen = {name: patches[name] for name in ("no_op", "full", "subspace", "row")}
+    replay = Replay(lens, alone, cell.site, memory=cell.memory)
+    (target,) = (pair.target for pair in alone.pairs.pairs)
+    found: dict[str, Scalar] = {}
+    for name, outcomes in outcomes_by_name(replay, chosen).items():
+        if outcomes is not None:
+            found[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
+            found[f"{name}_flips"] = bool(outcomes.top[0] == target)
+    return found
+
+
+def _audited(record: AuditRecord) -> dict[str, Scalar]:
+    found: dict[str, Scalar] = {
+        "verdict": record.verdict.label,
+        "score": record.verdict.score,
+        "clean_logit_diff": record.clean.logit_diff.value,
+    }
+    for patch, metrics in record.effects.items():
+        for metric, estimate in metrics.items():
+            found |= _columns(f"{patch}_{metric}", estimate)
+    for name, test in record.tests.items():
+        found |= _columns(name, test)
+    return found
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, Scalar]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+class Worker:
+    """Runs cells one after the other and keeps the model, the task and the captures between them,
+    so that cells of one group cost one load and one capture."""
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device
+        self._model: tuple[tuple, LensModel] | None = None
+        self._task: tuple[tuple, Task] | None = None
+        self._captures: TaskCapture | None = None
+
+    def run(self, cell: Cell, sites: Sequence[Site]) -> Outcome:
+        """`sites`: those of the cell's group that it is worth capturing at once.
+
+        Raises whatever the fit or the audit raises; `ModelError` or `TaskError` if the model or the
+        pairs here are not those that the cell was planned for.
+        """
+        lens = self._lens(cell)
+        task = self._task_of(lens, cell)
+        require(lens, cell.site)
+        if self._captures is None or cell.site not in self._captures.test.base:
+            self._captures = None
+            self._captures = _captured(lens, task, cell, sites)
+        return outcome_of(lens, self._captures, cell)
+
+    def _lens(self, cell: Cell) -> LensModel:
+        wanted = (cell.model, cell.dtype)
+        if self._model is None or self._model[0] != wanted:
+            self._model = self._task = self._captures = None
+            lens = load_model(cell.model, device=self.device, dtype=cell.dtype)
+            if lens.weights_sha256 != cell.inputs["weights"]:
+                raise ModelError(
+                    f"model {cell.model} is not the one that was planned for: its weights are "
+                    f"{lens.weights_sha256[:12]}, not {cell.inputs['weights'][:12]}"
+                )
+            self._model = wanted, lens
+        return self._model[1]
+
+    def _task_of(self, lens: LensModel, cell: Cell) -> Task:
+        wanted = (cell.task, cell.pairs, cell.task_seed, cell.shifted)
+        if self._task is None or self._task[0] != wanted:
+            self._task = self._captures = None
+            task = task_of(lens, cell.task, cell.pairs, cell.task_seed)
+            if list(task_hashes(task)) != list(cell.inputs["task"]):
+                raise TaskError(f"task {cell.task.name} is not the one that was planned for")
+            self._task = wanted, task
+        return self._task[1]
+
+
+def _captured(lens: LensModel, task: Task, cell: Cell, sites: Sequence[Site]) -> TaskCapture:
+    """All the sites at once, or the cell's alone where another one spoils it."""
+    try:
+        return capture_task(
+            lens, task, {cell.site: None, **dict.fromkeys(sites)}, shifted=cell.shifted
+        )
+    except LensError:
+        return capture_task(lens, task, [cell.site], shifted=cell.shifted)

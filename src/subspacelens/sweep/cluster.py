@@ -1,0 +1,133 @@
+"""Workers as Ray actors, on one machine or many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import LensError
+from .grid import Grid
+from .plan import ModelFacts, facts_of
+from .pool import Report
+from .schedule import Job
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to the cluster at `address`, else to a new one on this machine; one that is
+    open already is used and left open. Raises `LensError` without Ray or without the cluster."""
+    ray = _ray()
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        more = {} if address else {"include_dashboard": False}
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **more)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise LensError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def facts_of_all(grid: Grid) -> list[ModelFacts]:
+    """Looks at the grid's models on the cluster: this machine need not have them."""
+    ray = _ray()
+    look = ray.remote(facts_of)
+    try:
+        return ray.get([look.remote(spec, grid) for spec in grid.models])
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, LensError) else error) from None
+
+
+class RayWorker:
+    """The actor: a worker with its thread count."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        from .cell import Worker
+
+        torch.set_num_threads(threads)
+        self._worker = Worker()
+
+    def run(self, name: int, job: Job) -> Report:
+        from .pool import attempt
+
+        return attempt(self._worker, name, job)
+
+
+class RayPool:
+    """Actors that each hold `threads` CPUs, and a GPU where the cluster has some.
+
+    As many as `workers`, by default one a GPU, or as many as the CPUs allow. One that dies is
+    replaced while the cluster has room for it.
+    """
+
+    def __init__(self, workers: int | None, threads: int, jobs: int) -> None:
+        self._ray = _ray()
+        self._threads = threads
+        self._gpus = 1 if self._has("GPU") >= 1 else 0
+        count = max(1, min(workers or self._room(), jobs))
+        self._actors = {name: self._start() for name in range(count)}
+        self._running: dict[Any, int] = {}
+
+    @property
+    def workers(self) -> Sequence[int]:
+        return tuple(self._actors)
+
+    def send(self, worker: int, job: Job) -> None:
+        self._running[self._actors[worker].run.remote(worker, job)] = worker
+
+    def wait(self, seconds: float) -> list[Report]:
+        ready, rest = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        if ready and rest:
+            ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [self._report(ref) for ref in ready]
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+
+    def _report(self, ref: Any) -> Report:
+        name = self._running.pop(ref)
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(self._actors.pop(name))
+            if not self._actors or len(self._actors) < self._room():
+                self._actors[name] = self._start()
+            return Report(name, error=f"the worker died: {_line(error)}", gone=True)
+
+    def _start(self) -> Any:
+        actor = self._ray.remote(RayWorker).options(
+            num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0,
+            scheduling_strategy="SPREAD",
+        )  # fmt: skip
+        return actor.remote(self._threads)
+
+    def _room(self) -> int:
+        by_cpu = int(self._has("CPU")) // self._threads
+        return max(1, min(by_cpu, int(self._has("GPU"))) if self._gpus else by_cpu)
+
+    def _has(self, resource: str) -> float:
+        return self._ray.cluster_resources().get(resource, 0.0)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise LensError(
+            'the backend ray needs Ray: pip install "subspacelens[ray]", or use --backend local'
+        ) from None
+    return ray
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,180 @@
+"""A grid of cells, read from TOML.
+
+    models = ["smollm2"]
+    tasks  = ["ioi", "pairs.jsonl"]
+    sites  = ["L*.mlp_act@END", "L17.resid_post@S2"]
+    fits   = ["das", { method = "das", steps = 60 }, "mean-difference"]
+    dims   = [1]
+    seeds  = [0, 1, 2]
+
+Everything else has a default (see `Grid`).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import LensError, TaskError
+from .pattern import check_pattern
+
+Kind = Literal["audit", "fit", "pair"]
+Method = Literal["das", "mean-difference", "gradient", "probe", "pca", "random", "per-pair"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class FitSpec(_Strict):
+    """One way of fitting. `steps`, `batch`, `lr` and `loss` belong to DAS alone."""
+
+    method: Method
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    loss: Literal["logit-difference", "cross-entropy"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True, exclude={"method"})
+
+    def __str__(self) -> str:
+        more = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.method}({more})" if more else self.method
+
+
+class TaskSpec(_Strict):
+    """A task by name (`ioi`, or `facts`: pairs of embedded facts that the model knows) or by file
+    of pairs, `test` a file of its own to judge on."""
+
+    name: str
+    test: str | None = None
+
+
+class Grid(_Strict):
+    """Every combination of the lists is a cell.
+
+    `kind`: an `audit`; a `fit` alone with its effect; or a `pair`, one direction fitted on a single
+    test pair, as for facts (arXiv 2311.17030 §5), each pair a cell of its own. `pairs`: at most
+    that many to fit and to judge on. `task_seed` draws the pairs, `seeds` are those of fits and
+    controls. `threads` is what one worker computes with, whatever their number, and `memory` the
+    budget of its replays: both decide in which order sums are taken, so that equal grids give equal
+    bits. A cell that fails is tried `tries` times.
+    """
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    sites: Annotated[tuple[str, ...], Field(min_length=1)]
+    fits: Annotated[tuple[FitSpec, ...], Field(min_length=1)] = (FitSpec(method="das"),)
+    dims: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    kind: Kind = "audit"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    pairs: Annotated[int, Field(ge=1)] | None = None
+    task_seed: int = 0
+    shifted: bool = False
+    threads: Annotated[int, Field(ge=1)] = 1
+    memory: str = "1GB"
+    tries: Annotated[int, Field(ge=1)] = 3
+
+    @field_validator("models", "tasks", "sites", "fits", "dims", "seeds", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named_task(cls, value: Any) -> Any:
+        return tuple({"name": v} if isinstance(v, str) else v for v in value)
+
+    @field_validator("fits", mode="before")
+    @classmethod
+    def _named_fit(cls, value: Any) -> Any:
+        return tuple({"method": v} if isinstance(v, str) else v for v in value)
+
+    @field_validator("fits")
+    @classmethod
+    def _fitting_options(cls, value: tuple[FitSpec, ...]) -> tuple[FitSpec, ...]:
+        for fit in value:
+            if fit.options and fit.method != "das":
+                raise ValueError(f"{fit.method} takes no {', '.join(fit.options)}")
+        return value
+
+    @field_validator("sites")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                check_pattern(text)
+            except LensError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fits_of_pairs(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "pair" and "fits" not in data:
+            return data | {"fits": ("per-pair",)}
+        return data
+
+    @model_validator(mode="after")
+    def _kind_and_fits(self) -> Grid:
+        for fit in self.fits:
+            if (fit.method == "per-pair") != (self.kind == "pair"):
+                raise ValueError(f"fit {fit.method} does not go with kind {self.kind}")
+        if self.kind == "pair" and self.dims != (1,):
+            raise ValueError("a pair has one direction: leave dims out")
+        return self
+
+    @field_validator("memory")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        size_of(value)
+        return value
+
+    @property
+    def memory_bytes(self) -> int:
+        return size_of(self.memory)
+
+
+def size_of(text: str) -> int:
+    """`512MB` in bytes. Raises `ValueError` for what is not a size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"'{text}' is not a size: write it as 512MB or 2GB")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Reads a grid; files that it names are sought beside it.
+
+    Raises `TaskError`, naming the file and the first field that is wrong.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        grid = Grid.model_validate(raw)
+    except OSError as error:
+        raise TaskError(f"cannot read the grid {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the grid"
+        raise TaskError(f"{path}: {where}: {first['msg']}") from None
+
+    def beside(name: str) -> str:
+        there = path.parent / name
+        known = there.is_file() or (there / "config.json").is_file()
+        return str(there.resolve()) if known else name
+
+    tasks = tuple(
+        task.model_copy(update={"name": beside(task.name), "test": task.test and beside(task.test)})
+        for task in grid.tasks
+    )
+    return grid.model_copy(update={"tasks": tasks, "models": tuple(map(beside, grid.models))})

@@ -1,0 +1,200 @@
+"""What becomes of a grid on the models that it names: its cells, each known by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..model import LensModel, load_model
+from ..recall import known_facts
+from ..site import Site
+from ..tasks import Task
+from ..tasks.facts import embedded_facts, fact_pairs, pair_set
+from ..tasks.named import named_task
+from .grid import FitSpec, Grid, Kind, TaskSpec
+from .pattern import Shape, expand
+
+ROOMS = (
+    "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
+    "patching.py", "geometry.py", "subspace.py", "task_capture.py", "certify.py", "results.py",
+    "recall.py", "tasks", "fit", "audit", "sweep/cell.py",
+)  # fmt: skip
+"""The code that a record's numbers depend on."""
+
+FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task as one model's tokenizer made it: content hashes of its splits, labels that all
+    prompts have, pairs to fit and to judge on, and the mean number of columns from a label on."""
+
+    hashes: tuple[str, str, str]
+    labels: tuple[str, ...]
+    train: int
+    test: int
+    suffix: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What planning needs to know of a model, so that it can be unloaded: hash of its weights,
+    `tasks[name]`, and for the estimated time the parameters of a block and of the unembedding."""
+
+    spec: str
+    weights_sha256: str
+    shape: Shape
+    tasks: Mapping[TaskSpec, TaskFacts]
+    block_parameters: int
+    head_parameters: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work. `key` is the hash of `inputs`: all that the result depends on."""
+
+    kind: Kind
+    model: str
+    dtype: str
+    task: TaskSpec
+    pairs: int | None
+    task_seed: int
+    shifted: bool
+    memory: int
+    site: Site
+    fit: FitSpec
+    dim: int
+    seed: int
+    pair: int | None
+    inputs: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        return hashlib.sha256(canonical(self.inputs).encode()).hexdigest()
+
+    @property
+    def group(self) -> tuple:
+        """Cells of one group can share a capture: a capture's numbers depend on the label, because
+        prompts are cut behind it, but not on the other sites captured with it."""
+        return self.model, self.dtype, self.task, self.site.label
+
+    def __str__(self) -> str:
+        task = Path(self.task.name).stem
+        what = f"dim {self.dim}" if self.pair is None else f"number {self.pair}"
+        return f"{self.kind} {self.model} {task} {self.site} {self.fit} {what} seed {self.seed}"
+
+
+def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
+    """All cells of a grid, each content once, by model, task, site and fit.
+
+    Raises `SiteError` for a pattern that does not fit a model or a task.
+    """
+    found: dict[str, Cell] = {}
+    for facts in models:
+        for task, of_task in facts.tasks.items():
+            patterns = (expand(text, facts.shape, of_task.labels) for text in grid.sites)
+            sites = dict.fromkeys(site for sites in patterns for site in sites)
+            pairs = range(of_task.test) if grid.kind == "pair" else (None,)
+            for choice in product(sites, grid.fits, grid.dims, grid.seeds, pairs):
+                cell = _cell(grid, facts, task, of_task, *choice)
+                found.setdefault(cell.key, cell)
+    return tuple(found.values())
+
+
+def _cell(
+    grid: Grid, facts: ModelFacts, task: TaskSpec, of_task: TaskFacts, site: Site, fit: FitSpec,
+    dim: int, seed: int, pair: int | None,
+) -> Cell:  # fmt: skip
+    inputs = {
+        "kind": grid.kind,
+        "weights": facts.weights_sha256,
+        "dtype": grid.dtype,
+        "task": of_task.hashes,
+        "site": str(site),
+        "fit": {"method": fit.method, **fit.options},
+        "dim": dim,
+        "seed": seed,
+        "shifted": grid.shifted,
+        "memory": grid.memory_bytes,
+        "code": code_sha256(),
+    } | ({} if pair is None else {"pair": pair})
+    return Cell(
+        grid.kind, facts.spec, grid.dtype, task, grid.pairs, grid.task_seed, grid.shifted,
+        grid.memory_bytes, site, fit, dim, seed, pair, inputs,
+    )  # fmt: skip
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@cache
+def code_sha256() -> str:
+    """Hash over the source of `ROOMS`: a record of other code is not taken for this one's."""
+    digest = hashlib.sha256()
+    root = files("subspacelens")
+    for room in ROOMS:
+        place = root.joinpath(room)
+        inside = [place] if place.is_file() else sorted(place.iterdir(), key=lambda p: p.name)
+        for source in inside:
+            if source.name.endswith(".py"):
+                digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+def facts_of(spec: str, grid: Grid) -> ModelFacts:
+    """Loads a model on the CPU, looks at it and lets it go. Raises `ModelError` or `TaskError`."""
+    lens = load_model(spec, device="cpu", dtype=grid.dtype)
+    blocks = lens.map.blocks
+    tasks = {
+        task: _task_facts(task_of(lens, task, grid.pairs, grid.task_seed)) for task in grid.tasks
+    }
+    return ModelFacts(
+        spec,
+        lens.weights_sha256,
+        Shape.of(lens.map),
+        tasks,
+        sum(p.numel() for p in blocks[0].module.parameters()),
+        lens.map.tail.head.weight.numel(),
+    )
+
+
+def task_of(lens: LensModel, task: TaskSpec, pairs: int | None, seed: int) -> Task:
+    """The task of a spec, at most `pairs` pairs of a split."""
+    if task.name != FACTS:
+        return named_task(lens.tokenizer, task.name, task.test, pairs=pairs, seed=seed)
+    whole = known_fact_task(lens, seed=seed)
+    return whole if pairs is None else Task(FACTS, whole.train[:pairs], whole.test[:pairs])
+
+
+def known_fact_task(lens: LensModel, *, per_relation: int = 8, seed: int = 0) -> Task:
+    """Pairs of embedded facts that the model knows, without classes, at label `subject`, whose
+    column may differ between base and source. Raises `TaskError` if it knows too few."""
+    known = known_facts(lens, embedded_facts())
+    chosen = fact_pairs(lens.tokenizer, known, per_relation=per_relation, fewest=1, seed=seed)
+    both = pair_set(lens.tokenizer, chosen)
+    return Task(FACTS, both, both)
+
+
+def task_hashes(task: Task) -> tuple[str, str, str]:
+    held_out = task.held_out.sha256 if task.held_out else ""
+    return task.train.sha256, task.test.sha256, held_out
+
+
+def _task_facts(task: Task) -> TaskFacts:
+    test = task.test.pairs
+    splits = [split for split in (task.train, task.held_out) if split]
+    labels = [name for name in task.test.labels if all(name in split.labels for split in splits)]
+    suffix = {
+        label: sum(len(p.base.ids) - p.base.columns[label] for p in test) / len(test)
+        for label in labels
+    }
+    return TaskFacts(task_hashes(task), tuple(labels), len(task.train), len(test), suffix)
