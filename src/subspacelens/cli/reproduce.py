@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    writable,
-)  # fmt: skip
+from ..progress import showing_progress
+from .options import Device, Dtype, Memory, Model, Seed, bytes_of, writable
 
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
@@ -29,4 +28,42 @@ def reproduce_toy(
     result = run_toy()
     page = write_toy(result, out)
     typer.echo(markdown(result))
+    typer.echo(f"report: {page}")
+
+
+@commands.command("ioi")
+def reproduce_ioi(
+    model: Model = "smollm2",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: few pairs, wide intervals.")
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the sites and heads of a known circuit instead of finding it: `gpt2`, the "
+            "paper's, which is the default for --model gpt2."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/ioi"),
+) -> None:
+    """Indirect object identification: the circuit, illusions in its MLPs, the feature in its
+    residual stream, and controls.
+
+    Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
+    """
+    from ..model import load_model
+    from ..report.ioi_page import markdown, write_ioi
+    from ..studies.ioi import reproduce_ioi as run_ioi
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        study = run_ioi(lens, preset=preset, quick=quick, seed=seed, memory=budget)
+    page = write_ioi(study, out)
+    typer.echo(markdown(study.record))
     typer.echo(f"report: {page}")

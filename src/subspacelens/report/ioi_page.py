@@ -1,0 +1,168 @@
+"""The page of the IOI study, and what else is written beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from ..results import AuditRecord, Estimate, write_atomically
+from ..site import Site
+from ..studies.ioi import IoiRecord, IoiStudy
+from ..studies.ioi.claims import Claim
+from ..studies.ioi.table import Row
+from . import ioi_figures
+from .document import Plot, document
+from .figures import dose_response, projection
+from .page import amount, fixed, interval, number, spread, write_report
+
+
+def write_ioi(study: IoiStudy, directory: Path) -> Path:
+    """Writes `directory`/ioi.json, ioi.md, map.json, report.html and, for every audit,
+    audits/<kind>/<site>/ with a page of its own; returns the path of report.html.
+
+    Raises `ResultError` where one cannot be written.
+    """
+    record = study.record
+    json = record.model_dump_json(indent=1, by_alias=True)
+    write_atomically(directory / "ioi.json", json.encode())
+    write_atomically(directory / "ioi.md", markdown(record).encode())
+    study.map.save(directory / "map.json")
+    for kind, audits in study.audits.items():
+        for audit in audits:
+            audit.save(directory / "audits" / kind)
+        write_report(directory / "audits" / kind)
+    target = directory / "report.html"
+    write_atomically(target, render_ioi(study).encode())
+    return target
+
+
+def render_ioi(study: IoiStudy) -> str:
+    """The study as one HTML document that needs no network."""
+    record = study.record
+    return document(
+        "ioi.html.j2",
+        {
+            "fixed": fixed, "number": number, "interval": interval, "amount": amount,
+            "percent": percent, "spread": spread,
+        },
+        title=f"An illusion and a feature: IOI in {record.model.id}",
+        summary=summary(record),
+        record=record,
+        labels=[place.label for place in record.circuit.places],
+        claims=list(by_claim(record)),
+        at=at,
+        plots=_plots(study),
+    )  # fmt: skip
+
+
+def summary(record: IoiRecord) -> str:
+    """Two sentences, read off the table and the verdicts."""
+    mlps = {row.site for row in record.table1 if row.patch == "v_MLP"}
+    held = _agreeing(record.claims, "far more than patching the whole MLP")
+    lost = _agreeing(record.claims, "most of the effect goes away")
+    both = sorted(held & lost & mlps, key=Site.parse)
+    verdicts = {v.site: v.label for v in record.verdicts if v.direction == "das"}
+    good = [
+        f"{place.bottleneck} ({verdicts.get(place.bottleneck, 'not audited')})"
+        for place in record.circuit.places
+    ]
+    return (
+        f"At {len(both)} of {len(mlps)} MLPs between the heads that write the position of the "
+        "repeated name and those that read it, one direction moves the answer far more than the "
+        "MLP it lies in, and most of that goes away without the part that nothing reads. "
+        f"In the residual stream the audit says of the direction: {', '.join(good)}."
+    )
+
+
+def _agreeing(claims: list[Claim], text: str) -> set[str]:
+    return {claim.site for claim in claims if text in claim.claim and claim.agrees}
+
+
+def by_claim(record: IoiRecord) -> Iterator[tuple[str, list[Claim]]]:
+    """Every claim with the sites it speaks of, in the order of the study."""
+    order = {text: i for i, text in enumerate(dict.fromkeys(c.claim for c in record.claims))}
+    ranked = sorted(record.claims, key=lambda claim: order[claim.claim])
+    for text, several in groupby(ranked, key=lambda claim: claim.claim):
+        yield text, list(several)
+
+
+def at(items, label: str) -> list:
+    """Those whose site is at the label."""
+    return [item for item in items if item.site.endswith(f"@{label}")]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %".replace("-", "−")
+
+
+def markdown(record: IoiRecord) -> str:
+    """Circuit, table of effects and comparison with the paper."""
+    lines = [f"# IOI in {record.model.id}", "", summary(record), "", "## Circuit", ""]
+    lines += ["| at | role | component | value | of |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r.label} | {r.role} | {r.component} | {r.value:.2f} | {r.unit} |"
+        for r in record.circuit.roles
+    ]
+    lines += ["", f"## Effects on {record.table1[0].pairs} fresh pairs", ""]
+    lines += ["| site | patch | FLDD | IIA | IIA of no patch | paper, GPT-2 small: FLDD / IIA |"]
+    lines += ["|---|---|---|---|---|---|", *map(_markdown_row, record.table1)]
+    lines += ["", "## What agrees with the paper", ""]
+    for text, several in by_claim(record):
+        lines.append(f"- {text}:")
+        lines += [f"  - {c.site}: {_WORDS[c.agrees]} ({c.numbers})" for c in several]
+    return "\n".join(lines) + "\n"
+
+
+_WORDS = {True: "agrees", False: "does not agree", None: "no effect to compare"}
+
+
+def _markdown_row(row: Row) -> str:
+    def cell(estimate: Estimate) -> str:
+        return f"{fixed(estimate.value)} {interval(estimate, 'fixed')}".strip()
+
+    paper = "" if row.paper is None else f"{fixed(row.paper.fldd)} / {fixed(row.paper.iia)}"
+    cells = (row.site, row.patch, cell(row.fldd), cell(row.iia), cell(row.iia_no_op), paper)
+    return f"| {' | '.join(cells)} |"
+
+
+def _plots(study: IoiStudy) -> dict[str, dict[str, Plot]]:
+    record = study.record
+    audited = {found.record.site: found.record for found in study.audits["das"]}
+    return {
+        place.label: _plots_at(study, place.label, place.bottleneck, audited)
+        for place in record.circuit.places
+    }
+
+
+def _plots_at(
+    study: IoiStudy, label: str, bottleneck: str, audited: dict[str, AuditRecord]
+) -> dict[str, Plot]:
+    record = study.record
+    rows = at(record.table1, label)
+    seen = [item for item in at(record.dormant, label) if item.site in audited]
+    shown = min(seen, key=lambda item: item.in_range)
+    of = audited[shown.site]
+    kinds = ioi_figures.kinds_of(record.table1, record.generalisation, label)
+    success = projection(audited[bottleneck])
+    assert success is not None
+    said = ", ".join(f"{row.site} {row.patch} {fixed(row.fldd.value)}" for row in rows)
+    figures = {
+        "curves": (
+            ioi_figures.curves(study.map, label),
+            f"Lines of the effect of full patches at {label} against the layer",
+        ),
+        "effects": (ioi_figures.effects(rows), f"FLDD at {label}: {said}"),
+        "written": (
+            ioi_figures.along_v_grad(of, shown.along_v_grad),
+            f"Histograms of the output of {shown.site} along v_grad. Natural: "
+            f"{spread(shown.along_v_grad.natural)}. Patched: {spread(shown.along_v_grad.patched)}",
+        ),
+        "dose": (dose_response(of), f"Effect of {shown.site} in nats against the dose"),
+        "generalisation": (
+            ioi_figures.generalisation(kinds),
+            f"FLDD at {label} on pairs of other kinds, as in the table",
+        ),
+        "projection": (success, f"Histograms of {bottleneck} along v_resid by class"),
+    }
+    return {name: Plot.of(figure, words) for name, (figure, words) in figures.items()}
