@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..progress import showing_progress
-from .options import Device, Dtype, Memory, Model, Seed, bytes_of, writable
+from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
 
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
@@ -63,7 +63,9 @@ def reproduce_ioi(
     writable(out)
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        study = run_ioi(lens, preset=preset, quick=quick, seed=seed, memory=budget)
+        study = run_ioi(
+            lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
+        )
     page = write_ioi(study, out)
     typer.echo(markdown(study.record))
     typer.echo(f"report: {page}")

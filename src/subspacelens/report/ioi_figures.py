@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from ..maps import PatchingMap
 from ..results import AuditRecord, Estimate, Written
 from ..studies.ioi import Generalisation
+from ..studies.ioi.data import FRESH
 from ..studies.ioi.table import Row
 from .figures import BLUE, GREY, ORANGE, PURPLE, TEXT, blank, safe, written
 
@@ -91,7 +92,7 @@ def kinds_of(fresh: Sequence[Row], others: Sequence[Generalisation], label: str)
     def here(rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if row.site.endswith(f"@{label}")]
 
-    return [("fresh pairs", here(fresh)), *((other.kind, here(other.rows)) for other in others)]
+    return [(FRESH, here(fresh)), *((other.kind, here(other.rows)) for other in others)]
 
 
 def _dots(

@@ -7,9 +7,10 @@ from itertools import groupby
 from pathlib import Path
 
 from ..results import AuditRecord, Estimate, write_atomically
-from ..site import Site
 from ..studies.ioi import IoiRecord, IoiStudy
 from ..studies.ioi.claims import Claim
+from ..studies.ioi.contrast import Contrast
+from ..studies.ioi.data import FRESH, HELD_OUT
 from ..studies.ioi.table import Row
 from . import ioi_figures
 from .document import Plot, document
@@ -44,39 +45,48 @@ def render_ioi(study: IoiStudy) -> str:
         "ioi.html.j2",
         {
             "fixed": fixed, "number": number, "interval": interval, "amount": amount,
-            "percent": percent, "spread": spread,
+            "percent": percent, "spread": spread, "met": met,
         },
         title=f"An illusion and a feature: IOI in {record.model.id}",
         summary=summary(record),
         record=record,
         labels=[place.label for place in record.circuit.places],
         claims=list(by_claim(record)),
+        findings=findings(record),
+        shown_kinds=(FRESH, HELD_OUT),
         at=at,
         plots=_plots(study),
     )  # fmt: skip
 
 
 def summary(record: IoiRecord) -> str:
-    """Two sentences, read off the table and the verdicts."""
-    mlps = {row.site for row in record.table1 if row.patch == "v_MLP"}
-    held = _agreeing(record.claims, "far more than patching the whole MLP")
-    lost = _agreeing(record.claims, "most of the effect goes away")
-    both = sorted(held & lost & mlps, key=Site.parse)
-    verdicts = {v.site: v.label for v in record.verdicts if v.direction == "das"}
-    good = [
-        f"{place.bottleneck} ({verdicts.get(place.bottleneck, 'not audited')})"
-        for place in record.circuit.places
-    ]
+    """Where the paper's two findings were met, read off the contrasts."""
+    mlps = sum(len(place.mlps) for place in record.circuit.places)
+    good = [place.bottleneck for place in record.circuit.places]
+    both = FRESH, HELD_OUT
     return (
-        f"At {len(both)} of {len(mlps)} MLPs between the heads that write the position of the "
-        "repeated name and those that read it, one direction moves the answer far more than the "
-        "MLP it lies in, and most of that goes away without the part that nothing reads. "
-        f"In the residual stream the audit says of the direction: {', '.join(good)}."
+        f"At {len(record.sites_where('illusion', *both))} of {mlps} MLPs between the heads that "
+        "write the position of the repeated name and those that read it, one direction moves the "
+        "answer at least four times as much as the whole MLP that it lies in, and half of that or "
+        "more goes away without the part that nothing reads: an illusion, on fresh pairs and on "
+        f"templates held out. At {len(record.sites_where('feature', *both))} of {len(good)} places "
+        f"in the residual stream ({', '.join(good)}) 80 % or more of the direction's effect is "
+        "left along what its readers read, as it should be for a feature."
     )
 
 
-def _agreeing(claims: list[Claim], text: str) -> set[str]:
-    return {claim.site for claim in claims if text in claim.claim and claim.agrees}
+def findings(record: IoiRecord) -> list[str]:
+    """The same counted with and without the intervals, by kind of pairs, a sentence each."""
+    lines = []
+    for rule, words in (("illusion", "MLPs with an illusion"), ("feature", "Success sites")):
+        for kinds in ((FRESH,), (HELD_OUT,), (FRESH, HELD_OUT)):
+            met, sure = (_counted(record.sites_where(rule, *kinds, sure=x)) for x in (False, True))
+            lines.append(f"{words}, {' and '.join(kinds)}: {met}; with all intervals: {sure}.")
+    return lines
+
+
+def _counted(sites: list[str]) -> str:
+    return f"{len(sites)} ({', '.join(sites)})" if sites else "none"
 
 
 def by_claim(record: IoiRecord) -> Iterator[tuple[str, list[Claim]]]:
@@ -104,6 +114,11 @@ def markdown(record: IoiRecord) -> str:
         f"| {r.label} | {r.role} | {r.component} | {r.value:.2f} | {r.unit} |"
         for r in record.circuit.roles
     ]
+    lines += ["", "## Illusion and feature", ""]
+    lines += [f"- {line}" for line in findings(record)]
+    lines += ["", "| pairs | site | rule | FLDD of the direction | whole component / direction |"]
+    lines[-1] += " read part / direction | FLDD of the unread part | met |"
+    lines += ["|---|---|---|---|---|---|---|---|", *map(_contrast_row, record.contrasts)]
     lines += ["", f"## Effects on {record.table1[0].pairs} fresh pairs", ""]
     lines += ["| site | patch | FLDD | IIA | IIA of no patch | paper, GPT-2 small: FLDD / IIA |"]
     lines += ["|---|---|---|---|---|---|", *map(_markdown_row, record.table1)]
@@ -117,12 +132,23 @@ def markdown(record: IoiRecord) -> str:
 _WORDS = {True: "agrees", False: "does not agree", None: "no effect to compare"}
 
 
-def _markdown_row(row: Row) -> str:
-    def cell(estimate: Estimate) -> str:
-        return f"{fixed(estimate.value)} {interval(estimate, 'fixed')}".strip()
+def met(contrast: Contrast) -> str:
+    """Whether the rule of its site is met."""
+    return "yes, intervals too" if contrast.sure else "yes" if contrast.met else "no"
 
+
+def _cell(estimate: Estimate) -> str:
+    return f"{fixed(estimate.value)} {interval(estimate, 'fixed')}".strip()
+
+
+def _contrast_row(found: Contrast) -> str:
+    numbers = map(_cell, (found.effect, found.whole, found.read, found.unread))
+    return f"| {' | '.join((found.pairs, found.site, found.rule, *numbers, met(found)))} |"
+
+
+def _markdown_row(row: Row) -> str:
     paper = "" if row.paper is None else f"{fixed(row.paper.fldd)} / {fixed(row.paper.iia)}"
-    cells = (row.site, row.patch, cell(row.fldd), cell(row.iia), cell(row.iia_no_op), paper)
+    cells = (row.site, row.patch, _cell(row.fldd), _cell(row.iia), _cell(row.iia_no_op), paper)
     return f"| {' | '.join(cells)} |"
 
 

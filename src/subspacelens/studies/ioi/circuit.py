@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ...audit.decomposition import ReaderShare, attribute_readers
 from ...capture import capture
@@ -43,6 +42,23 @@ class Role(_Record):
     unit: str
 
 
+class PlaceRecord(_Record):
+    """Where the study looks at one label, and whom the split at the bottleneck stands for."""
+
+    label: str
+    bottleneck: str
+    mlps: list[str]
+    readers: list[str]
+
+
+class CircuitRecord(_Record):
+    """`places`: where the study looks. `roles`: all the evidence for who does what."""
+
+    places: list[PlaceRecord]
+    name_movers: list[str]
+    roles: list[Role]
+
+
 @dataclass(frozen=True)
 class Place:
     """One label: the residual site that holds the whole signal before anything has read it, MLPs
@@ -63,6 +79,22 @@ class Circuit:
     places: tuple[Place, ...]
     name_movers: tuple[Head, ...]
     roles: tuple[Role, ...]
+
+    @property
+    def record(self) -> CircuitRecord:
+        return CircuitRecord(
+            places=[
+                PlaceRecord(
+                    label=place.label,
+                    bottleneck=str(place.bottleneck),
+                    mlps=[str(site) for site in place.mlps],
+                    readers=[share.name for share in place.readers],
+                )
+                for place in self.places
+            ],
+            name_movers=[f"{layer}.{head}" for layer, head in self.name_movers],
+            roles=list(self.roles),
+        )
 
 
 def find_circuit(
@@ -179,8 +211,10 @@ def _name_movers(
     fall = (clean.attribution - patched.attribution).mean(0).flatten()
     turned = (clean.attention - patched.attention).mean(0).flatten()
     heads = clean.heads()
-    order = torch.argsort(fall, descending=True)[:READERS].tolist()
-    if preset is not None:
+    if preset is None:
+        behind = [place for place, (layer, _) in enumerate(heads) if layer > end.layer]
+        order = sorted(behind, key=lambda place: -float(fall[place]))[:READERS]
+    else:
         order = [heads.index(head) for head in preset.name_movers]
     roles = []
     for place in order:

@@ -1,20 +1,20 @@
-"""What agrees with the paper and what does not, read off the numbers."""
+"""What agrees with the paper and what does not, read off the numbers by fixed rules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...results import _Record
-from ...site import Site
+from ...results import Estimate, _Record
+from .contrast import KEPT, READ, UNREAD, WHOLE, Contrast
 from .controls import Control
 from .dormant import Dormant
 from .success import Success
 from .table import Row
 
-MUCH_MORE = 4.0
 HALF = 0.5
-NOTHING = 0.01
-MOST = 0.8
+SMALL_IIA = 0.1
+SMALL_FLDD = 0.1
+APART = 0.95
 
 
 class Claim(_Record):
@@ -29,114 +29,121 @@ class Claim(_Record):
 
 def claims(
     rows: Sequence[Row],
+    contrasts: Sequence[Contrast],
     dormant: Sequence[Dormant],
     success: Sequence[Success],
     controls: Sequence[Control],
 ) -> list[Claim]:
-    """Every claim at every site that it speaks of."""
+    """Every claim at every site that it speaks of; `contrasts` are those of the pairs of `rows`."""
     table: dict[str, dict[str, Row]] = {}
     for row in rows:
         table.setdefault(row.site, {})[row.patch] = row
     found = []
-    for site, patches in table.items():
-        of = _mlp if Site.parse(site).stream == "mlp_act" else _residual
-        found += of(site, {name: _fldd(row) for name, row in patches.items()}, patches)
+    for contrast in contrasts:
+        of = _mlp if contrast.rule == "illusion" else _residual
+        found += of(contrast, table[contrast.site])
     found += [_written(item) for item in dormant]
     for item in success:
         found += _succeeded(item)
-    return found + _controlled(controls)
+    return found + _random_weights(controls)
 
 
-def _fldd(row: Row) -> float:
-    return row.fldd.value if row.fldd.value is not None else float("nan")
+def said(estimate: Estimate) -> str:
+    """`1.39 [1.19, 1.62]`."""
+    if estimate.value is None:
+        return "none"
+    text = f"{estimate.value:.2f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return text.replace("-0.00", "0.00").replace("-", "−")
 
 
-def _mlp(site: str, fldd: dict[str, float], rows: dict[str, Row]) -> list[Claim]:
-    full, v = fldd["full"], fldd["v_MLP"]
-    row, null = fldd.get("v_MLP row", 0.0), fldd.get("v_MLP null", 0.0)
-    iia, no_op = rows["v_MLP"].iia, rows["v_MLP"].iia_no_op
+def _mlp(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
+    row = rows["v_MLP"]
+    iia, no_op = row.iia.value or 0.0, row.iia_no_op.value or 0.0
 
     def claim(text: str, agrees: bool, numbers: str) -> Claim:
-        there = _acts(rows["v_MLP"])
-        return Claim(claim=text, site=site, agrees=agrees if there else None, numbers=numbers)
+        verdict = agrees if _above_zero(found.effect) else None
+        return Claim(claim=text, site=found.site, agrees=verdict, numbers=numbers)
 
     return [
         claim(
-            "Patching one direction of the MLP does far more than patching the whole MLP",
-            v >= MUCH_MORE * full,
-            f"FLDD of v_MLP {v:.2f}, of the whole MLP {full:.2f}",
+            "One direction of the MLP does at least four times what the whole MLP does",
+            (found.whole.value or 0.0) <= WHOLE,
+            f"FLDD of v_MLP {said(found.effect)}; the whole MLP does {said(found.whole)} of it",
         ),
         claim(
-            "Without the part that nothing reads, most of the effect goes away",
-            row <= HALF * v,
-            f"FLDD of v_MLP {v:.2f}, of its unit row part {row:.2f}",
+            "Without the part that nothing reads, at most half of the effect is left",
+            (found.read.value or 0.0) <= READ,
+            f"the unit read part does {said(found.read)} of it",
         ),
         claim(
             "The part that nothing reads does nothing by itself",
-            abs(null) < NOTHING,
-            f"FLDD of the unit null part {null:.3f}",
+            abs(found.unread.value or 0.0) < UNREAD,
+            f"FLDD of the unit unread part {said(found.unread)}",
         ),
         claim(
             "The effect shows in the logit difference, hardly in the model's top token",
-            (iia.value or 0.0) - (no_op.value or 0.0) < 0.1,
-            f"IIA of v_MLP {iia.value:.2f}, of no patch {no_op.value:.2f}",
+            iia - no_op < SMALL_IIA,
+            f"IIA of v_MLP {said(row.iia)}, of no patch {no_op:.2f}",
         ),
     ]
 
 
-def _residual(site: str, fldd: dict[str, float], rows: dict[str, Row]) -> list[Claim]:
-    full, v, along = fldd["full"], fldd["v_resid"], fldd.get("v_resid along readers", 0.0)
-    null = fldd.get("v_resid null", 0.0)
-    iia = rows["v_resid"].iia.value or 0.0
+def _residual(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
+    v = found.effect.value or 0.0
+
+    def fldd(patch: str) -> float:
+        return rows[patch].fldd.value or 0.0
 
     def claim(text: str, agrees: bool, numbers: str) -> Claim:
-        there = _acts(rows["v_resid"])
-        return Claim(claim=text, site=site, agrees=agrees if there else None, numbers=numbers)
+        verdict = agrees if _above_zero(found.effect) else None
+        return Claim(claim=text, site=found.site, agrees=verdict, numbers=numbers)
 
     return [
         claim(
-            "At the bottleneck a single direction does at least what the whole stream does",
-            v >= full,
-            f"FLDD of v_resid {v:.2f}, of resid_post {full:.2f}",
+            "At the bottleneck one direction does at least what the whole stream does",
+            v >= fldd("full"),
+            f"FLDD of v_resid {said(found.effect)}, of resid_post {said(rows['full'].fldd)}",
         ),
         claim(
-            "Along what its readers read, the direction keeps most of its effect",
-            along >= MOST * v,
-            f"FLDD of v_resid {v:.2f}, along its readers {along:.2f}, off them {null:.2f}",
+            "Along what its readers read, the direction keeps most of its effect (80 % or more)",
+            (found.read.value or 0.0) >= KEPT,
+            f"{said(found.read)} of it; FLDD of the part that they do not read "
+            f"{said(found.unread)}",
         ),
         claim(
-            "Directions found without search, v_grad and v_mean, have a large effect too",
-            min(fldd["v_grad"], fldd["v_mean"]) >= HALF * v,
-            f"FLDD of v_grad {fldd['v_grad']:.2f}, of v_mean {fldd['v_mean']:.2f}",
+            "Directions found without search, v_grad and v_mean, have a large effect too "
+            "(half of v_resid's or more)",
+            min(fldd("v_grad"), fldd("v_mean")) >= HALF * v,
+            f"FLDD of v_grad {said(rows['v_grad'].fldd)}, of v_mean {said(rows['v_mean'].fldd)}",
         ),
         claim(
             "The model's top token follows the patch in half of the pairs or more",
-            iia >= HALF,
-            f"IIA of v_resid {iia:.2f}",
+            (rows["v_resid"].iia.value or 0.0) >= HALF,
+            f"IIA of v_resid {said(rows['v_resid'].iia)}",
         ),
     ]
 
 
-def _acts(row: Row) -> bool:
-    """The interval of the effect lies above 0."""
-    return row.fldd.low is not None and row.fldd.low > 0
+def _above_zero(effect: Estimate) -> bool:
+    return effect.low is not None and effect.low > 0
 
 
 def _written(item: Dormant) -> Claim:
-    gaps = f"{item.natural_gap:.1f} in nature, {item.patched_gap:.1f} when patched"
     return Claim(
         claim="The patch drives the MLP's output along v_grad to where nature never is",
         site=item.site,
         agrees=item.in_range < HALF,
         numbers=(
-            f"{item.in_range:.0%} of patched values in the natural 99 %; classes apart by {gaps} "
-            "(natural standard deviations)"
+            f"{item.in_range:.0%} of patched values inside the natural 99 %; classes "
+            f"{abs(item.natural_gap):.1f} natural standard deviations apart, patched "
+            f"{abs(item.patched_gap):.1f}"
         ),
     )
 
 
 def _succeeded(item: Success) -> list[Claim]:
-    auroc = item.separation.value or 0.0
     least = min(item.cosines.values())
     cosines = ", ".join(f"{name} {value:.2f}" for name, value in item.cosines.items())
     names = [leak for leak in item.leaks if leak.what != "position"]
@@ -145,11 +152,11 @@ def _succeeded(item: Success) -> list[Claim]:
         Claim(
             claim="The two classes are told apart along v_resid in natural prompts",
             site=item.site,
-            agrees=auroc >= 0.95,
-            numbers=f"AUROC {auroc:.3f}",
+            agrees=(item.separation.value or 0.0) >= APART,
+            numbers=f"AUROC {said(item.separation)}",
         ),
         Claim(
-            claim="v_resid, v_grad and v_mean agree far beyond chance",
+            claim="v_resid, v_grad and v_mean agree far beyond chance (cosines of a half or more)",
             site=item.site,
             agrees=least >= HALF,
             numbers=f"{cosines}; random {item.random_cosine:.2f}",
@@ -165,23 +172,22 @@ def _succeeded(item: Success) -> list[Claim]:
     ]
 
 
-def _controlled(controls: Sequence[Control]) -> list[Claim]:
+def _random_weights(controls: Sequence[Control]) -> list[Claim]:
+    mine = [control for control in controls if control.control == "random-weight MLP"]
     found = []
-    for site in dict.fromkeys(c.site for c in controls if c.control == "random-weight MLP"):
-        mine = [c for c in controls if c.control == "random-weight MLP" and c.site == site]
-        mean = {
-            patch: sum(c.fldd.value or 0.0 for c in mine if c.patch == patch)
-            / max(1, sum(c.patch == patch for c in mine))
-            for patch in ("full", "v", "v row")
-        }
+    for site in dict.fromkeys(control.site for control in mine):
+        mean = {}
+        for patch in ("full", "v", "v row"):
+            values = [c.fldd.value or 0.0 for c in mine if (c.site, c.patch) == (site, patch)]
+            mean[patch] = sum(values) / max(1, len(values))
         found.append(
             Claim(
                 claim="An MLP of random weights has an illusory direction as well",
                 site=site,
-                agrees=mean["v"] >= 0.1 and mean["v"] >= MUCH_MORE * mean["full"],
+                agrees=mean["v"] >= SMALL_FLDD and mean["full"] <= WHOLE * mean["v"],
                 numbers=(
                     f"mean FLDD of v {mean['v']:.2f}, of the whole random MLP {mean['full']:.2f}, "
-                    f"of the unit row part {mean['v row']:.2f}"
+                    f"of the unit read part {mean['v row']:.2f}"
                 ),
             )
         )

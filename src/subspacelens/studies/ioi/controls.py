@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...audit.decomposition import exact_split
 from ...audit.effects import Scorer, named_patches, outcomes_by_name
@@ -16,7 +17,7 @@ from ...capture import Capture, Outcomes
 from ...certify import centred
 from ...errors import SiteError
 from ...fit import das
-from ...geometry import haar
+from ...geometry import haar, principal_angles
 from ...model import LensModel
 from ...patching import Patch, SubspacePatch
 from ...progress import track
@@ -49,15 +50,15 @@ class Control(_Record):
 
 
 class Stability(_Record):
-    """DAS from several seeds: FLDD of each, and absolute cosines between the directions of each two
-    beside those of random directions (mean and 97.5 % quantile)."""
+    """DAS from several seeds: FLDD of each, and principal angles in degrees between the directions
+    of each two, beside those of random directions (mean and 2.5 % quantile)."""
 
     site: str
     seeds: list[int]
     fldd: list[float]
-    cosines: list[float]
+    angles: list[float]
     random_mean: float
-    random_high: float
+    random_low: float
 
 
 class LossRow(_Record):
@@ -228,19 +229,23 @@ def stability(bench: Bench) -> list[Stability]:
             str(s): SubspacePatch(b) for s, b in zip(seeds, bases, strict=True)
         }
         found = bench.score(bench.lens, bench.captures.test, site, patches)
-        null = haar(len(bases[0]), 1, 2000, torch.Generator().manual_seed(bench.seed))
-        random = (null[::2, :, 0] * null[1::2, :, 0]).sum(1).abs().numpy()
+        null = haar(len(bases[0]), 1, 1000, torch.Generator().manual_seed(bench.seed))
+        random = [_degrees(a, b) for a, b in zip(null[::2], null[1::2], strict=True)]
         rows.append(
             Stability(
                 site=str(site),
                 seeds=seeds,
                 fldd=[found[str(s)]["fldd"].value or 0.0 for s in seeds],
-                cosines=[abs(float(a[:, 0] @ b[:, 0])) for a, b in combinations(bases, 2)],
-                random_mean=float(random.mean()),
-                random_high=float(np.quantile(random, 0.975)),
+                angles=[_degrees(a, b) for a, b in combinations(bases, 2)],
+                random_mean=float(np.mean(random)),
+                random_low=float(np.quantile(random, 0.025)),
             )
         )
     return rows
+
+
+def _degrees(a: Tensor, b: Tensor) -> float:
+    return float(np.rad2deg(principal_angles(a, b)[0]))
 
 
 def losses(bench: Bench) -> list[LossRow]:

@@ -12,6 +12,9 @@ from ...tasks import Pair, PairSet, Prompt, Task, ioi
 from ...tasks.ioi_variants import ioi_variants
 from .plan import Sizes
 
+FRESH, HELD_OUT = "fresh pairs", "held-out templates"
+"""Names of kinds of pairs: the table's, and those of templates that no fit has seen."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -30,7 +33,7 @@ def study_data(lens: LensModel, sizes: Sizes, *, bos: bool, seed: int) -> Data:
     fresh = ioi(lens.tokenizer, test=sizes.fresh, **make).test
     variants = ioi_variants(lens.tokenizer, size=sizes.held_out, seed=seed)
     assert task.held_out is not None
-    found = Data(task, fresh, {"held-out templates": task.held_out} | variants)
+    found = Data(task, fresh, {HELD_OUT: task.held_out} | variants)
     return _with_bos(found, lens) if bos else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +25,13 @@ from .plan import Sizes
 @dataclass(frozen=True)
 class Directions:
     """`mlps`: DAS at the MLPs of a place. `residual`: v_resid (DAS), v_grad and v_mean at its
-    bottleneck."""
+    bottleneck. `outputs`: v_grad in the residual stream right behind each MLP, unless no name mover
+    reads what it writes."""
 
     place: Place
     mlps: dict[Site, Subspace]
     residual: dict[str, Subspace]
+    outputs: dict[Site, Subspace]
 
     @property
     def main(self) -> Site:
@@ -59,28 +62,34 @@ def find_directions(
             lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch, memory=memory
         )
 
+    behind = {mlp: Site(mlp.layer, "resid_post", mlp.label) for mlp in place.mlps}
+    grads = v_grads(lens, captured.pairs[: sizes.heads], [site, *behind.values()], name_movers)
     residual = {
         "v_resid": search(site),
-        "v_grad": score_gradient(lens, captured.pairs[: sizes.heads], site, name_movers),
+        "v_grad": grads[site],
         "v_mean": mean_difference(lens, captured, site),
     }
-    return Directions(place, {mlp: search(mlp) for mlp in place.mlps}, residual)
+    outputs = {mlp: grads[where] for mlp, where in behind.items() if where in grads}
+    return Directions(place, {mlp: search(mlp) for mlp in place.mlps}, residual, outputs)
 
 
-def score_gradient(
-    lens: LensModel, pairs: PairSet, site: Site, heads: tuple[Head, ...]
-) -> Subspace:
-    """v_grad: how the activation moves the name movers' score of the first name minus that of the
-    second, at their query at END as the paper has it or through whatever lies between. Mean over
-    the pairs of each class, then over classes, unit for each head, mean over heads
-    (arXiv 2311.17030, released code)."""
-    found = score_gradients(lens, pairs, site, heads)
+def v_grads(
+    lens: LensModel, pairs: PairSet, sites: Sequence[Site], heads: tuple[Head, ...]
+) -> dict[Site, Subspace]:
+    """v_grad at every site that the heads read from: how the activation moves the name movers'
+    score of the first name minus that of the second, at their query at END as the paper has it or
+    through whatever lies between. Mean over the pairs of each class, then over classes, unit for
+    each head, mean over heads (arXiv 2311.17030, released code)."""
     z = torch.tensor([pair.z[0] for pair in pairs.pairs if pair.z is not None])
-    by_head = torch.stack([found[:, z == which].mean(1) for which in z.unique()]).sum(0)
-    unit = by_head / by_head.norm(dim=1, keepdim=True)
-    names = " ".join(f"{layer}.{head}" for layer, head in heads)
-    fit = dict(method="score-gradient", heads=names)
-    return made_by(lens, site, unit.mean(0)[:, None], pairs.sha256, fit)
+    fit = dict(method="score-gradient", heads=" ".join(f"{layer}.{head}" for layer, head in heads))
+    found = {}
+    for site, grads in score_gradients(lens, pairs, tuple(dict.fromkeys(sites)), heads).items():
+        by_head = torch.stack([grads[:, z == which].mean(1) for which in z.unique()]).sum(0)
+        if not by_head.any():
+            continue
+        unit = torch.nn.functional.normalize(by_head, dim=1)
+        found[site] = made_by(lens, site, unit.mean(0)[:, None], pairs.sha256, fit)
+    return found
 
 
 def parts_of(lens: LensModel, place: Place, subspace: Subspace) -> Decomposition:
@@ -114,8 +123,6 @@ def _mlp_patches(parts: Decomposition) -> dict[str, Patch | None]:
         "subspace": "v_MLP",
         "row": "v_MLP row",
         "null": "v_MLP null",
-        "read_row": "read row, write v_MLP",
-        "read_null": "read null, write v_MLP",
     }
     patches = named_patches(parts, parts.basis)
     return {name: patches[key] for key, name in names.items()}

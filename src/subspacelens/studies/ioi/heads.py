@@ -7,8 +7,8 @@ These are full passes: a replay may compute attention in a form that has no patt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ def watch(lens: LensModel, pairs: PairSet, site: Site, delta: Tensor) -> Watched
     shape = len(pairs), len(blocks), blocks[0].n_heads
     io, subject, attribution = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
     with torch.no_grad():
-        for run in _runs(lens, pairs, site, delta):
+        for run in _runs(lens, pairs, {site: delta}):
             towards = _answer_direction(lens, run)
             for layer, block in enumerate(blocks):
                 io[run.rows, layer] = run.looked_at(layer, run.columns("IO")).cpu().double()
@@ -72,15 +72,26 @@ def watch(lens: LensModel, pairs: PairSet, site: Site, delta: Tensor) -> Watched
     return Watched(io, subject, attribution)
 
 
-def score_gradients(lens: LensModel, pairs: PairSet, site: Site, heads: Sequence[Head]) -> Tensor:
-    """∂(score of the first name - score of the second)/∂(base activation at `site`) of each head at
-    the last token, float64 (heads, n, dim)."""
-    delta = torch.zeros(len(pairs), lens.map.dim(site), dtype=lens.dtype, requires_grad=True)
-    found = torch.zeros(len(heads), *delta.shape, dtype=torch.float64)
-    for run in _runs(lens, pairs, site, delta):
+def score_gradients(
+    lens: LensModel, pairs: PairSet, sites: Sequence[Site], heads: Sequence[Head]
+) -> dict[Site, Tensor]:
+    """∂(score of the first name - score of the second)/∂(base activation) of each head at the last
+    token, float64 (heads, n, dim), at every site; 0 where the head is not behind the site."""
+    added = {
+        site: torch.zeros(len(pairs), lens.map.dim(site), dtype=lens.dtype, requires_grad=True)
+        for site in sites
+    }
+    found = {
+        site: torch.zeros(len(heads), *delta.shape, dtype=torch.float64)
+        for site, delta in added.items()
+    }
+    for run in _runs(lens, pairs, added):
         for place, score in enumerate(_scores(run, heads)):
-            (grad,) = torch.autograd.grad(score, delta, retain_graph=True)
-            found[place] += grad.cpu().double()
+            grads = torch.autograd.grad(
+                score, [*added.values()], retain_graph=True, materialize_grads=True
+            )
+            for site, grad in zip(sites, grads, strict=True):
+                found[site][place] += grad.cpu().double()
     return found
 
 
@@ -93,7 +104,7 @@ def query_maps(
     those that its score answers to at the last token, up to what rounding leaves of its own key.
     """
     delta = torch.zeros(1, lens.map.dim(site), dtype=lens.dtype, requires_grad=True)
-    (run,) = _runs(lens, pairs[:1], site, delta)
+    (run,) = _runs(lens, pairs[:1], {site: delta})
     found = []
     for (layer, head), score in zip(heads, _scores(run, heads), strict=True):
         inputs = {key: y for key, y in run.read.items() if key[0] == layer}
@@ -143,30 +154,31 @@ def _scores(run: _Run, heads: Sequence[Head]) -> Iterator[Tensor]:
         yield (first.log() - second.log()).sum()
 
 
-def _runs(lens: LensModel, pairs: PairSet, site: Site, delta: Tensor) -> Iterator[_Run]:
-    """A full pass for every length of base prompt, with `delta` (n, dim) added at `site`."""
+def _runs(lens: LensModel, pairs: PairSet, added: Mapping[Site, Tensor]) -> Iterator[_Run]:
+    """A full pass for every length of base prompt, with `added[site]` (n, dim) at each site."""
     by_length: dict[int, list[int]] = {}
     for row, pair in enumerate(pairs.pairs):
         by_length.setdefault(len(pair.base.ids), []).append(row)
     for rows in by_length.values():
         chosen = PairSet(pairs.name, pairs.split, tuple(pairs.pairs[row] for row in rows))
-        columns = torch.tensor([pair.base.columns[site.label] for pair in chosen.pairs])
-        yield _run(lens, chosen, torch.tensor(rows), site, columns, delta)
+        yield _run(lens, chosen, torch.tensor(rows), added)
 
 
-def _run(
-    lens: LensModel, pairs: PairSet, rows: Tensor, site: Site, columns: Tensor, delta: Tensor
-) -> _Run:
+def _run(lens: LensModel, pairs: PairSet, rows: Tensor, added: Mapping[Site, Tensor]) -> _Run:
     patterns, outputs, read, last = {}, {}, {}, {}
     count = len(pairs)
-    place, module = place_of(lens.map, site)
-    assert module is not None
 
-    def add(x: Tensor) -> Tensor:
-        wide = x.reshape(count, -1, x.shape[-1])
-        change = torch.zeros_like(wide)
-        change[torch.arange(count), columns] = delta[rows.to(delta.device)].to(wide)
-        return (wide + change).reshape(x.shape)
+    def adding(site: Site, delta: Tensor) -> AbstractContextManager[None]:
+        columns = torch.tensor([pair.base.columns[site.label] for pair in pairs.pairs])
+
+        def add(x: Tensor) -> Tensor:
+            wide = x.reshape(count, -1, x.shape[-1])
+            change = torch.zeros_like(wide)
+            change[torch.arange(count), columns] = delta[rows.to(delta.device)].to(wide)
+            return (wide + change).reshape(x.shape)
+
+        place, module = place_of(lens.map, site)
+        return place(module, add)
 
     def keep(into: dict, key, column: bool = True):
         def seen(x: Tensor) -> None:
@@ -175,7 +187,8 @@ def _run(
         return seen
 
     with _eager(lens), ExitStack() as stack:
-        stack.enter_context(place(module, add))
+        for site, delta in added.items():
+            stack.enter_context(adding(site, delta))
         for layer, block in enumerate(lens.map.blocks):
             stack.enter_context(_pattern(lens, layer, patterns))
             stack.enter_context(on_input(block.out_proj.module, keep(outputs, layer)))

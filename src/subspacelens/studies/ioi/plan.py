@@ -30,12 +30,12 @@ class Sizes:
 
 
 FULL = Sizes(
-    map=32, train=256, test=200, held_out=64, heads=64, fresh=2000,
-    steps=120, control_steps=60, batch=64, seeds=5, random_mlps=5,
+    map=24, train=192, test=128, held_out=64, heads=64, fresh=2000,
+    steps=120, control_steps=40, batch=64, seeds=5, random_mlps=3,
 )  # fmt: skip
 QUICK = Sizes(
-    map=6, train=48, test=20, held_out=16, heads=16, fresh=64,
-    steps=40, control_steps=15, batch=24, seeds=3, random_mlps=1,
+    map=4, train=48, test=32, held_out=16, heads=12, fresh=64,
+    steps=40, control_steps=10, batch=16, seeds=2, random_mlps=1,
 )  # fmt: skip
 
 

@@ -7,106 +7,28 @@ circuit is searched for first, so that the study runs wherever a model does the 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
-
-from pydantic import ConfigDict, Field
 
 from ...audit import Audit, audit
 from ...audit.audit import versions
 from ...maps import PatchingMap
 from ...model import LensModel
-from ...results import Estimate, ModelRecord, _Record
+from ...patching import Patch
 from ...site import Site
-from ...subspace import Subspace
 from ...task_capture import capture_task
 from ...tasks import PairSet
-from .circuit import Circuit, Role, find_circuit
-from .claims import Claim, claims
-from .controls import (
-    Bench,
-    Control,
-    LossRow,
-    Stability,
-    controls,
-    losses,
-    random_model_controls,
-    stability,
-)
-from .data import study_data
+from .circuit import Circuit, find_circuit
+from .claims import claims
+from .contrast import Contrast, contrasts
+from .controls import Bench, Control, controls, losses, random_model_controls, stability
+from .data import FRESH, study_data
 from .directions import find_directions, table_patches
-from .dormant import Dormant, dormant
+from .dormant import dormant
 from .plan import FULL, QUICK, Sizes, preset_for
-from .success import Success, success
-from .table import Row, evaluate
-
-SCHEMA = "subspacelens.ioi/1"
-
-
-class Verdict(_Record):
-    """What the audit says of a direction; `direction` is `das` or `constructed`."""
-
-    site: str
-    direction: str
-    label: str
-    score: float
-
-
-class Generalisation(_Record):
-    """The table again on pairs of another kind; the model does the task there if it prefers the
-    answer."""
-
-    kind: str
-    example: str
-    pairs: int
-    clean_logit_diff: Estimate
-    clean_top_answer: Estimate
-    rows: list[Row]
-
-
-class PlaceRecord(_Record):
-    """Where the study looks at one label, and whom the split at the bottleneck stands for."""
-
-    label: str
-    bottleneck: str
-    mlps: list[str]
-    readers: list[str]
-
-
-class CircuitRecord(_Record):
-    """`places`: where the study looks. `roles`: all the evidence for who does what."""
-
-    places: list[PlaceRecord]
-    name_movers: list[str]
-    roles: list[Role]
-
-
-class IoiRecord(_Record):
-    """Schema `subspacelens.ioi/1`, as it stands in `ioi.json`."""
-
-    schema_: Literal["subspacelens.ioi/1"] = Field(default=SCHEMA, alias="schema")
-    model: ModelRecord
-    preset: str | None
-    quick: bool
-    seed: int
-    sizes: dict[str, int]
-    fresh_sha256: str
-    clean_logit_diff: Estimate
-    clean_top_answer: Estimate
-    circuit: CircuitRecord
-    table1: list[Row]
-    losses: list[LossRow]
-    dormant: list[Dormant]
-    success: list[Success]
-    generalisation: list[Generalisation]
-    controls: list[Control]
-    stability: list[Stability]
-    verdicts: list[Verdict]
-    claims: list[Claim]
-    seconds: float
-    versions: dict[str, str]
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+from .record import Generalisation, IoiRecord, Verdict
+from .success import success
+from .table import evaluate
 
 
 @dataclass(frozen=True)
@@ -134,6 +56,7 @@ def reproduce_ioi(
     seed: int = 0,
     memory: int | None = None,
     sizes: Sizes | None = None,
+    command: str = "",
 ) -> IoiStudy:
     """The whole study. `preset` takes the sites and heads of a known circuit (`gpt2`: the paper's,
     and the default for that model) in place of the search. `quick` is for a first look; `sizes`
@@ -159,29 +82,23 @@ def reproduce_ioi(
         for directions in found
         for site, named in table_patches(lens, directions).items()
     }
-    kept = [place.bottleneck for place in circuit.places]
-    evaluation = evaluate(lens, data.fresh, patches, keep=kept, memory=memory)
-    table = evaluation.rows(paper=True)
+    bottlenecks = [place.bottleneck for place in circuit.places]
+    evaluation = evaluate(lens, data.fresh, patches, keep=bottlenecks, memory=memory)
+    table, fresh = evaluation.rows(paper=True), contrasts(evaluation, FRESH)
+    others = [_elsewhere(lens, kind, x, patches, memory) for kind, x in data.variants.items()]
     seen = [
-        dormant(lens, captures.test, v, directions.residual["v_grad"])
+        dormant(lens, captures.test, directions.mlps[site], v_grad, memory=memory)
         for directions in found
-        for v in directions.mlps.values()
+        for site, v_grad in directions.outputs.items()
     ]
     good = [
         success(lens, evaluation, directions, limit=sizes.heads, memory=memory)
         for directions in found
     ]
     benches = [Bench(lens, captures, directions, sizes, seed, memory) for directions in found]
-    audits = {
-        kind: tuple(
-            audit(lens, captures, v, seed=seed, memory=memory)
-            for bench in benches
-            for v in chosen(bench, quick)
-        )
-        for kind, chosen in (("das", _searched), ("constructed", _built))
-    }
+    audits = _audits(benches, every=not quick)
     checks = [row for bench in benches for row in controls(bench)]
-    checks += [_random_directions(found) for found in audits["das"]]
+    checks += [_random_directions(result) for result in audits["das"]]
     checks += random_model_controls(benches)
     logit_diff, top_answer = evaluation.clean
     record = IoiRecord(
@@ -193,30 +110,29 @@ def reproduce_ioi(
         fresh_sha256=data.fresh.sha256,
         clean_logit_diff=logit_diff,
         clean_top_answer=top_answer,
-        circuit=_circuit_record(circuit),
+        circuit=circuit.record,
         table1=table,
+        contrasts=[*fresh, *(contrast for _, several in others for contrast in several)],
         losses=[row for bench in benches for row in losses(bench)],
         dormant=seen,
         success=good,
-        generalisation=[
-            _generalised(lens, kind, pairs, patches, memory)
-            for kind, pairs in data.variants.items()
-        ],
+        generalisation=[item for item, _ in others],
         controls=checks,
         stability=[row for bench in benches for row in stability(bench)],
         verdicts=[
             Verdict(
-                site=found.record.site,
+                site=result.record.site,
                 direction=kind,
-                label=found.label,
-                score=found.record.verdict.score,
+                label=result.label,
+                score=result.record.verdict.score,
             )
             for kind, several in audits.items()
-            for found in several
+            for result in several
         ],
-        claims=claims(table, seen, good, checks),
+        claims=claims(table, fresh, seen, good, checks),
         seconds=time.monotonic() - started,
         versions=versions(),
+        command=command,
     )
     return IoiStudy(record, circuit.map, audits)
 
@@ -234,14 +150,22 @@ def _sites(lens: LensModel, circuit: Circuit) -> list[Site]:
     return found
 
 
-def _searched(bench: Bench, quick: bool) -> list[Subspace]:
-    """The DAS direction of every site, in the quick study those of the chosen ones."""
-    every = bench.directions.all
-    return [every[site] for site in bench.chosen] if quick else list(every.values())
+def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]]:
+    """Audits of what DAS found at every site, or at the chosen ones only, and of the illusion that
+    is built at the main MLP of each place."""
 
+    def judged(bench: Bench, subspaces) -> list[Audit]:
+        return [
+            audit(bench.lens, bench.captures, v, seed=bench.seed, memory=bench.memory)
+            for v in subspaces
+        ]
 
-def _built(bench: Bench, quick: bool) -> list[Subspace]:
-    return [bench.illusion("v_resid")]
+    das, constructed = [], []
+    for bench in benches:
+        of_site = bench.directions.all
+        das += judged(bench, [of_site[site] for site in (of_site if every else bench.chosen)])
+        constructed += judged(bench, [bench.illusion("v_resid")])
+    return {"das": tuple(das), "constructed": tuple(constructed)}
 
 
 def _random_directions(found: Audit) -> Control:
@@ -259,10 +183,16 @@ def _random_directions(found: Audit) -> Control:
     )
 
 
-def _generalised(lens, kind: str, pairs: PairSet, patches, memory: int | None) -> Generalisation:
+def _elsewhere(
+    lens: LensModel,
+    kind: str,
+    pairs: PairSet,
+    patches: Mapping[Site, Mapping[str, Patch | None]],
+    memory: int | None,
+) -> tuple[Generalisation, list[Contrast]]:
     found = evaluate(lens, pairs, patches, memory=memory)
     logit_diff, top_answer = found.clean
-    return Generalisation(
+    item = Generalisation(
         kind=kind,
         example=pairs[0].base.text,
         pairs=len(pairs),
@@ -270,19 +200,4 @@ def _generalised(lens, kind: str, pairs: PairSet, patches, memory: int | None) -
         clean_top_answer=top_answer,
         rows=found.rows(),
     )
-
-
-def _circuit_record(circuit: Circuit) -> CircuitRecord:
-    return CircuitRecord(
-        places=[
-            PlaceRecord(
-                label=place.label,
-                bottleneck=str(place.bottleneck),
-                mlps=[str(site) for site in place.mlps],
-                readers=[share.name for share in place.readers],
-            )
-            for place in circuit.places
-        ],
-        name_movers=[f"{layer}.{head}" for layer, head in circuit.name_movers],
-        roles=list(circuit.roles),
-    )
+    return item, contrasts(found, kind)

@@ -80,12 +80,17 @@ class Evaluation:
         units = self.scorer.units
         return mean(self.scorer.clean, units), proportion(self.top == answers, units)
 
-    def fldd(self, site: Site, patch: str) -> float:
-        return float(self.drop(site, patch).sum() / self.scorer.clean.sum())
-
     def drop(self, site: Site, patch: str) -> np.ndarray:
         """Nats by which each pair's logit difference falls."""
         return self.scorer.drop(self.outcomes[site][patch])
+
+    def share(self, site: Site, patch: str, of: str | None) -> Estimate:
+        """Effect of a patch (0 for one that does not exist) as a share of another's at the site,
+        or, for None, of the clean logit difference: then it is FLDD."""
+        if patch not in self.outcomes[site]:
+            return Estimate(value=0.0, low=0.0, high=0.0)
+        whole = self.scorer.clean if of is None else self.drop(site, of)
+        return ratio(self.drop(site, patch), whole, self.scorer.units)
 
     def rows(self, *, paper: bool = False) -> list[Row]:
         """Every patch, with intervals; `paper` puts the paper's numbers beside those at END."""
