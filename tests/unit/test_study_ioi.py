@@ -86,7 +86,6 @@ def test_the_command_writes_what_it_says(by_preset):
     assert (by_preset / "map.json").exists()
     for place in record["circuit"]["places"]:
         assert (by_preset / "audits/das" / place["bottleneck"] / "audit.json").exists()
-        assert (by_preset / "audits/constructed" / place["mlps"][0] / "audit.json").exists()
 
 
 def test_the_gpt2_preset_looks_where_the_paper_does(by_preset):
@@ -110,11 +109,12 @@ def test_the_gpt2_preset_looks_where_the_paper_does(by_preset):
     assert papers["v_resid"] is not None and papers["v_resid"].fldd == 1.407
 
 
-def test_the_preset_begins_with_bos_and_the_names_stand_where_the_papers_do(gpt2):
+def test_the_preset_begins_every_prompt_with_bos(gpt2):
     data = study_data(gpt2, TINY, bos=True, seed=0)
-    for pair in data.fresh:
-        assert pair.base.ids[0] == gpt2.tokenizer.bos_token_id
-        assert {pair.base.columns["IO"], pair.base.columns["S1"]} == {3, 5}
+    for pairs in (data.task.train, data.task.test, data.fresh, *data.variants.values()):
+        for pair in pairs:
+            assert pair.base.ids[0] == pair.source.ids[0] == gpt2.tokenizer.bos_token_id
+            assert pair.base.ids[pair.base.columns["IO"]] == pair.answer
 
 
 def test_layer_norm_centres_both_splits(gpt2):
@@ -150,7 +150,7 @@ def test_presets(gpt2, tmp_path):
 def searched(tiny_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        return reproduce_ioi(load_model(tiny_folder), sizes=TINY, quick=True)
+        return reproduce_ioi(load_model(tiny_folder), sizes=TINY)
 
 
 def test_without_a_preset_the_circuit_is_searched_for(searched):
@@ -168,6 +168,7 @@ def test_without_a_preset_the_circuit_is_searched_for(searched):
     }  # fmt: skip
     kinds = [item.kind for item in record.generalisation]
     assert kinds[0] == "held-out templates" and len(kinds) == 5
+    assert {v.direction for v in record.verdicts} == {"das", "constructed"}
     assert {c.pairs for c in record.contrasts} == {"fresh pairs", *kinds}
 
 

@@ -3,6 +3,7 @@ unit."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,8 @@ def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
 
 
 def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             data,
             statistic,

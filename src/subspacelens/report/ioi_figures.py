@@ -8,11 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..maps import PatchingMap
-from ..results import AuditRecord, Estimate, Written
+from ..results import Estimate
 from ..studies.ioi import Generalisation
 from ..studies.ioi.data import FRESH
 from ..studies.ioi.table import Row
-from .figures import BLUE, GREY, ORANGE, PURPLE, TEXT, blank, safe, written
+from .figures import BLUE, GREY, ORANGE, PURPLE, TEXT, blank, safe
 
 _STREAMS = (
     ("resid_post", "whole residual stream", PURPLE, "solid"),
@@ -75,14 +75,6 @@ def generalisation(kinds: Sequence[tuple[str, Sequence[Row]]]) -> go.Figure:
         _dots(figure, estimates, y, site, colours[place % 4], symbols[place % 4])
     figure.update_xaxes(title_text="FLDD")
     _sites_axis(figure, [kind for kind, _ in kinds])
-    return figure
-
-
-def along_v_grad(record: AuditRecord, projected: Written) -> go.Figure:
-    """Natural and patched outputs of an MLP along v_grad."""
-    own = record.figures.model_copy(update={"written": projected})
-    figure = written(record.model_copy(update={"figures": own}))
-    figure.update_xaxes(title_text="MLP output along v_grad", row=2)
     return figure
 
 

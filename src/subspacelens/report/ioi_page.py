@@ -10,12 +10,30 @@ from ..results import AuditRecord, Estimate, write_atomically
 from ..studies.ioi import IoiRecord, IoiStudy
 from ..studies.ioi.claims import Claim
 from ..studies.ioi.contrast import Contrast
+from ..studies.ioi.controls import Control
 from ..studies.ioi.data import FRESH, HELD_OUT
 from ..studies.ioi.table import Row
 from . import ioi_figures
 from .document import Plot, document
-from .figures import dose_response, projection
+from .figures import dose_response, natural_and_patched, projection
 from .page import amount, fixed, interval, number, spread, write_report
+
+PATCH_WORDS = {
+    "full": "whole component",
+    "v_MLP": "v_MLP, by DAS",
+    "v_MLP row": "its read part",
+    "v_MLP null": "its unread part",
+    "v_resid": "v_resid, by DAS",
+    "v_resid along readers": "its part along the readers",
+    "v_resid null": "its other part",
+    "v_grad": "v_grad",
+    "v_grad along readers": "its part along the readers",
+    "v_grad null": "its other part",
+    "v_mean": "v_mean",
+    "v_mean along readers": "its part along the readers",
+    "v_mean null": "its other part",
+}
+"""Patches of the table as the page calls them, below the direction that they are parts of."""
 
 
 def write_ioi(study: IoiStudy, directory: Path) -> Path:
@@ -52,8 +70,13 @@ def render_ioi(study: IoiStudy) -> str:
         record=record,
         labels=[place.label for place in record.circuit.places],
         claims=list(by_claim(record)),
+        tally=tally,
+        roles=list(by_role(record)),
+        controls=by_control(record),
+        patch_words=PATCH_WORDS,
         findings=findings(record),
         shown_kinds=(FRESH, HELD_OUT),
+        constructed_audits="constructed" in study.audits,
         at=at,
         plots=_plots(study),
     )  # fmt: skip
@@ -95,6 +118,34 @@ def by_claim(record: IoiRecord) -> Iterator[tuple[str, list[Claim]]]:
     ranked = sorted(record.claims, key=lambda claim: order[claim.claim])
     for text, several in groupby(ranked, key=lambda claim: claim.claim):
         yield text, list(several)
+
+
+def tally(several: list[Claim]) -> str:
+    """At how many of its sites a claim agrees, of those where the numbers can say."""
+    said = [claim.agrees for claim in several if claim.agrees is not None]
+    if not said:
+        return "no effect to compare"
+    if all(said) or not any(said):
+        return "agrees" if all(said) else "does not agree"
+    return f"agrees at {said.count(True)} of {len(said)}"
+
+
+def by_role(record: IoiRecord) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """(label, role, (component, evidence) of each) in the order of the study."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for role in record.circuit.roles:
+        here = found.setdefault((role.label, role.role), {})
+        here.setdefault(role.component, []).append(f"{fixed(role.value)} {role.unit}")
+    for (label, role), components in sorted(found.items(), key=lambda item: item[0][0] != "S2"):
+        yield label, role, [(name, ", ".join(said)) for name, said in components.items()]
+
+
+def by_control(record: IoiRecord) -> list[dict[str, Control]]:
+    """The patches by name of every control, site and seed."""
+    found: dict[tuple[str, str, int], dict[str, Control]] = {}
+    for row in record.controls:
+        found.setdefault((row.control, row.site, row.seed), {})[row.patch] = row
+    return list(found.values())
 
 
 def at(items, label: str) -> list:
@@ -153,24 +204,36 @@ def _markdown_row(row: Row) -> str:
 
 
 def _plots(study: IoiStudy) -> dict[str, dict[str, Plot]]:
+    """`[label][picture]`; for each MLP also `[site]["written"]` and, where it was audited,
+    `[site]["dose"]`."""
     record = study.record
     audited = {found.record.site: found.record for found in study.audits["das"]}
-    return {
-        place.label: _plots_at(study, place.label, place.bottleneck, audited)
+    plots = {
+        place.label: _plots_at(study, place.label, audited[place.bottleneck])
         for place in record.circuit.places
     }
+    for item in record.dormant:
+        natural, patched = spread(item.along_v_grad.natural), spread(item.along_v_grad.patched)
+        plots[item.site] = {
+            "written": Plot.of(
+                natural_and_patched(item.along_v_grad, "v_grad"),
+                f"Histograms of the output of {item.site} along v_grad. Natural: {natural}. "
+                f"Patched: {patched}",
+            )
+        }
+        if item.site in audited:
+            plots[item.site]["dose"] = Plot.of(
+                dose_response(audited[item.site]),
+                f"Effect of {item.site} in nats against the dose",
+            )
+    return plots
 
 
-def _plots_at(
-    study: IoiStudy, label: str, bottleneck: str, audited: dict[str, AuditRecord]
-) -> dict[str, Plot]:
+def _plots_at(study: IoiStudy, label: str, bottleneck: AuditRecord) -> dict[str, Plot]:
     record = study.record
     rows = at(record.table1, label)
-    seen = [item for item in at(record.dormant, label) if item.site in audited]
-    shown = min(seen, key=lambda item: item.in_range)
-    of = audited[shown.site]
     kinds = ioi_figures.kinds_of(record.table1, record.generalisation, label)
-    success = projection(audited[bottleneck])
+    success = projection(bottleneck)
     assert success is not None
     said = ", ".join(f"{row.site} {row.patch} {fixed(row.fldd.value)}" for row in rows)
     figures = {
@@ -179,16 +242,10 @@ def _plots_at(
             f"Lines of the effect of full patches at {label} against the layer",
         ),
         "effects": (ioi_figures.effects(rows), f"FLDD at {label}: {said}"),
-        "written": (
-            ioi_figures.along_v_grad(of, shown.along_v_grad),
-            f"Histograms of the output of {shown.site} along v_grad. Natural: "
-            f"{spread(shown.along_v_grad.natural)}. Patched: {spread(shown.along_v_grad.patched)}",
-        ),
-        "dose": (dose_response(of), f"Effect of {shown.site} in nats against the dose"),
         "generalisation": (
             ioi_figures.generalisation(kinds),
             f"FLDD at {label} on pairs of other kinds, as in the table",
         ),
-        "projection": (success, f"Histograms of {bottleneck} along v_resid by class"),
+        "projection": (success, f"Histograms of {bottleneck.site} along v_resid by class"),
     }
     return {name: Plot.of(figure, words) for name, (figure, words) in figures.items()}

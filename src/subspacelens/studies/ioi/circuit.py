@@ -31,6 +31,8 @@ NOTABLE = 0.2
 MIDDLE = 3
 READERS = 3
 
+_MEASURES = {"fldd": "FLDD", "nats": "nats"}
+
 
 class Role(_Record):
     """Who does what, and the number that says so. `value` is in `unit`."""
@@ -189,7 +191,7 @@ def _passed(found: PatchingMap, bottleneck: Site, mlps: tuple[Site, ...]) -> lis
     roles += [_patched(found, site, "MLP in the middle") for site in mlps]
     for layer in _falls(curve, bottleneck.layer):
         fall = float(curve[layer - 1] - curve[layer])
-        unit = f"fall of the {found.measure} of resid_post"
+        unit = f"fall of the {_MEASURES[found.measure]} of resid_post"
         roles.append(
             Role(label=label, role="reading layer", component=f"L{layer}", value=fall, unit=unit)
         )
@@ -198,7 +200,7 @@ def _passed(found: PatchingMap, bottleneck: Site, mlps: tuple[Site, ...]) -> lis
 
 def _patched(found: PatchingMap, site: Site, role: str) -> Role:
     value = getattr(found.at(site), found.measure)
-    unit = f"{found.measure} of its full patch"
+    unit = f"{_MEASURES[found.measure]} of its full patch"
     return Role(label=site.label, role=role, component=str(site), value=value, unit=unit)
 
 

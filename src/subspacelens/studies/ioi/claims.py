@@ -92,6 +92,7 @@ def _mlp(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
 
 def _residual(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
     v = found.effect.value or 0.0
+    without = [name for name in ("v_grad", "v_mean") if name in rows]
 
     def fldd(patch: str) -> float:
         return rows[patch].fldd.value or 0.0
@@ -115,8 +116,8 @@ def _residual(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
         claim(
             "Directions found without search, v_grad and v_mean, have a large effect too "
             "(half of v_resid's or more)",
-            min(fldd("v_grad"), fldd("v_mean")) >= HALF * v,
-            f"FLDD of v_grad {said(rows['v_grad'].fldd)}, of v_mean {said(rows['v_mean'].fldd)}",
+            min(map(fldd, without)) >= HALF * v,
+            "FLDD " + ", ".join(f"of {name} {said(rows[name].fldd)}" for name in without),
         ),
         claim(
             "The model's top token follows the patch in half of the pairs or more",

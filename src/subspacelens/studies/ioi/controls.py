@@ -188,6 +188,8 @@ def constructed(bench: Bench) -> list[Control]:
     """The illusion that is built, not searched for, towards v_resid and towards v_grad."""
     site, rows = bench.directions.main, []
     for name in ("v_resid", "v_grad"):
+        if name not in bench.directions.residual:
+            continue
         parts = parts_of(bench.lens, bench.directions.place, bench.illusion(name))
         found = bench.score(
             bench.lens, bench.captures.test, site, _short(named_patches(parts, parts.basis))

@@ -25,8 +25,8 @@ from .plan import Sizes
 @dataclass(frozen=True)
 class Directions:
     """`mlps`: DAS at the MLPs of a place. `residual`: v_resid (DAS), v_grad and v_mean at its
-    bottleneck. `outputs`: v_grad in the residual stream right behind each MLP, unless no name mover
-    reads what it writes."""
+    bottleneck. `outputs`: v_grad in the residual stream right behind each MLP. There is no v_grad
+    where no name mover's score answers to the activation."""
 
     place: Place
     mlps: dict[Site, Subspace]
@@ -64,11 +64,10 @@ def find_directions(
 
     behind = {mlp: Site(mlp.layer, "resid_post", mlp.label) for mlp in place.mlps}
     grads = v_grads(lens, captured.pairs[: sizes.heads], [site, *behind.values()], name_movers)
-    residual = {
-        "v_resid": search(site),
-        "v_grad": grads[site],
-        "v_mean": mean_difference(lens, captured, site),
-    }
+    residual = {"v_resid": search(site)}
+    if site in grads:
+        residual["v_grad"] = grads[site]
+    residual["v_mean"] = mean_difference(lens, captured, site)
     outputs = {mlp: grads[where] for mlp, where in behind.items() if where in grads}
     return Directions(place, {mlp: search(mlp) for mlp in place.mlps}, residual, outputs)
 
@@ -76,10 +75,10 @@ def find_directions(
 def v_grads(
     lens: LensModel, pairs: PairSet, sites: Sequence[Site], heads: tuple[Head, ...]
 ) -> dict[Site, Subspace]:
-    """v_grad at every site that the heads read from: how the activation moves the name movers'
-    score of the first name minus that of the second, at their query at END as the paper has it or
-    through whatever lies between. Mean over the pairs of each class, then over classes, unit for
-    each head, mean over heads (arXiv 2311.17030, released code)."""
+    """v_grad at every site that the heads' scores answer to: how the activation moves the score of
+    the first name minus that of the second, at their query at END as the paper has it or through
+    whatever lies between. Mean over the pairs of each class, then over classes, unit for each head,
+    mean over heads (arXiv 2311.17030, released code)."""
     z = torch.tensor([pair.z[0] for pair in pairs.pairs if pair.z is not None])
     fit = dict(method="score-gradient", heads=" ".join(f"{layer}.{head}" for layer, head in heads))
     found = {}

@@ -87,6 +87,8 @@ def score_gradients(
     }
     for run in _runs(lens, pairs, added):
         for place, score in enumerate(_scores(run, heads)):
+            if not score.requires_grad:
+                continue
             grads = torch.autograd.grad(
                 score, [*added.values()], retain_graph=True, materialize_grads=True
             )

@@ -30,8 +30,8 @@ class Sizes:
 
 
 FULL = Sizes(
-    map=24, train=192, test=128, held_out=64, heads=64, fresh=2000,
-    steps=120, control_steps=40, batch=64, seeds=5, random_mlps=3,
+    map=16, train=192, test=128, held_out=64, heads=64, fresh=2000,
+    steps=100, control_steps=30, batch=48, seeds=5, random_mlps=3,
 )  # fmt: skip
 QUICK = Sizes(
     map=4, train=48, test=32, held_out=16, heads=12, fresh=64,

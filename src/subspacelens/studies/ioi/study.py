@@ -151,8 +151,8 @@ def _sites(lens: LensModel, circuit: Circuit) -> list[Site]:
 
 
 def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]]:
-    """Audits of what DAS found at every site, or at the chosen ones only, and of the illusion that
-    is built at the main MLP of each place."""
+    """Audits of what DAS found at every site and of the illusion that is built at the main MLP of
+    each place; or, unless `every`, only of what DAS found at the chosen sites."""
 
     def judged(bench: Bench, subspaces) -> list[Audit]:
         return [
@@ -160,12 +160,14 @@ def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]
             for v in subspaces
         ]
 
-    das, constructed = [], []
+    found: dict[str, list[Audit]] = {"das": [], "constructed": []}
     for bench in benches:
         of_site = bench.directions.all
-        das += judged(bench, [of_site[site] for site in (of_site if every else bench.chosen)])
-        constructed += judged(bench, [bench.illusion("v_resid")])
-    return {"das": tuple(das), "constructed": tuple(constructed)}
+        chosen = of_site if every else bench.chosen
+        found["das"] += judged(bench, [of_site[site] for site in chosen])
+        if every:
+            found["constructed"] += judged(bench, [bench.illusion("v_resid")])
+    return {kind: tuple(several) for kind, several in found.items() if several}
 
 
 def _random_directions(found: Audit) -> Control:
