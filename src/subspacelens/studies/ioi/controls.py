@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -17,9 +18,10 @@ from ...capture import Capture, Outcomes
 from ...certify import centred
 from ...errors import SiteError
 from ...fit import das
+from ...fit.das import LOSSES
 from ...geometry import haar, principal_angles
 from ...model import LensModel
-from ...patching import Patch, SubspacePatch
+from ...patching import NoOp, Patch, SubspacePatch
 from ...progress import track
 from ...replay import Replay
 from ...results import Estimate, _Record
@@ -31,6 +33,8 @@ from .data import shuffled_labels
 from .directions import Directions, parts_of
 from .plan import Sizes
 from .random_weights import random_mlp, random_model
+
+RANDOM_MODEL = "model of random weights"
 
 
 class Control(_Record):
@@ -59,6 +63,16 @@ class Stability(_Record):
     angles: list[float]
     random_mean: float
     random_low: float
+
+
+class Selectivity(_Record):
+    """IIA of DAS in the trained model beside that in a copy of random weights, at the same site and
+    for as many steps, and the difference (Sutter et al.)."""
+
+    site: str
+    trained: float
+    random: float
+    selectivity: float
 
 
 class LossRow(_Record):
@@ -98,7 +112,14 @@ class Bench:
         found = outcomes_by_name(replay, patches)
         return {name: _metrics(captured, x) for name, x in found.items() if x is not None}
 
-    def rows(self, control: str, site: Site, seed: int, found, fitted: float | None = None):
+    def rows(
+        self,
+        control: str,
+        site: Site,
+        seed: int,
+        found: dict[str, dict[str, Estimate]],
+        fitted: float | None = None,
+    ) -> list[Control]:
         """Records of what `score` found; its `no_op` gives the IIA without a patch."""
         no_op = found.pop("no_op")["iia"]
         return [
@@ -108,6 +129,15 @@ class Bench:
             )
             for patch, metrics in found.items()
         ]  # fmt: skip
+
+    def tried(
+        self, control: str, lens: LensModel, train: Capture, test: Capture, site: Site
+    ) -> list[Control]:
+        """DAS on `train`, its effect there and on `test`."""
+        v = SubspacePatch(self.fit(lens, train, site, self.seed).basis)
+        fitted = self.score(lens, train, site, {"v": v})["v"]["nats"].value
+        found = self.score(lens, test, site, {"no_op": NoOp(), "v": v})
+        return self.rows(control, site, self.seed, found, fitted)
 
     @cached_property
     def seeded(self) -> dict[Site, list[Subspace]]:
@@ -159,12 +189,7 @@ def shuffled(bench: Bench) -> list[Control]:
     odd = replace(captured, pairs=pairs, clean=clean)
     rows = []
     for site in bench.chosen:
-        v = bench.fit(bench.lens, odd, site, seed)
-        patches: dict[str, Patch | None] = named_patches(None, v.basis.double())
-        patches = {"no_op": patches["no_op"], "v": patches["subspace"]}
-        fitted = bench.score(bench.lens, odd, site, {"v": patches["v"]})["v"]["nats"].value
-        found = bench.score(bench.lens, bench.captures.test, site, patches)
-        rows += bench.rows("shuffled labels", site, seed, found, fitted)
+        rows += bench.tried("shuffled labels", bench.lens, odd, bench.captures.test, site)
     return rows
 
 
@@ -212,13 +237,18 @@ def random_model_controls(benches: list[Bench]) -> list[Control]:
     rows = []
     for bench in benches:
         for site in bench.chosen:
-            v = bench.fit(lens, captures.train, site, bench.seed)
-            patches = named_patches(None, v.basis.double())
-            patches = {"no_op": patches["no_op"], "v": patches["subspace"]}
-            fitted = bench.score(lens, captures.train, site, {"v": patches["v"]})["v"]["nats"].value
-            found = bench.score(lens, captures.test, site, patches)
-            rows += bench.rows("model of random weights", site, bench.seed, found, fitted)
+            rows += bench.tried(RANDOM_MODEL, lens, captures.train, captures.test, site)
     return rows
+
+
+def selectivity(losses: Sequence[LossRow], rows: Sequence[Control]) -> list[Selectivity]:
+    """What the model of random weights says against the logit-difference fits of `losses`."""
+    random = {row.site: row.iia.value or 0.0 for row in rows if row.control == RANDOM_MODEL}
+    trained = {row.site: row.iia.value or 0.0 for row in losses if row.loss == LOSSES[0]}
+    return [
+        Selectivity(site=site, trained=iia, random=random[site], selectivity=iia - random[site])
+        for site, iia in trained.items()
+    ]
 
 
 def stability(bench: Bench) -> list[Stability]:
@@ -256,10 +286,8 @@ def losses(bench: Bench) -> list[LossRow]:
     rows = []
     for site, found_from in bench.seeded.items():
         first = found_from[0].basis
-        second = bench.fit(
-            bench.lens, bench.captures.train, site, bench.seed, loss="cross-entropy"
-        ).basis
-        bases = {"logit-difference": first, "cross-entropy": second}
+        second = bench.fit(bench.lens, bench.captures.train, site, bench.seed, loss=LOSSES[1]).basis
+        bases = dict(zip(LOSSES, (first, second), strict=True))
         patches: dict[str, Patch | None] = {k: SubspacePatch(b) for k, b in bases.items()}
         found = bench.score(bench.lens, bench.captures.test, site, patches)
         rows += [

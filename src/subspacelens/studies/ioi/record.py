@@ -10,7 +10,7 @@ from ...results import Estimate, ModelRecord, _Record
 from .circuit import CircuitRecord
 from .claims import Claim
 from .contrast import Contrast
-from .controls import Control, LossRow, Stability
+from .controls import Control, LossRow, Selectivity, Stability
 from .dormant import Dormant
 from .success import Success
 from .table import Row
@@ -61,6 +61,7 @@ class IoiRecord(_Record):
     generalisation: list[Generalisation]
     controls: list[Control]
     stability: list[Stability]
+    selectivity: list[Selectivity]
     verdicts: list[Verdict]
     claims: list[Claim]
     seconds: float

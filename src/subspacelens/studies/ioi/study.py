@@ -21,7 +21,15 @@ from ...tasks import PairSet
 from .circuit import Circuit, find_circuit
 from .claims import claims
 from .contrast import Contrast, contrasts
-from .controls import Bench, Control, controls, losses, random_model_controls, stability
+from .controls import (
+    Bench,
+    Control,
+    controls,
+    losses,
+    random_model_controls,
+    selectivity,
+    stability,
+)
 from .data import FRESH, study_data
 from .directions import find_directions, table_patches
 from .dormant import dormant
@@ -100,6 +108,7 @@ def reproduce_ioi(
     checks = [row for bench in benches for row in controls(bench)]
     checks += [_random_directions(result) for result in audits["das"]]
     checks += random_model_controls(benches)
+    by_loss = [row for bench in benches for row in losses(bench)]
     logit_diff, top_answer = evaluation.clean
     record = IoiRecord(
         model=circuit.map.model,
@@ -113,12 +122,13 @@ def reproduce_ioi(
         circuit=circuit.record,
         table1=table,
         contrasts=[*fresh, *(contrast for _, several in others for contrast in several)],
-        losses=[row for bench in benches for row in losses(bench)],
+        losses=by_loss,
         dormant=seen,
         success=good,
         generalisation=[item for item, _ in others],
         controls=checks,
         stability=[row for bench in benches for row in stability(bench)],
+        selectivity=selectivity(by_loss, checks),
         verdicts=[
             Verdict(
                 site=result.record.site,
