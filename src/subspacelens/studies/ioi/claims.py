@@ -137,7 +137,8 @@ def _written(item: Dormant) -> Claim:
         site=item.site,
         agrees=item.in_range < HALF,
         numbers=(
-            f"{item.in_range:.0%} of patched values inside the natural 99 %; classes "
+            f"{item.in_range:.0%} of patched values inside the natural 99 % "
+            f"({item.in_range_written:.0%} along what the patch itself writes); classes "
             f"{abs(item.natural_gap):.1f} natural standard deviations apart, patched "
             f"{abs(item.patched_gap):.1f}"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...audit.decomposition import exact_split
 from ...audit.effects import Scorer, named_patches, outcomes_by_name
@@ -23,9 +24,9 @@ class Dormant(_Record):
     writing the whole direction while only its part that is read downstream, or only its part that
     nothing reads, senses the source. `along_v_grad`: projection of the MLP's output on the unit
     v_grad right behind it, natural prompts by class and patched bases by the class of the base.
-    `in_range`: share of the patched values inside the central 99 % of the natural ones.
-    `natural_gap` and `patched_gap`: difference of the class means, z = 1 minus z = 0, in natural
-    standard deviations.
+    `in_range`: share of the patched values inside the central 99 % of the natural ones;
+    `in_range_written`: the same along the direction that the patch itself writes. `natural_gap` and
+    `patched_gap`: difference of the class means, z = 1 minus z = 0, in natural standard deviations.
     """
 
     site: str
@@ -34,6 +35,7 @@ class Dormant(_Record):
     read_null: Estimate
     along_v_grad: Written
     in_range: float
+    in_range_written: float
     natural_gap: float
     patched_gap: float
 
@@ -60,13 +62,17 @@ def dormant(
     fldd = {name: scorer.metrics(x)["fldd"] for name, x in found.items() if x is not None}
     weight = lens.map.writer(site)
     assert weight is not None
-    read = v_grad.basis[:, 0].to(weight) @ weight
     base, source = captured.base[site], captured.source[site]
-    natural = (torch.cat([base, source]) @ read).cpu().double().numpy()
     moved = base + SubspacePatch(v_mlp.basis).delta(base, source)
-    patched = (moved @ read).cpu().double().numpy()
+    written = weight @ v_mlp.basis[:, 0].to(weight)
+
+    def along(direction: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        read = direction.to(weight) @ weight
+        both = (torch.cat([base, source]) @ read, moved @ read)
+        return tuple(x.cpu().double().numpy() for x in both)
+
+    natural, patched = along(v_grad.basis[:, 0])
     z = np.array([pair.z for pair in captured.pairs.pairs])
-    low, high = np.quantile(natural, NATURAL)
     spread = natural.std() or 1.0
     both = z.T.flatten()
     return Dormant(
@@ -75,10 +81,17 @@ def dormant(
         read_row=fldd["read_row"],
         read_null=fldd["read_null"],
         along_v_grad=Written(natural=_by_class(natural, both), patched=_by_class(patched, z[:, 0])),
-        in_range=float(((patched >= low) & (patched <= high)).mean()),
+        in_range=_inside(natural, patched),
+        in_range_written=_inside(*along(written)),
         natural_gap=float((natural[both == 1].mean() - natural[both == 0].mean()) / spread),
         patched_gap=float((patched[z[:, 0] == 1].mean() - patched[z[:, 0] == 0].mean()) / spread),
     )
+
+
+def _inside(natural: np.ndarray, patched: np.ndarray) -> float:
+    """Share of the patched values in the central 99 % of the natural ones."""
+    low, high = np.quantile(natural, NATURAL)
+    return float(((patched >= low) & (patched <= high)).mean())
 
 
 def _by_class(values: np.ndarray, z: np.ndarray) -> Scatter:
