@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -56,7 +57,8 @@ class FrozenRow(_Record):
 
 
 class Leak(_Record):
-    """Accuracy of logistic regression from the scalar vᵀh, on prompts that it was not fitted to."""
+    """Accuracy of logistic regression from the scalar vᵀh, on prompts that it was not fitted to;
+    `chance`: of always saying what was most frequent where it was fitted."""
 
     what: str
     train: float
@@ -261,13 +263,14 @@ def _leaks(pairs: PairSet, along: np.ndarray, z: np.ndarray) -> list[Leak]:
     found = []
     for what, labels in names.items():
         model = LogisticRegression(max_iter=1000).fit(scalar[train], labels[train])
+        blind = DummyClassifier(strategy="most_frequent").fit(scalar[train], labels[train])
         hits = model.predict(scalar[~train]) == labels[~train]
         found.append(
             Leak(
                 what=what,
                 train=float(model.score(scalar[train], labels[train])),
                 test=proportion(hits, units),
-                chance=1 / len(np.unique(labels)),
+                chance=float(blind.score(scalar[~train], labels[~train])),
             )
         )
     return found
