@@ -162,7 +162,7 @@ def markdown(record: IoiRecord) -> str:
     lines = [f"# IOI in {record.model.id}", "", summary(record), "", "## Circuit", ""]
     lines += ["| at | role | component | value | of |", "|---|---|---|---|---|"]
     lines += [
-        f"| {r.label} | {r.role} | {r.component} | {r.value:.2f} | {r.unit} |"
+        f"| {r.label} | {r.role} | {r.component} | {fixed(r.value)} | {r.unit} |"
         for r in record.circuit.roles
     ]
     lines += ["", "## Illusion and feature", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from ...results import Estimate, _Record
 from .contrast import KEPT, READ, UNREAD, WHOLE, Contrast
@@ -52,10 +53,15 @@ def said(estimate: Estimate) -> str:
     """`1.39 [1.19, 1.62]`."""
     if estimate.value is None:
         return "none"
-    text = f"{estimate.value:.2f}"
+    text = _signed(estimate.value)
     if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return text.replace("-0.00", "0.00").replace("-", "−")
+        text += f" [{_signed(estimate.low)}, {_signed(estimate.high)}]"
+    return text
+
+
+def _signed(value: float) -> str:
+    """Two decimals with a true minus, and none before a zero."""
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def _mlp(found: Contrast, rows: dict[str, Row]) -> list[Claim]:
@@ -178,18 +184,18 @@ def _random_weights(controls: Sequence[Control]) -> list[Claim]:
     mine = [control for control in controls if control.control == "random-weight MLP"]
     found = []
     for site in dict.fromkeys(control.site for control in mine):
-        mean = {}
-        for patch in ("full", "v", "v row"):
-            values = [c.fldd.value or 0.0 for c in mine if (c.site, c.patch) == (site, patch)]
-            mean[patch] = sum(values) / max(1, len(values))
+        full, v, row = (
+            fmean(c.fldd.value or 0.0 for c in mine if (c.site, c.patch) == (site, patch))
+            for patch in ("full", "v", "v row")
+        )
         found.append(
             Claim(
                 claim="An MLP of random weights has an illusory direction as well",
                 site=site,
-                agrees=mean["v"] >= SMALL_FLDD and mean["full"] <= WHOLE * mean["v"],
+                agrees=v >= SMALL_FLDD and full <= WHOLE * v,
                 numbers=(
-                    f"mean FLDD of v {mean['v']:.2f}, of the whole random MLP {mean['full']:.2f}, "
-                    f"of the unit read part {mean['v row']:.2f}"
+                    f"mean FLDD of v {_signed(v)}, of the whole random MLP {_signed(full)}, "
+                    f"of the unit read part {_signed(row)}"
                 ),
             )
         )
