@@ -71,6 +71,7 @@ def render_ioi(study: IoiStudy) -> str:
         labels=[place.label for place in record.circuit.places],
         claims=list(by_claim(record)),
         tally=tally,
+        agreement=agreement(record),
         roles=list(by_role(record)),
         controls=by_control(record),
         patch_words=PATCH_WORDS,
@@ -130,6 +131,17 @@ def tally(several: list[Claim]) -> str:
     return f"agrees at {said.count(True)} of {len(said)}"
 
 
+def agreement(record: IoiRecord) -> str:
+    """How many claims of the paper agree everywhere, somewhere and nowhere, in one sentence."""
+    words = [tally(several) for _, several in by_claim(record)]
+    everywhere, nowhere = words.count("agrees"), words.count("does not agree")
+    somewhere = sum(word.startswith("agrees at") for word in words)
+    return (
+        f"Of {len(words)} claims of the paper {everywhere} agree at every site, {somewhere} at "
+        f"some and {nowhere} at none."
+    )
+
+
 def by_role(record: IoiRecord) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
     """(label, role, (component, evidence) of each) in the order of the study."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -174,6 +186,7 @@ def markdown(record: IoiRecord) -> str:
     lines += ["| site | patch | FLDD | IIA | IIA of no patch | paper, GPT-2 small: FLDD / IIA |"]
     lines += ["|---|---|---|---|---|---|", *map(_markdown_row, record.table1)]
     lines += ["", "## What agrees with the paper", ""]
+    lines += [agreement(record), ""]
     for text, several in by_claim(record):
         lines.append(f"- {text}:")
         lines += [f"  - {c.site}: {_WORDS[c.agrees]} ({c.numbers})" for c in several]
