@@ -15,6 +15,7 @@ from ...audit.audit import versions
 from ...maps import PatchingMap
 from ...model import LensModel
 from ...patching import Patch
+from ...progress import track
 from ...site import Site
 from ...task_capture import capture_task
 from ...tasks import PairSet
@@ -101,7 +102,7 @@ def reproduce_ioi(
     ]
     good = [
         success(lens, evaluation, directions, limit=sizes.heads, memory=memory)
-        for directions in found
+        for directions in track(found, "success case")
     ]
     benches = [Bench(lens, captures, directions, sizes, seed, memory) for directions in found]
     audits = _audits(benches, every=not quick)
