@@ -30,7 +30,7 @@ from .results import AuditRecord, load_audit
 from .site import STREAMS, Site
 from .subspace import Subspace
 from .task_capture import TaskCapture, capture_task
-from .tasks import Pair, PairSet, Prompt, Task, ioi, pairs_task, read_pairs
+from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
 
 __all__ = [
     "FITS",
@@ -57,6 +57,7 @@ __all__ = [
     "capture",
     "capture_task",
     "certify",
+    "contrast",
     "das",
     "fit",
     "ioi",

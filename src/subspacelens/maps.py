@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from .capture import TOKENS_PER_BATCH, Capture, capture, check_pairs
+from .certify import require
 from .errors import ResultError, SiteError, TaskError
 from .model import LensModel
 from .patching import Full
@@ -240,8 +241,10 @@ def patching_map(
     `memory` is the budget in bytes for what one capture keeps and for one replay, by default a
     quarter of what is free; where one capture of everything would pass it, there are several, each
     of fewer labels and layers. `shifted` allows a label in different columns of base and source.
+    Each stream must pass its certificate at a middle layer.
 
-    Raises `SiteError` for a stream that no layer has, `TaskError` for a label that the pairs lack.
+    Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
+    that the pairs lack.
     """
     started = time.perf_counter()
     streams, labels = tuple(dict.fromkeys(streams)), tuple(dict.fromkeys(labels))
@@ -255,6 +258,9 @@ def patching_map(
     sites = [site for label in labels for site in _sites(lens, streams, label)]
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
+    for stream in streams:
+        layers = _sites(lens, (stream,), labels[0])
+        require(lens, layers[len(layers) // 2])
     memory = memory or _free(lens.device) // 4
     grids = {
         (label, stream): Grid.empty(len(lens.map.blocks), _cells(lens, stream))

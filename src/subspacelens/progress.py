@@ -20,6 +20,7 @@ from rich.progress import (
 T = TypeVar("T")
 
 _shown: ContextVar[Progress | None] = ContextVar("shown", default=None)
+_noted: ContextVar[frozenset[str]] = ContextVar("noted", default=frozenset())
 
 
 @contextmanager
@@ -38,6 +39,24 @@ def showing_progress() -> Iterator[None]:
             yield
         finally:
             _shown.reset(token)
+
+
+@contextmanager
+def hiding_progress() -> Iterator[None]:
+    """Draws no bars for what runs inside: steps too small to be of interest."""
+    token = _shown.set(None)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def note(text: str) -> None:
+    """Prints a line above the bars, where bars are shown; the same line once."""
+    progress = _shown.get()
+    if progress is not None and text not in _noted.get():
+        _noted.set(_noted.get() | {text})
+        progress.console.print(text, style="dim", markup=False, highlight=False)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -8,19 +8,21 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from .capture import Bucket, Capture, Outcomes, answers_of, entry_of, outcomes_of, place_of
 from .errors import SiteError
 from .hooks import check_ready, dry_run, first_tensor, muted, replaced_forward
 from .model import LensModel
+from .prefix import KeysAndValues, Prefix
+from .progress import note
 from .site import Site
 from .speedups import kernels_of
 from .tasks.pairset import PairSet
@@ -96,8 +98,9 @@ class Replay:
         """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""
         return self.lens.map.tail.logits(self.hidden(unit, delta))
 
-    def units(self, patches: int = 1, *, gradients: bool = True) -> Iterator[Unit]:
+    def units(self, patches: int = 1, *, gradients: bool = True) -> list[Unit]:
         """Splits `patches` x pairs into units under the memory budget, in a fixed order."""
+        units = []
         for index, bucket in enumerate(self.buckets):
             count = len(bucket.pairs)
             fit = max(1, self.memory // self._bytes_per_row(bucket, gradients))
@@ -107,21 +110,28 @@ class Replay:
                 piece = slice(start, min(start + rows, count))
                 for first in range(0, patches, together):
                     which = slice(first, min(first + together, patches))
-                    yield Unit(index, which, piece, bucket.pairs[piece])
+                    units.append(Unit(index, which, piece, bucket.pairs[piece]))
+        if len(units) > len(self.buckets):
+            note(
+                f"{self.site}: {patches} x {len(self.captured.pairs)} replays in {len(units)} "
+                f"pieces, to stay under {self.memory / 2**20:,.0f} MiB"
+            )
+        return units
 
     def _bytes_per_row(self, bucket: Bucket, gradients: bool) -> int:
-        """Rough upper estimate of the activations that one replayed row needs."""
+        """Upper estimate of what one replayed row needs: about 1.5 times what was measured."""
         model_map = self.lens.map
-        block = model_map.blocks[-1]
-        width = 12 * model_map.d_model
-        if block.down_proj is not None:
-            width += 6 * block.down_proj.weight.shape[1]
-        columns = bucket.suffix * (width + 4 * block.n_heads * (bucket.suffix + bucket.prefix))
-        prefix = 4 * bucket.prefix * model_map.d_model
+        block, length = model_map.blocks[-1], bucket.suffix + bucket.prefix
+        if block.down_proj is None:
+            inner = 4 * max(max(p.shape[-2:]) for p in block.module.parameters())
+        else:
+            inner = block.down_proj.weight.shape[1]
+        column = 10 * model_map.d_model + 5 * inner + 4 * block.n_heads * length
+        copied = 0 if self.kernels.split else 4 * bucket.prefix * model_map.d_model
         layers = len(model_map.blocks) - self.entry[1] if gradients else 1
-        vocabulary = model_map.tail.head.weight.shape[0]
         size = torch.finfo(self.lens.dtype).bits // 8
-        return size * (max(1, layers) * (columns + prefix) + 2 * vocabulary)
+        vocabulary = model_map.tail.head.weight.shape[0]
+        return size * max(1, layers) * (bucket.suffix * column + copied) + (size + 4) * vocabulary
 
     def hidden(self, unit: Unit, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
@@ -206,7 +216,7 @@ class Replay:
         length = bucket.prefix + begin
         cache = Cache(
             layers=[
-                _Prefix(*prefix.get(layer, (None, None)), length, patches)
+                Prefix(*prefix.get(layer, (None, None)), length, patches, self.kernels.split)
                 for layer in range(len(model_map.blocks))
             ]
         )
@@ -248,7 +258,7 @@ def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -
     keeper.interrupts = True
     try:
         block(hidden[:, :-1], *args, **kwargs)
-    except _KeysAndValues as found:
+    except KeysAndValues as found:
         args, kwargs = last
         with _last_prefix(args, kwargs).after(*found.states):
             return first_tensor(block(hidden[:, -1:], *args, **kwargs))
@@ -257,63 +267,9 @@ def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -
     raise AssertionError("the last block did not write its keys and values to the cache")
 
 
-def _last_prefix(args: tuple, kwargs: dict) -> _Prefix:
+def _last_prefix(args: tuple, kwargs: dict) -> Prefix:
     """The last layer of the cache among a block's arguments."""
     cache = next(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
     layer = cache.layers[-1]
-    assert isinstance(layer, _Prefix)
+    assert isinstance(layer, Prefix)
     return layer
-
-
-class _KeysAndValues(Exception):
-    """Stops a block when its keys and values are known."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.states = keys, values
-
-
-class _Prefix(DynamicLayer):
-    """A cache layer that always answers with its fixed prefix followed by what is new, and keeps
-    nothing. The prefix (n, heads, P, width) serves `patches` times n rows."""
-
-    interrupts = False
-    between: tuple[Tensor, Tensor] | None = None
-
-    def __init__(
-        self, keys: Tensor | None, values: Tensor | None, length: int, patches: int
-    ) -> None:
-        super().__init__()
-        self.prefix = keys, values
-        self.length, self.patches = length, patches
-        self.is_initialized = True
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    @contextmanager
-    def after(self, keys: Tensor, values: Tensor) -> Iterator[None]:
-        """Puts keys and values between the prefix and what is new."""
-        self.between = keys, values
-        try:
-            yield
-        finally:
-            self.between = None
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if self.interrupts:
-            raise _KeysAndValues(key_states, value_states)
-        if self.between is not None:
-            keys, values = self.between
-            key_states = torch.cat([keys, key_states], dim=-2)
-            value_states = torch.cat([values, value_states], dim=-2)
-        keys, values = self.prefix
-        return self._joined(keys, key_states), self._joined(values, value_states)
-
-    def _joined(self, prefix: Tensor | None, new: Tensor) -> Tensor:
-        assert prefix is not None
-        if self.patches == 1:
-            return torch.cat([prefix, new], dim=-2)
-        rows = new.unflatten(0, (self.patches, -1))
-        wide = prefix.expand(self.patches, *prefix.shape)
-        return torch.cat([wide, rows], dim=-2).flatten(0, 1)

@@ -2,8 +2,9 @@
 
 A replayed suffix is short, so that norms and attention cost as much as memory traffic and dispatch
 make them cost. `RMSNorm` does in few passes what Transformers writes as many small operations;
-`packed_attention` keeps grouped queries together instead of repeating keys and values. Both are
-swapped in by `Kernels.used()` and gone afterwards.
+`packed_attention` keeps grouped queries together instead of repeating keys and values, and does
+not copy the captured prefix for every replay (`prefix_attention`). Both are swapped in by
+`Kernels.used()` and gone afterwards.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from .hooks import replaced_forward
+from .hooks import first_tensor, replaced_forward
 from .model import LensModel
+from .prefix import Prefix, prefix_attention, prefix_of
 
 ATTENTION = "subspacelens_packed"
 LARGEST_SCORES = 2**16
@@ -39,7 +43,8 @@ class RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(gain)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         x, gain, scale = ctx.saved_tensors
         pulled = grads[0] * gain
         along = torch.linalg.vecdot(pulled, x)[..., None].mul_(scale.pow(3)).div_(-x.shape[-1])
@@ -57,19 +62,29 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of queries (n, H, S, w) over keys and values (n, G, T, w), H a multiple of G, as
-    Transformers' attention interface asks for it. Falls back on Transformers' own function for
-    whatever it does not know."""
+    Transformers' attention interface asks for it; what a split `Prefix` left out is found there.
+    Falls back on Transformers' own function for whatever it does not know."""
+    prefix = prefix_of(key, value)
+    if prefix is not None:
+        prefix.met = True
+        prefix = prefix if prefix.split else None
     unknown = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
     count, heads, columns, width = query.shape
-    groups, keys = key.shape[1:3]
+    groups, keys = key.shape[1], key.shape[2] + (prefix.columns if prefix else 0)
     large = columns * keys > LARGEST_SCORES
     if unknown or large or dropout or heads % groups or value.shape[-1] != width:
+        if prefix is not None:
+            key, value = prefix.joined(key, value)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )  # type: ignore[return-value]
-    packed = (query * (scaling or width**-0.5)).reshape(count * groups, -1, width)
+    scale = width**-0.5 if scaling is None else scaling
+    bias = _bias(attention_mask, columns, keys, query)
+    if prefix is not None:
+        bias = None if bias is None else bias[: count // prefix.patches]
+        return prefix_attention(query, key, value, *prefix.states, bias, scale), None
+    packed = (query * scale).reshape(count * groups, -1, width)
     scores = torch.bmm(packed, key.reshape(count * groups, keys, width).mT)
-    bias = _bias(attention_mask, columns, keys, scores)
     if bias is not None:
         bias = bias[:, :, None] if bias.shape[1] == 1 else bias.unflatten(1, (groups, -1))
         scores = (scores.view(count, groups, -1, columns, keys) + bias).view(scores.shape)
@@ -79,7 +94,8 @@ def packed_attention(
 
 
 def _bias(mask: Tensor | None, columns: int, keys: int, like: Tensor) -> Tensor | None:
-    """An additive mask (n or 1, heads or 1, S, T), or None where every column sees every key."""
+    """An additive mask (n or 1, heads or 1, S, T), or None where every column sees every key. It is
+    made once and kept with the mask."""
     if mask is None:
         if columns == 1:
             return None
@@ -87,8 +103,12 @@ def _bias(mask: Tensor | None, columns: int, keys: int, like: Tensor) -> Tensor 
         mask = mask[None, None]
     if mask.dtype != torch.bool:
         return mask
-    lowest = torch.finfo(like.dtype).min
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, lowest)
+    bias = getattr(mask, "bias", None)
+    if bias is None or bias.dtype != like.dtype:
+        lowest = torch.finfo(like.dtype).min
+        bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+        mask.bias = bias.masked_fill_(~mask, lowest)  # type: ignore[attr-defined]
+    return bias
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
@@ -97,10 +117,12 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 @dataclass(frozen=True)
 class Kernels:
-    """What of a model can be replaced while replaying."""
+    """What of a model can be replaced while replaying. `split` says whether its attention may be
+    given a split `Prefix`."""
 
     norms: tuple[tuple[nn.Module, Callable[[Tensor], Tensor]], ...]
     configs: tuple[Any, ...]
+    split: bool = False
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -109,7 +131,8 @@ class Kernels:
             modules = [module for module, _ in self.norms]
             stack.enter_context(replaced_forward(modules, lambda i: self.norms[i][1]))
             for config in self.configs:
-                stack.callback(setattr, config, "_attn_implementation_internal", "sdpa")
+                before = config._attn_implementation_internal
+                stack.callback(setattr, config, "_attn_implementation_internal", before)
                 config._attn_implementation_internal = ATTENTION
             yield
 
@@ -125,9 +148,11 @@ def kernels_of(lens: LensModel) -> Kernels:
         norms += [m for m in lens.map.tail.norms if _is_leaf_with_gain(m)]
         proven = ((m, _fused(m)) for m in dict.fromkeys(norms))
         fast = Kernels((), tuple(_attention_configs(blocks)))
+        same = _changes_nothing(lens, fast)
         _known[lens] = Kernels(
             tuple((m, fused) for m, fused in proven if fused is not None),
-            fast.configs if _changes_nothing(lens, fast) else (),
+            fast.configs if same else (),
+            same and _may_split(lens, fast),
         )
     return _known[lens]
 
@@ -152,6 +177,35 @@ def _changes_nothing(lens: LensModel, kernels: Kernels) -> bool:
             after = logits()
     tolerance = 1e-6 if lens.dtype == torch.float64 else 1e-3
     return bool((before - after).norm() <= tolerance * before.norm())
+
+
+def _may_split(lens: LensModel, kernels: Kernels) -> bool:
+    """Whether every block hands to its attention what the cache answered, and a padded batch of
+    two, replayed from its fourth column on, is the same with a split `Prefix` as with a joined."""
+    size, cache = lens.map.tail.head.weight.shape[0], DynamicCache()
+    ids = torch.randint(0, size, (2, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    def run(columns: slice, cache: Cache) -> Tensor:
+        arguments = dict(input_ids=ids[:, columns], attention_mask=mask[:, : columns.stop])
+        if lens.map.accepts_positions:
+            arguments["position_ids"] = positions[:, columns]
+        arguments = {name: x.to(lens.device) for name, x in arguments.items()}
+        return first_tensor(lens.map.inner(**arguments, past_key_values=cache, use_cache=True))
+
+    with torch.no_grad(), kernels.used():
+        run(slice(0, 3), cache)
+        layers = [Prefix(layer.keys, layer.values, 3, 1) for layer in cache.layers]  # type: ignore[attr-defined]
+        joined = run(slice(3, 7), Cache(layers=list(layers)))
+        if not all(layer.met for layer in layers):
+            return False
+        for layer in layers:
+            layer.split = True
+        split = run(slice(3, 7), Cache(layers=list(layers)))
+    tolerance = 1e-6 if lens.dtype == torch.float64 else 1e-3
+    return bool((split - joined).norm() <= tolerance * joined.norm())
 
 
 def _is_leaf_with_gain(module: nn.Module) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from .capture import Capture, Outcomes, capture
+from .capture_file import kept_capture
 from .model import LensModel
 from .site import Site
 from .tasks.pairset import PairSet, Task
@@ -26,13 +28,22 @@ class TaskCapture:
 
 
 def capture_task(
-    lens: LensModel, task: Task, sites: Iterable[Site], *, shifted: bool = False
+    lens: LensModel,
+    task: Task,
+    sites: Iterable[Site],
+    *,
+    shifted: bool = False,
+    keep: Path | None = None,
 ) -> TaskCapture:
-    """Runs every distinct prompt of the task once, for all `sites`. Raises what `capture` does."""
+    """Runs every distinct prompt of the task once, for all `sites`; with a folder `keep`, only if
+    that was not done before (`kept_capture`). Raises what `capture` does."""
     swapped = task.test.swapped()
     parts = [task.train, task.test, swapped] + ([task.held_out] if task.held_out else [])
     together = PairSet(task.name, "all", tuple(pair for part in parts for pair in part.pairs))
-    whole = capture(lens, together, sites, shifted=shifted)
+    if keep is None:
+        whole = capture(lens, together, sites, shifted=shifted)
+    else:
+        whole = kept_capture(lens, together, sites, keep, shifted=shifted)
     ends = torch.tensor([0] + [len(part) for part in parts]).cumsum(0).tolist()
     pieces = [
         whole.select(part, torch.arange(start, end))

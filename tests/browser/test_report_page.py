@@ -5,9 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from helpers_models import tiny_model
+from helpers_oracle import random_pairs
 from helpers_records import make_record
+from subspacelens.maps import patching_map
+from subspacelens.model import LensModel
+from subspacelens.modelmap import build_map
 from subspacelens.report import write_report
+from subspacelens.report.map_page import write_map_page
+from subspacelens.report.toy_page import write_toy
 from subspacelens.results import save_audit
+from subspacelens.studies.toy import run_toy
 
 pytestmark = pytest.mark.browser
 
@@ -174,6 +182,42 @@ def test_hostile_strings_do_not_run(open_page, tmp_path):
     page = open_page(write_report(tmp_path))
     assert page.title().startswith("Subspace audit")
     assert page.locator("main img").count() == 0
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    return write_toy(run_toy(pairs=50), tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory) -> Path:
+    model = tiny_model("llama")
+    lens = LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    found = patching_map(lens, random_pairs([(9, 4)] * 4), ["mlp_act", "head_z"], ["X", "END"])
+    return write_map_page(found, tmp_path_factory.mktemp("map"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["toy", "effects"])
+def test_other_pages_are_drawn_read_well_and_fit_a_phone(open_page, request, name, scheme):
+    path = request.getfixturevalue(name)
+    page = open_page(path, viewport={"width": 375, "height": 812}, color_scheme=scheme)
+    assert contrast(page, "body") > 7
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 375
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_timeout(500)
+    assert page.locator(".plot svg.main-svg").first.is_visible()
+    assert contrast(page, ".plot .xtick text", "fill") > 4.5
+
+
+def test_the_slider_of_the_toy_turns_the_direction(open_page, toy):
+    page = open_page(toy, viewport={"width": 1280, "height": 900})
+    plot = page.locator(".plot:has(.slider-group)").first
+    before = plot.inner_text()
+    box = plot.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_timeout(500)
+    assert plot.inner_text() != before
 
 
 def contrast(page, selector: str, colour: str = "color") -> float:

@@ -29,7 +29,8 @@ from subspacelens.model import LensModel
 from subspacelens.modelmap import Block, Linear, build_map
 from subspacelens.site import STREAMS, Site
 
-certify_module = importlib.import_module("subspacelens.certify")
+certificate = importlib.import_module("subspacelens.certify.certificate")
+examination = importlib.import_module("subspacelens.certify.examination")
 
 LAYER_NORM = ("gpt2", "gpt_neo", "gpt_neox", "phi", "opt", "falcon", "starcoder2", "stablelm")
 LAYER_NORM = (*LAYER_NORM, "bloom", "mpt")
@@ -205,8 +206,8 @@ def test_probing_prompts_avoid_special_tokens(llama):
 def test_a_certificate_is_made_once(llama, monkeypatch):
     first = certify(llama, Site(1, "mlp_act", "S2"))
     yes = centred(llama)
-    monkeypatch.setattr(certify_module, "_Examination", None)
-    monkeypatch.setattr(certify_module, "_is_centred", None)
+    monkeypatch.setattr(certificate, "Examination", None)
+    monkeypatch.setattr(certificate, "is_centred", None)
     assert certify(llama, Site(1, "mlp_act", "S2")) == first
     assert certify(llama, Site(1, "mlp_act", "END")).proofs == first.proofs
     assert centred(llama) == yes
@@ -249,7 +250,7 @@ def test_the_cache_keeps_no_model_alive():
     lens = lens_of("gpt2")
     certify(lens, Site(1, "resid_post", "S2"))
     there = weakref.ref(lens), weakref.ref(lens.model)
-    assert lens in certify_module._certificates
+    assert lens in certificate._certificates
     del lens
     gc.collect()
     assert [one() for one in there] == [None, None]
@@ -400,7 +401,7 @@ def test_a_prompt_that_depends_on_its_batch(llama, monkeypatch):
                 entry.mul_(1.001)
         return captured
 
-    monkeypatch.setattr(certify_module, "capture", together)
+    monkeypatch.setattr(examination, "capture", together)
     refused(llama, Site(1, "resid_post", "END"), "batch")
 
 
@@ -410,14 +411,14 @@ def test_a_split_that_is_not_rank_aware(llama, monkeypatch):
         def of(cls, weight, *, centred=False):
             return Split(Split.of(weight, centred=centred).rows[:, :-1])
 
-    monkeypatch.setattr(certify_module, "Split", Careless)
+    monkeypatch.setattr(examination, "Split", Careless)
     refused(llama, Site(1, "mlp_act", "END"), "kernel")
 
 
 def test_a_missing_centring(monkeypatch):
     """A LayerNorm model taken for one that reads the mean has a smaller kernel: nothing breaks.
     The other way round, something does."""
-    monkeypatch.setattr(certify_module, "centred", lambda lens: lens.id == "llama")
+    monkeypatch.setattr(certificate, "centred", lambda lens: lens.id == "llama")
     assert require(lens_of("gpt2"), Site(1, "mlp_act", "END")).passed
     refused(lens_of("llama"), Site(1, "mlp_act", "END"), "kernel patch")
 
@@ -427,7 +428,7 @@ def test_a_hook_left_behind(llama, monkeypatch):
         lens.model.model.layers[2].register_forward_hook(lambda *_: None)
         return capture(lens, pairs, sites, **options)
 
-    monkeypatch.setattr(certify_module, "capture", careless)
+    monkeypatch.setattr(examination, "capture", careless)
     text = refused(llama, Site(1, "resid_post", "END"), "left as found")
     assert "model.layers.2" in text
 
@@ -439,7 +440,7 @@ def test_a_hook_taken_away(llama, monkeypatch):
         handle.remove()
         return capture(lens, pairs, sites, **options)
 
-    monkeypatch.setattr(certify_module, "capture", rude)
+    monkeypatch.setattr(examination, "capture", rude)
     with pytest.raises(SiteError, match=r"'left as found': .* of model\.layers\.2 are not"):
         require(llama, Site(1, "resid_post", "END"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from subspacelens import load_audit
 from subspacelens.cli import main
@@ -53,6 +53,17 @@ def audited(tiny_folder, tmp_path_factory) -> Path:
             main()
     assert not stop.value.code
     return out
+
+
+def test_captures_are_kept_and_reused(run, tiny_folder, tmp_path, monkeypatch):
+    kept = tmp_path / "captures"
+    arguments = ("--model", tiny_folder, *SMALL, "--fit", "pca", "--captures", kept)
+    assert run("fit", *arguments, "--out", tmp_path / "one")[0] == 0
+    assert len(list(kept.glob("capture-*.safetensors"))) == 1
+    monkeypatch.setattr("subspacelens.capture_file.capture", None)
+    assert run("fit", *arguments, "--out", tmp_path / "two")[0] == 0
+    one, two = (load_file(tmp_path / n / SITE / "subspace.safetensors") for n in ("one", "two"))
+    assert torch.equal(one["basis"], two["basis"])
 
 
 def test_audit_writes_results_that_can_be_read_back(audited, tiny_folder):

@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..certify import centred, require
-from ..errors import SubspaceError
+from ..errors import LensError, SubspaceError
 from ..model import LensModel
 from ..progress import track
 from ..replay import Replay
@@ -24,21 +25,17 @@ from ..results import (
     METRICS,
     AuditRecord,
     Clean,
-    DoseResponse,
     Estimate,
-    Figures,
     ModelRecord,
-    Scatter,
     SubspaceRecord,
-    SupportCurve,
     TaskRecord,
-    Written,
+    Test,
+    Verdict,
     save_audit,
 )
 from ..site import Site
 from ..subspace import Subspace
 from ..task_capture import TaskCapture
-from . import evidence
 from .decomposition import (
     READERS_IN_PROXY,
     Decomposition,
@@ -47,10 +44,12 @@ from .decomposition import (
     exact_split,
     proxy_split,
 )
+from .drawing import draw
 from .effects import Scorer, named_patches, outcomes_by_name, random_effects
-from .evidence import Case, Natural
+from .evidence import BUDGETS, TESTS, Case, Natural
 from .statistics import mean, proportion
-from .verdict import decide
+from .support import split_by_support
+from .verdict import CONDITIONS, decide
 
 SUBSPACE_FILE = "subspace.safetensors"
 AUDIT_FILE = "audit.json"
@@ -100,23 +99,28 @@ def _cell(estimate) -> str:
     return "" if estimate.value is None else f"{estimate.value:.2f}"
 
 
-def audit(
+@dataclass(frozen=True)
+class Judgement:
+    """What `audit` found, before it is written down."""
+
+    case: Case = field(repr=False)
+    effects: dict[str, dict[str, Estimate]]
+    tests: dict[str, Test]
+    verdict: Verdict
+
+
+def judge(
     lens: LensModel,
     captures: TaskCapture,
     subspace: Subspace,
     *,
+    budget: str = "standard",
+    tests: Sequence[str] | None = None,
     seed: int = 0,
     memory: int | None = None,
-    command: str = "",
-) -> Audit:
-    """Judges `subspace` on the task's test pairs; statistics of nature come from its training
-    prompts.
-
-    `captures` must hold the subspace's site (`capture_task`). `memory` is the replay budget in
-    bytes. Raises `SubspaceError` if the subspace belongs to another model, `SiteError` if its site
-    was not captured or fails a proof.
-    """
-    started = time.monotonic()
+) -> Judgement:
+    """The evidence and the verdict alone; arguments and errors as in `audit`."""
+    chosen = chosen_tests(budget, tests)
     subspace.check(lens)
     site = subspace.site
     require(lens, site)
@@ -124,66 +128,93 @@ def audit(
         raise SubspaceError(f"the subspace is at {site}, which was not captured")
     basis = subspace.basis.double()
     replay = Replay(lens, captures.test, site, memory=memory)
-    steps = iter(track(range(6), f"audit of {site}"))
-
+    steps = iter(track([*range(4), *chosen], f"audit of {site}"))
     next(steps)
     parts, readers = _decompose(lens, replay, basis)
     next(steps)
     scorer = Scorer.of(captures.test)
     outcomes = outcomes_by_name(replay, named_patches(parts, basis))
-    case = Case(
-        lens, site, basis, captures, replay, scorer, parts, readers, outcomes,
-        Natural.of(captures.train, site), Natural.of(captures.test, site), seed,
-    )  # fmt: skip
     effects = {
         name: scorer.metrics(found) if found is not None else _nothing()
         for name, found in outcomes.items()
     }
-    no_op = effects.pop("no_op")
     next(steps)
-    natural = captures.train.difference(site).cpu().double()
-    effects["random"] = random_effects(lens, captures.test, site, natural, basis.shape[1], seed)
-    effects["reversed"] = _reversed(lens, captures, site, basis, memory)
+    drops = None
+    if budget != "fast":
+        natural = captures.train.difference(site).cpu().double()
+        effects["random"], drops = random_effects(replay, natural, basis.shape[1], seed)
+        effects["reversed"] = _reversed(lens, captures, site, basis, memory)
     next(steps)
-    by_support = evidence.split_by_support(case)
-    next(steps)
-    tests = {
-        "full_component": evidence.full_component(case),
-        "row_effect": evidence.row_effect(case),
-        "null_effect": evidence.null_effect(case),
-        "read_source": evidence.read_source(case),
-        "amplification": evidence.amplification(case),
-        "support": evidence.support(case, by_support),
-        "dormancy": evidence.dormancy(case),
-        "separation": evidence.separation(case),
-        "generalisation": evidence.generalisation(case),
-    }
-    figures = _figures(case, by_support)
-    next(steps, None)
-    for _ in steps:
-        pass
+    natural = Natural.of(captures.train, site)
+    case = Case(
+        lens, site, subspace, basis, captures, replay, scorer, parts, readers, outcomes,
+        split_by_support(natural.x, replay, basis, scorer), natural,
+        Natural.of(captures.test, site), drops, seed,
+    )  # fmt: skip
+    found = {str(name): TESTS[str(name)][1](case) for name in steps}
     verdict = decide(
-        tests,
+        found,
         effects["subspace"]["nats"],
         effects["subspace"]["fldd"],
         int(scorer.units.of_pair.max()) + 1,
         exact=parts is not None and parts.exact and not parts.degenerate,
         rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
     )
+    return Judgement(case, effects, {name: found[name] for name in chosen}, verdict)
+
+
+def chosen_tests(budget: str, tests: Sequence[str] | None = None) -> list[str]:
+    """The tests that a budget runs, or those of `tests`; what the verdict rests on always runs.
+    Raises `LensError` for an unknown name."""
+    if budget not in BUDGETS:
+        raise LensError(f"unknown budget '{budget}': one of {', '.join(BUDGETS)}")
+    unknown = sorted(set(tests or ()) - set(TESTS))
+    if unknown:
+        raise LensError(f"unknown test '{unknown[0]}': one of {', '.join(TESTS)}")
+    level = BUDGETS.index(budget)
+    wanted = [n for n, (least, _) in TESTS.items() if BUDGETS.index(least) <= level]
+    return [n for n in TESTS if n in CONDITIONS or n in (wanted if tests is None else tests)]
+
+
+def audit(
+    lens: LensModel,
+    captures: TaskCapture,
+    subspace: Subspace,
+    *,
+    budget: str = "standard",
+    tests: Sequence[str] | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    command: str = "",
+) -> Audit:
+    """Judges `subspace` on the task's test pairs; statistics of nature come from its training
+    prompts.
+
+    `captures` must hold the subspace's site (`capture_task`). `budget` is `fast` (what the verdict
+    rests on), `standard` or `full` (the subspace is fitted again on halves of the data); `tests`
+    names those to run instead. `memory` is the replay budget in bytes.
+
+    Raises `SubspaceError` if the subspace belongs to another model, `SiteError` if its site was
+    not captured or fails a proof, `LensError` for an unknown budget or test.
+    """
+    started = time.monotonic()
+    found = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed, memory=memory)
+    effects = dict(found.effects)
+    no_op = effects.pop("no_op")
     record = AuditRecord(
         model=ModelRecord(
             id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
         ),
         task=_task_record(captures),
-        site=str(site),
+        site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
-        clean=_clean(captures, scorer),
+        clean=_clean(captures, found.case.scorer),
         effects=effects,
         no_op=no_op,
-        tests=tests,
-        verdict=verdict,
-        notes=_notes(case),
-        figures=figures,
+        tests=found.tests,
+        verdict=found.verdict,
+        notes=_notes(found.case),
+        figures=draw(found.case),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
@@ -260,48 +291,6 @@ def _notes(case: Case) -> list[str]:
     if case.test.z is None:
         notes.append("the pairs carry no z: the pictures show bases (0) and sources (1) instead")
     return notes
-
-
-def _figures(case: Case, by_support: evidence.SupportSplit) -> Figures:
-    z = case.test.role if case.test.z is None else case.test.z
-
-    def scatter(values, classes=z) -> Scatter:
-        values = np.asarray(values)
-        return Scatter(z0=values[classes == 0].tolist(), z1=values[classes == 1].tolist())
-
-    def projected(basis: Tensor) -> Scatter | None:
-        if basis.shape[1] == 0:
-            return None
-        return scatter(evidence.class_scores(case.train, case.test, basis))
-
-    captured, site = case.captures.test, case.site
-    weight = case.lens.map.writer(site)
-    write = (lambda x: x @ weight.T.cpu().double()) if weight is not None else (lambda x: x)
-    base = captured.base[site].cpu().double()
-    delta = (captured.difference(site).cpu().double() @ case.basis) @ case.basis.T
-    _, _, directions = torch.linalg.svd(write(delta), full_matrices=False)
-    along = directions[0]
-    effects, marks = evidence.dose_response(case)
-    fldd = 1 / case.scorer.clean.sum()
-    projection = projected(case.basis)
-    assert projection is not None
-    return Figures(
-        row_projection=projected(case.parts.unit_row) if case.parts else None,
-        null_projection=projected(case.parts.unit_null) if case.parts else None,
-        projection=projection,
-        dose_response=DoseResponse(dose=list(evidence.DOSES), effect=effects, marks=marks),
-        written=Written(
-            natural=scatter(write(case.test.x) @ along),
-            patched=scatter(write(base + delta) @ along, z[: len(base)]),
-        ),
-        support=SupportCurve(
-            explained=list(evidence.EXPLAINED),
-            components=by_support.components,
-            share=by_support.share,
-            on=(by_support.on.sum(1) * fldd).tolist(),
-            off=(by_support.off.sum(1) * fldd).tolist(),
-        ),
-    )
 
 
 def peak_rss_bytes() -> int:

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from ..capture import Capture, Outcomes
 from ..geometry import haar, natural_draws
-from ..model import LensModel
 from ..patching import Full, NoOp, Patch, ReadWrite, SubspacePatch
 from ..replay import Replay
 from ..results import Estimate
-from ..site import Site
 from .decomposition import Decomposition
 from .statistics import Units, mean, proportion, ratio
 
@@ -89,13 +87,13 @@ def outcomes_by_name(
 
 
 def random_effects(
-    lens: LensModel, captured: Capture, site: Site, natural: Tensor, k: int, seed: int
-) -> dict[str, Estimate]:
+    replay: Replay, natural: Tensor, k: int, seed: int
+) -> tuple[dict[str, Estimate], np.ndarray]:
     """Metrics of random k-dimensional subspaces, half Haar, half drawn from the natural covariance
-    of the differences `natural` (n, dim): mean over draws and the range of 95 % of them."""
-    some = torch.arange(min(RANDOM_PAIRS, len(captured.pairs)))
-    replay = Replay(lens, captured, site).subset(some)
-    base, source = replay.captured.base[site], replay.captured.source[site]
+    of the differences `natural` (n, dim): mean over draws and the range of 95 % of them; and the
+    drops in nats, (draws, pairs), on the first `RANDOM_PAIRS` pairs."""
+    replay = replay.subset(torch.arange(min(RANDOM_PAIRS, len(replay.captured.pairs))))
+    base, source = replay.captured.base[replay.site], replay.captured.source[replay.site]
     generator = torch.Generator().manual_seed(seed)
     bases = torch.cat(
         [
@@ -112,7 +110,7 @@ def random_effects(
         "iia": (found.top.numpy() == scorer.targets).mean(1),
         "iia_pair": (found.logit_diff.numpy() < 0).mean(1),
     }
-    return {
+    estimates = {
         name: Estimate(
             value=float(values.mean()),
             low=float(np.quantile(values, 0.025)),
@@ -120,3 +118,4 @@ def random_effects(
         )
         for name, values in draws.items()
     }
+    return estimates, drops

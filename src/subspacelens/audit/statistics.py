@@ -42,7 +42,7 @@ def ratio(
     factor: float = 1.0,
 ) -> Estimate:
     """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
-    over units. No interval where the denominator's own interval contains 0."""
+    over units. No interval where resampling finds none."""
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
@@ -55,6 +55,8 @@ def ratio(
         return offset + factor * top.sum(axis=axis) / bottom.sum(axis=axis)
 
     low, high = _bca((n, d), statistic)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Estimate(value=value)
     return Estimate(value=value, low=low, high=high)
 
 

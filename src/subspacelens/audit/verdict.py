@@ -1,16 +1,22 @@
 """From evidence to a verdict: a short rule that a reader can check by hand.
 
-Three tests vote. Each asks how much of the effect survives where an illusion would lose it: when
-the whole component is patched, when only the connected part is, when only what naturally varies
-is. A test votes *illusory* if the upper end of its interval is below a third, *faithful* if the
-lower end is above a third. Two votes on one side and none on the other decide.
+A faithful subspace meets conditions that an illusory one must fail somewhere. Each is a share: what
+is left of the effect when the whole component is patched, when only the connected part is, what
+nature writes when it moves the reading, what is left of the write where activations vary. Where the
+split is exact, one condition that fails clearly (upper end of its interval below a third) is enough
+for *illusory*, and *faithful* needs all of them to hold clearly (lower end above a third). At other
+sites the two conditions that exist must agree.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 from ..results import Estimate, Test, Verdict
 
-VOTERS = ("full_component", "row_effect", "support")
+EXACT = ("full_component", "row_effect", "covariation")
+OTHER = ("full_component", "support")
+CONDITIONS = (*EXACT, "support")
 THRESHOLD = 1 / 3
 SMALLEST_FLDD = 0.1
 SMALLEST_UNITS = 16
@@ -26,19 +32,21 @@ def decide(
     rank_too_low: bool = False,
 ) -> Verdict:
     """`effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
-    prompts; `exact` says that the row/null split is by construction, else it has no vote.
-    `rank_too_low`: what is read downstream has at most one dimension more than the subspace, so
-    that every direction which is read at all acts alike and none can be told from another."""
-    voters = [name for name in VOTERS if tests[name].value is not None]
-    if not exact:
-        voters = [name for name in voters if name != "row_effect"]
-    score = _score([tests[name] for name in voters])
+    prompts; `exact` says that the row/null split is by construction. `rank_too_low`: what is read
+    downstream has at most one dimension more than the subspace, so that every direction which is
+    read at all acts alike and none can be told from another.
+
+    `score` is 1 less the product of the conditions' values, each between 0 and 1.
+    """
+    needed = EXACT if exact else OTHER
+    found = [name for name in needed if name in tests and tests[name].value is not None]
+    score = 1 - prod(min(1.0, max(0.0, _value(tests[name]))) for name in found) if found else 0.5
     assumptions = [
         "The component's border is meaningful: its neighbours could carry the feature too.",
         "The row/null split is exact: what the site writes passes through one linear map."
         if exact
         else "At this site nothing is disconnected by construction: the row/null split stands for "
-        "a few readers only and does not vote.",
+        "a few readers only and decides nothing.",
         "The natural support is estimated from few prompts of one task; a rare but real feature "
         "can look dormant.",
     ]
@@ -78,37 +86,34 @@ def decide(
             ],
             "A faithful direction and an illusory one do exactly the same here.",
         )
-    against = [n for n in voters if _high(tests[n]) < THRESHOLD]
-    for_it = [n for n in voters if _low(tests[n]) > THRESHOLD]
-    ranked = sorted(voters, key=lambda n: -abs(_value(tests[n]) - THRESHOLD))
-    if len(against) >= 2 and not for_it:
+    failing = [name for name in found if _high(tests[name]) < THRESHOLD]
+    holding = [name for name in found if _low(tests[name]) > THRESHOLD]
+    if failing and (exact or len(failing) == len(needed)):
+        failing.sort(key=lambda name: _value(tests[name]))
         return verdict(
             "illusory",
-            [_reason(n, tests[n]) for n in ranked if n in against],
+            [_reason(name, tests[name]) for name in failing],
             "Null components alone are no proof of an illusion: natural data need not be "
             "orthogonal to the kernel (Wu et al. 2024), and a part that seems dormant on these "
-            "prompts may be used on others.",
+            "prompts may be used on others."
+            + "".join(f" Against it: {tests[name].reading}." for name in holding),
         )
-    if len(for_it) >= 2 and not against:
+    if len(holding) == len(needed):
         return verdict(
             "faithful",
-            [_reason(n, tests[n]) for n in ranked if n in for_it],
-            "A faithful and a dormant channel that write the same direction cannot be told apart "
-            "by one linear site and natural activations alone.",
+            [_reason(name, tests[name]) for name in holding],
+            "A dormant channel that writes the same as a faithful one, and reads what follows z "
+            "with the very same error, cannot be told from it by one site and natural activations.",
         )
+    missing = [
+        f"{name}: {tests[name].reading}" for name in needed if name not in found and name in tests
+    ]
     return verdict(
         "undetermined",
-        [_reason(n, tests[n]) for n in ranked]
-        or ["none of the tests that decide could be computed here"],
-        "The tests contradict each other or their intervals are too wide; more pairs, or a site "
-        "where the split is not void, could settle it.",
+        missing + [_reason(name, tests[name]) for name in found if name not in holding],
+        "The conditions contradict each other, their intervals are too wide, or one could not be "
+        "tested; more pairs, or a site where the split is not void, could settle it.",
     )
-
-
-def _score(tests: list[Test]) -> float:
-    """Mean share of the effect that the voting tests lose, 0.5 where none could vote."""
-    lost = [1 - min(1.0, max(0.0, _value(test))) for test in tests]
-    return sum(lost) / len(lost) if lost else 0.5
 
 
 def _value(test: Test) -> float:

@@ -1,6 +1,15 @@
-"""How fast the engine is, against plain hooks, pyvene and the bare matrix products."""
+"""The engine measured against others that do the same, the audit against planted truth."""
 
-from .engine import bench_engine
-from .figure import growth_figure
+from .audit import bench_audit
+from .engine import bench_engine, profile_step
+from .figure import growth_figure, roc_figure
+from .table import audit_table
 
-__all__ = ["bench_engine", "growth_figure"]
+__all__ = [
+    "audit_table",
+    "bench_audit",
+    "bench_engine",
+    "growth_figure",
+    "profile_step",
+    "roc_figure",
+]

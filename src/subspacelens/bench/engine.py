@@ -75,6 +75,21 @@ def bench_engine(lens: LensModel, *, quick: bool = False) -> dict:
     }
 
 
+def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, float]:
+    """Where the time of a DAS step at `site` goes: share of each operation, largest first, by
+    PyTorch's profiler, on the 64 pairs of `bench_engine`."""
+    train, _ = _pairs(lens, 64)
+    captured = capture(lens, train, [site])
+    step = peers.engine_from(lens, captured, captured, site).step
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        for _ in range(steps):
+            step()
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    total = sum(times.values())
+    return {name: times[name] / total for name in sorted(times, key=times.__getitem__)[::-1]}
+
+
 def peak_rss_bytes() -> int:
     """The largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

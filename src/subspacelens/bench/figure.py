@@ -1,4 +1,4 @@
-"""The picture of how an engine step's cost grows."""
+"""Pictures: how an engine step's cost grows, and how well the audit tells illusions."""
 
 from __future__ import annotations
 
@@ -38,4 +38,37 @@ def growth_figure(result: dict) -> Figure:
         figure.update_xaxes(title_text=title, rangemode="tozero", row=row, col=col)
         figure.update_yaxes(rangemode="tozero", row=row, col=col)
     figure.update_layout(template="plotly_white", legend_orientation="h")
+    return figure
+
+
+def roc_figure(result: dict) -> Figure:
+    """Receiver operating characteristic on the held-out cases of `bench_audit`: share of faithful
+    cases above a score against share of illusory ones, the score and the row/null split alone."""
+    import plotly.graph_objects as go
+    from sklearn.metrics import roc_curve
+
+    cases = [
+        case
+        for case in result["cases"]
+        if case["half"] == "held_out"
+        and case["tier"] in ("i", "iii")
+        and case["kind"] in ("faithful", "illusory")
+    ]
+    truth = [case["kind"] == "illusory" for case in cases]
+    curves = {
+        "audit score": [case["score"] for case in cases],
+        "row/null split alone": [-(case["tests"]["row_effect"] or 0.0) for case in cases],
+        "full component alone": [-(case["tests"]["full_component"] or 0.0) for case in cases],
+        "natural support alone": [-(case["tests"]["support"] or 0.0) for case in cases],
+    }
+    figure = go.Figure()
+    for name, scores in curves.items() if 0 < sum(truth) < len(truth) else ():
+        false, true, _ = roc_curve(truth, scores)
+        figure.add_scatter(x=false, y=true, mode="lines", name=name, line_shape="hv")
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="chance", line=dict(color="#888888", dash="dot")
+    )
+    figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1])
+    figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02])
+    figure.update_layout(template="plotly_white", width=640, height=480)
     return figure

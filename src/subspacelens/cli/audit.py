@@ -11,6 +11,8 @@ from rich.table import Table
 
 from ..progress import showing_progress
 from .options import (
+    BudgetName,
+    Captures,
     Device,
     Dim,
     Dtype,
@@ -24,6 +26,7 @@ from .options import (
     Sites,
     TaskName,
     TestPairs,
+    Tests,
     bytes_of,
     captured,
     command_line,
@@ -59,6 +62,9 @@ def audit(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    captures: Captures = None,
+    budget: BudgetName = "standard",
+    tests: Tests = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
@@ -68,21 +74,25 @@ def audit(
     site where DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
+    from ..audit.audit import chosen_tests
     from ..report import write_report
 
-    budget = bytes_of(memory)
+    space = bytes_of(memory)
+    named = None if tests is None else [name.strip() for name in tests.split(",")]
+    chosen_tests(budget, named)
     writable(out)
     with showing_progress():
         lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
-        captures = captured(lens, chosen, sites, dim, shifted)
+        held = captured(lens, chosen, sites, dim, shifted, captures)
         results = []
         for where in sites:
-            found = given or fitted(lens, captures, where, fit, dim, seed, budget)
+            found = given or fitted(lens, held, where, fit, dim, seed, space)
             result = run_audit(
-                lens, captures, found, seed=seed, memory=budget, command=command_line()
-            )
+                lens, held, found, budget=budget, tests=named, seed=seed, memory=space,
+                command=command_line(),
+            )  # fmt: skip
             result.save(out)
             results.append(result.record)
     page = write_report(out)
@@ -103,6 +113,7 @@ def fit_command(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    captures: Captures = None,
     out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
 ) -> None:
     """Find a subspace at each site and save it, without judging it.
@@ -116,9 +127,9 @@ def fit_command(
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
         sites = sites_of(site, model, task)
-        captures = captured(lens, chosen, sites, dim, shifted)
+        held = captured(lens, chosen, sites, dim, shifted, captures)
         for where in sites:
-            found = fitted(lens, captures, where, fit, dim, seed, budget)
+            found = fitted(lens, held, where, fit, dim, seed, budget)
             path = out / str(where) / SUBSPACE_FILE
             found.save(path)
             typer.echo(path)

@@ -9,11 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import LensError
 from ..progress import showing_progress
+from ..site import Site
 from .options import (
     Device,
     Dtype,
     Model,
+    writable,
 )  # fmt: skip
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
@@ -48,7 +51,9 @@ def bench_engine_command(
     if plot is not None:
         write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
     names = ("engine", "hooks", "pyvene", "floor")
-    table = Table("seconds", *names, "engine / floor", "hooks / engine", "pyvene / engine")
+    table = Table(title="seconds, and ratios of seconds")
+    for heading in ("", *names, "engine / floor", "hooks / engine", "pyvene / engine"):
+        table.add_column(heading, overflow="fold")
     rows = {f"step {site}": times for site, times in result["steps"].items()}
     rows |= {f"fit {site}": times for site, times in result["fit"].items()}
     rows["map"] = result["map"]
@@ -63,3 +68,57 @@ def bench_engine_command(
         )
     Console().print(table)
     typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+
+
+@commands.command("profile")
+def bench_profile_command(
+    model: Model = "smollm2",
+    site: Annotated[str, typer.Option(help="Where the direction is trained.")] = "L18.mlp_act@S2",
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Show where the time of a training step of the engine goes, by operation."""
+    from ..bench import profile_step
+    from ..model import load_model
+
+    where = Site.parse(site)
+    with showing_progress():
+        shares = profile_step(load_model(model, device=device, dtype=dtype), where)
+    table = Table("operation", "share", title=f"a step at {where}")
+    for name, share in list(shares.items())[:20]:
+        table.add_row(name, f"{share:.1%}")
+    Console().print(table)
+
+
+@commands.command("audit")
+def bench_audit_command(
+    model: Model = "smollm2",
+    cases: Annotated[
+        int | None, typer.Option(help="Stop either half after so many cases; by default all.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-audit"),
+) -> None:
+    """Measure the audit against planted truth: models in which faithful and illusory directions
+    are known by construction.
+
+    Writes OUT/audit.json, OUT/audit.md and OUT/roc.html. All cases take about half an hour on 2
+    cores.
+    """
+    import json
+
+    from ..bench import audit_table, bench_audit, roc_figure
+    from ..model import load_model
+    from ..results import write_atomically
+
+    if cases is not None and cases < 1:
+        raise LensError(f"--cases {cases}: at least one case is needed")
+    writable(out)
+    with showing_progress():
+        result = bench_audit(load_model(model, device=device, dtype=dtype), cases=cases)
+    table = audit_table(result)
+    write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "audit.md", table.encode())
+    write_atomically(out / "roc.html", roc_figure(result).to_html(include_plotlyjs=True).encode())
+    typer.echo(table)

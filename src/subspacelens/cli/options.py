@@ -34,7 +34,11 @@ Model = Annotated[
     ),
 ]
 TaskName = Annotated[
-    str, typer.Option("--task", help="`ioi`, or a JSON Lines file of base/source pairs.")
+    str,
+    typer.Option(
+        "--task",
+        help="`ioi`, `agreement`, `pronoun`, or a JSON Lines file of base/source pairs.",
+    ),
 ]
 TestPairs = Annotated[
     Path | None, typer.Option(help="Pairs to judge on, for a task given as a file.")
@@ -64,6 +68,25 @@ Memory = Annotated[
         "By default a quarter of what is free."
     ),
 ]
+BudgetName = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        help="`fast`: what the verdict rests on; `standard`: all tests of the given subspace; "
+        "`full`: it is fitted again on halves of the data too.",
+    ),
+]
+Tests = Annotated[
+    str | None,
+    typer.Option(help="Run these tests only, by name, separated by commas."),
+]
+Captures = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder in which the activations of the prompts are kept, and taken from when the "
+        "same pairs, sites and model come again."
+    ),
+]
 Shifted = Annotated[
     bool,
     typer.Option("--shifted", help="Allow labels in different columns of base and source."),
@@ -76,18 +99,22 @@ def prepared(
 ):  # fmt: skip
     """The model and the task."""
     from ..model import load_model
-    from ..tasks import Task, ioi, pairs_task
+    from ..tasks import CONTRASTS, Task, contrast, ioi, pairs_task
 
     if pairs is not None and pairs < 1:
         raise TaskError(f"--pairs {pairs}: at least one pair is needed")
-    if task == "ioi" and test_pairs is not None:
-        raise TaskError("--test-pairs goes with --task FILE, not with the task ioi")
-    if task != "ioi" and not task.endswith((".jsonl", ".json")):
-        raise TaskError(f"unknown task '{task}': `ioi`, or a JSON Lines file ending in .jsonl")
+    made = task in ("ioi", *CONTRASTS)
+    if made and test_pairs is not None:
+        raise TaskError(f"--test-pairs goes with --task FILE, not with the task {task}")
+    if not made and not task.endswith((".jsonl", ".json")):
+        names = ", ".join(f"`{name}`" for name in ("ioi", *CONTRASTS))
+        raise TaskError(f"unknown task '{task}': {names}, or a JSON Lines file ending in .jsonl")
     lens = load_model(model, device=device, dtype=dtype)
-    if task == "ioi":
+    if made:
         sizes = {} if pairs is None else {"train": pairs, "test": pairs}
-        return lens, ioi(lens.tokenizer, seed=seed, **sizes)
+        if task == "ioi":
+            return lens, ioi(lens.tokenizer, seed=seed, **sizes)
+        return lens, contrast(lens.tokenizer, task, seed=seed, **sizes)
     chosen = pairs_task(lens.tokenizer, Path(task), test_pairs)
     if pairs is not None:
         chosen = Task(chosen.name, chosen.train[:pairs], chosen.test[:pairs], chosen.held_out)
@@ -117,7 +144,7 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
     raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")
 
 
-def captured(lens, task, sites, dim: int, shifted: bool):
+def captured(lens, task, sites, dim: int, shifted: bool, keep: Path | None = None):
     from ..certify import require
     from ..fit.das import check_dim
     from ..task_capture import capture_task
@@ -126,7 +153,7 @@ def captured(lens, task, sites, dim: int, shifted: bool):
         check_dim(site, dim, lens.map.dim(site))
     for site in sites:
         require(lens, site)
-    return capture_task(lens, task, sites, shifted=shifted)
+    return capture_task(lens, task, sites, shifted=shifted, keep=keep)
 
 
 def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):

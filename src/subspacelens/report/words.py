@@ -43,6 +43,10 @@ TEST_WORDS = {
         "Does the connected part vary with the feature in natural data?",
         "AUROC of the row part",
     ),
+    "covariation": (
+        "Does what is written naturally follow what is read?",
+        "written ÷ read, at equal z",
+    ),
     "support": (
         "Is the effect carried by what varies in nature?",
         "effect of the on-support part ÷ effect of subspace",
@@ -56,22 +60,21 @@ TEST_WORDS = {
         "How far is the patched activation from natural ones?",
         "distance ÷ that of natural held-out points",
     ),
+    "chance": ("Is it beyond what a random subspace does?", "p-value by permutation"),
     "gradient_agreement": (
         "Would the model's own gradient choose it?",
         "absolute cosine with the gradient",
     ),
-    "path": ("Through which heads and blocks does it act?", "effect left with the readers frozen"),
     "generalisation": (
         "Does it still work on templates it was not fitted on?",
         "effect on new templates ÷ effect on known ones",
     ),
     "stability": (
         "Would another seed, or the other half of the data, find the same?",
-        "cosine of the principal angle",
+        "mean squared cosine of the principal angles",
     ),
-    "selectivity": ("What else does it move?", "KL on unrelated text, nats"),
-    "vacuity": (
-        "Does the method find the same in a model that knows nothing?",
-        "effect in an untrained copy ÷ effect",
+    "selectivity": (
+        "What else does it move?",
+        "KL beside the answers ÷ that of the full component",
     ),
 }

@@ -1,0 +1,37 @@
+"""The tests of the audit, each a question with a statistic, an interval, a control and a reading.
+
+What each asks and where it fails is in the documentation (docs/audit.md). E(patch) is the mean
+paired drop of the logit difference in nats; V the subspace, P_R and P_N its parts. `TESTS` names
+them with the smallest budget that runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...results import Test
+from . import choice, effects, landing, nature
+from .case import Case, Natural
+
+BUDGETS = ("fast", "standard", "full")
+
+TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
+    "full_component": ("fast", effects.full_component),
+    "row_effect": ("fast", effects.row_effect),
+    "null_effect": ("fast", effects.null_effect),
+    "read_source": ("fast", effects.read_source),
+    "covariation": ("fast", nature.covariation),
+    "support": ("fast", nature.support),
+    "amplification": ("standard", nature.amplification),
+    "dormancy": ("standard", nature.dormancy),
+    "separation": ("standard", nature.separation),
+    "natural_range": ("standard", landing.natural_range),
+    "off_manifold": ("standard", landing.off_manifold),
+    "chance": ("standard", choice.chance),
+    "gradient_agreement": ("standard", choice.gradient_agreement),
+    "selectivity": ("standard", choice.selectivity),
+    "generalisation": ("standard", effects.generalisation),
+    "stability": ("full", choice.stability),
+}
+
+__all__ = ["BUDGETS", "TESTS", "Case", "Natural"]

@@ -1,0 +1,120 @@
+"""Tests of how the subspace was chosen: by chance, by the gradient, by another half of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...errors import LensError
+from ...fit import FITS
+from ...fit.closed_form import gradients
+from ...geometry import principal_angles
+from ...patching import SubspacePatch
+from ...results import Estimate, Test
+from ..statistics import ratio
+from .case import Case, test_of, void
+
+GRADIENT_PAIRS = 64
+SIDE_PAIRS = 64
+
+
+def chance(case: Case) -> Test:
+    """Is the effect beyond a random subspace's? Share of random subspaces, with the true one among
+    them, that do at least as much in size: the p-value of a permutation test."""
+    own = case.drop("subspace")
+    if case.random_drops is None or own is None:
+        return void("no random subspaces were tried")
+    draws, pairs = case.random_drops.shape
+    effects, size = np.abs(case.random_drops.mean(axis=1)), abs(own[:pairs].mean())
+    above = int((effects >= size).sum())
+    p = (1 + above) / (1 + draws)
+    return test_of(
+        Estimate(value=p),
+        f"{above} of {draws} random subspaces do as much, half of them uniform, half drawn from "
+        f"the natural covariance: p = {p:.2g}",
+    )
+
+
+def gradient_agreement(case: Case) -> Test:
+    """Would the model's own gradient choose it? Largest cosine of a direction in V with the leading
+    axis of the per-pair gradients of the logit difference (training pairs)."""
+    captured = case.captures.train
+    some = torch.arange(min(GRADIENT_PAIRS, len(captured.pairs)))
+    chosen = captured.select(captured.pairs[: len(some)], some)
+    found = gradients(case.lens, chosen, case.site).cpu().double()
+    if float(found.norm()) == 0:
+        return void("the gradient is zero")
+    axis = torch.linalg.svd(found, full_matrices=False)[2][0]
+    cosine = float((case.basis.T @ axis).norm())
+    control = float(np.mean([float((b.T @ axis).norm()) for b in case.haar()]))
+    return test_of(
+        Estimate(value=cosine),
+        f"the cosine with the gradient is {cosine:.2f}; the gradient knows what acts, "
+        "not what varies",
+        control,
+    )
+
+
+def stability(case: Case) -> Test:
+    """Would the other half of the data find the same? Mean squared cosine of the principal angles
+    between fits on either half of the training pairs, by the method of this subspace."""
+    method = str(case.subspace.fit.get("method"))
+    if method not in FITS or method == "random":
+        return void("the method is not one that could be run again")
+    captured, dim = case.captures.train, case.basis.shape[1]
+    halves = []
+    for half in range(2):
+        index = torch.arange(half, len(captured.pairs), 2)
+        pairs = type(captured.pairs)(
+            captured.pairs.name, f"half {half}", tuple(captured.pairs[int(i)] for i in index)
+        )
+        try:
+            fit = FITS[method](
+                case.lens, captured.select(pairs, index), case.site, dim=dim, seed=half
+            )
+        except LensError as error:
+            return void(f"half of the data is too little: {error}")
+        halves.append(fit.basis)
+    shared = float((np.cos(principal_angles(*halves)) ** 2).mean())
+    own = np.mean([(np.cos(principal_angles(case.basis, half)) ** 2).mean() for half in halves])
+    return test_of(
+        Estimate(value=shared),
+        f"fits on either half of the training pairs share {shared:.0%}, and {own:.0%} on average "
+        "with this subspace (squared cosine)",
+        dim / case.basis.shape[0],
+    )
+
+
+def selectivity(case: Case) -> Test:
+    """What else does it move? KL divergence in nats of the next-token distribution without the two
+    answers, patched from clean, over that of the full-component patch."""
+    captured = case.captures.test
+    some = torch.arange(min(SIDE_PAIRS, len(captured.pairs)))
+    replay = case.replay.subset(some)
+    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
+    whole = SubspacePatch(case.basis).delta(base, source)
+    deltas = torch.stack([torch.zeros_like(whole), whole, source - base])
+    divergences = np.zeros((2, len(some)))
+    with torch.no_grad():
+        for unit in replay.units(1, gradients=False):
+            rows = torch.arange(len(unit.pairs))
+            logits = []
+            for delta in deltas:
+                found = (
+                    replay.logits(unit, delta[None, unit.pairs.to(delta.device)])[0].double().cpu()
+                )
+                found[rows[:, None], replay.answers[unit.pairs]] = -torch.inf
+                logits.append(found.log_softmax(-1))
+            clean = logits[0]
+            for which, patched in enumerate(logits[1:]):
+                kl = (patched.exp() * (patched - clean)).nan_to_num(0).sum(-1)
+                divergences[which, unit.pairs.numpy()] = kl.numpy()
+    units = type(case.scorer.units).of(replay.captured.pairs)
+    found = ratio(divergences[0], divergences[1], units)
+    if found.value is None:
+        return void("the whole component changes nothing")
+    return test_of(
+        found,
+        f"beside the two answers the patch moves the prediction by {divergences[0].mean():.2g} "
+        f"nats, the whole component by {divergences[1].mean():.2g}",
+    )

@@ -1,0 +1,146 @@
+"""Tests of what nature does along the subspace, without a patch or with a part of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...certify import centred
+from ...results import Test
+from ..statistics import Units, auroc, auroc_interval, between_class_share, ratio
+from ..support import EXPLAINED
+from .case import Case, class_scores, test_of, void
+
+SUPPORT_AT = 0.99
+RANK = 1e-3
+LEAST_WITHIN = 0.02
+"""A reading varies at least this share within the classes, or it cannot be told from any other that
+follows z as closely."""
+
+
+def amplification(case: Case) -> Test:
+    """Is the connected part pushed beyond what nature does along it? Mean length of the written
+    change along P_R V over that of the natural change."""
+    if case.parts is None or case.parts.unit_row.shape[1] == 0:
+        return void("no row part exists at this site")
+    row = case.parts.unit_row
+    difference = case.captures.test.difference(case.site).cpu().double()
+
+    def amount(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        written = (difference @ basis) @ (basis.T @ row)
+        return written.norm(dim=1).numpy(), (difference @ row).norm(dim=1).numpy()
+
+    written, natural = amount(case.basis)
+    controls = [np.divide(*(part.mean() for part in amount(basis))) for basis in case.haar()]
+    found = ratio(written, natural, case.scorer.units)
+    if found.value is None:
+        return void("nature does not move along the row part at all")
+    return test_of(
+        found,
+        f"along its connected part the patch writes {found.value:.2g} times what the source "
+        "prompts differ by there",
+        float(np.mean(controls)),
+    )
+
+
+def dormancy(case: Case) -> Test:
+    """Does the connected part vary with z in natural data? AUROC of z along P_R V."""
+    if case.parts is None or case.parts.unit_row.shape[1] == 0:
+        return void("no row part exists at this site")
+    return _class_test(
+        case,
+        case.parts.unit_row,
+        [case.parts.split.row(b) for b in case.haar()],
+        "along its connected part",
+    )
+
+
+def separation(case: Case) -> Test:
+    """Does Vᵀh carry z? Held-out AUROC; correlational, never enough alone."""
+    return _class_test(case, case.basis, list(case.haar()), "along the subspace")
+
+
+def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -> Test:
+    if case.train.z is None or case.test.z is None:
+        return void("the pairs carry no z, or only one value of it")
+    scores = class_scores(case.train, case.test, basis)
+    found = auroc_interval(scores, case.test.z)
+    control = [auroc(class_scores(case.train, case.test, b), case.test.z) for b in controls]
+    between = between_class_share(scores, case.test.z)
+    return test_of(
+        found,
+        f"{where} the natural classes are told apart with AUROC {found.value:.2f} "
+        f"({between:.0%} of the variance lies between them)",
+        float(np.mean(control)),
+    )
+
+
+def support(case: Case) -> Test:
+    """Is the write carried by what varies in nature? E(on-support δ) / E(V), with the support that
+    explains 99 % of the natural variance."""
+    split, at = case.by_support, EXPLAINED.index(SUPPORT_AT)
+    found = case.share(split.on[at])
+    if found.value is None:
+        return void("the subspace has no effect to compare with")
+    off = case.share(split.off[at]).value
+    width = case.basis.shape[0]
+    return test_of(
+        found,
+        f"the part on the natural support ({split.components[at]} of {width} components, from "
+        f"{split.samples} activations) does {found.value:.0%}, the part off it {off:.0%}; "
+        f"{split.share[at]:.0%} of V is on it",
+        split.components[at] / width,
+    )
+
+
+def covariation(case: Case) -> Test:
+    """Does what V writes naturally move with what V reads, at equal z? Slope of the amount written
+    along WV on the reading, pooled within the classes of z, over training prompts; both in units of
+    the patch, so that 1 is what the patch does.
+
+    A faithful direction writes what it reads, whatever else varies. What a disconnected direction
+    reads has noise of its own, which nothing downstream follows. Only at sites with a linear
+    writer; void where the reading hardly varies within the classes (`LEAST_WITHIN`).
+    """
+    weight = case.lens.map.writer(case.site)
+    if weight is None:
+        return void("what this site writes is not one linear map of it")
+    if case.train.z is None:
+        return void("the pairs carry no z, or only one value of it")
+    weight = weight.cpu().double()
+    if centred(case.lens):
+        weight = weight - weight.mean(dim=0, keepdim=True)
+    along, size, mix = torch.linalg.svd(weight @ case.basis, full_matrices=False)
+    keep = size > RANK * size[0]
+    if float(size[0]) <= RANK * float(torch.linalg.matrix_norm(weight, 2)):
+        return void("nothing is written along the subspace")
+    reading = case.train.x @ case.basis
+    within = _within(reading, case.train.z)
+    share = float(within.square().sum() / (reading - reading.mean(dim=0)).square().sum())
+    if share < LEAST_WITHIN:
+        return void(
+            f"only {share:.1%} of the reading's variance lies within the classes: it cannot be "
+            "told from any other that follows z as closely"
+        )
+    read = within @ mix.T[:, keep]
+    written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
+    units = Units(np.tile(np.arange(len(read) // 2), 2))
+    found = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
+    if found.value is None:
+        return void("the reading does not vary within the classes")
+    return test_of(
+        found,
+        f"where nature moves the reading by 1 at equal z, {found.value:.2f} is written along the "
+        f"subspace; a patch writes 1 ({share:.0%} of the reading's variance is within the classes)",
+        0.0,
+    )
+
+
+def _within(x: Tensor, z: np.ndarray) -> Tensor:
+    """Rows less the mean of their class."""
+    centred_rows = x.clone()
+    for value in np.unique(z):
+        rows = torch.from_numpy(z == value)
+        centred_rows[rows] -= x[rows].mean(dim=0)
+    return centred_rows

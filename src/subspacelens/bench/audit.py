@@ -1,0 +1,267 @@
+"""`bench_audit`: the audit's own error rate, on planted models whose truth is known.
+
+Truth comes from the construction (`planted.py`, `cases.py`), and each planted model must show by
+interventions on its units that they do what they are meant to; one that does not is left out and
+listed. Every case is then audited blind, with the shipped rule and its thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ..audit import judge
+from ..audit.statistics import auroc
+from ..capture import Capture, capture
+from ..errors import TaskError
+from ..model import LensModel
+from ..progress import track
+from ..replay import Replay
+from ..site import Site
+from ..subspace import made_by
+from ..task_capture import capture_task
+from ..tasks import Task, contrast, ioi
+from .cases import CALIBRATION, HELD_OUT, Place, Planting, plantings, subspaces
+from .planted import Bed, Units, make_units, planted
+
+SCHEMA = "subspacelens.bench.audit/1"
+READOUT_PAIRS = 192
+TRAIN_PAIRS = 128
+READOUT_SEED = 1000
+RESAMPLES = 1000
+SMALLEST_EFFECT = 0.02
+SILENT = 0.02
+SHARES = ("full_component", "row_effect", "covariation", "support")
+"""Tests whose value is high for a faithful subspace; the others are ranked by their value."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One audited case: what is true, and what the audit said."""
+
+    half: str
+    task: str
+    site: str
+    tier: str
+    model: int
+    k: int
+    noise: float
+    drift: float
+    kind: str
+    share: float | None
+    fldd: float | None
+    score: float
+    verdict: str
+    tests: dict[str, float | None]
+    degenerate: bool
+
+
+def bench_audit(
+    lens: LensModel,
+    *,
+    places: Sequence[Place] = HELD_OUT,
+    calibration: Sequence[Place] = CALIBRATION,
+    cases: int | None = None,
+) -> dict:
+    """Plants, audits and scores; `cases` ends each half early. The result is made of JSON types.
+
+    `auroc`: of the score, illusory against faithful, over tiers i and iii of the held-out half,
+    with a 95 % bootstrap interval over planted models. `miss_rate`: illusory cases called faithful;
+    `false_alarm_rate`: faithful cases called illusory; `undetermined_rate`: of both; all three
+    among cases whose effect is large enough for a verdict, with Wilson's intervals.
+    `spearman_mixed`: of the score and the true share on mixed cases. `by_test`: AUROC of each test
+    alone. `same_write`: tier ii.
+
+    Raises `TaskError` if the model is too shallow or its tokenizer lacks the tasks' words.
+    """
+    deepest = max(place.site.layer for place in (*places, *calibration))
+    if len(lens.map.blocks) <= deepest:
+        raise TaskError(f"bench audit plants in block {deepest}; this model has fewer")
+    found: list[Result] = []
+    skipped: list[str] = []
+    for half, chosen in (("calibration", calibration), ("held_out", places)):
+        found += _half(lens, half, chosen, cases, skipped)
+    held = [r for r in found if r.half == "held_out"]
+    return {
+        "schema": SCHEMA,
+        "model": lens.id,
+        "weights_sha256": lens.weights_sha256,
+        **summary(held),
+        "calibration": summary([r for r in found if r.half == "calibration"]),
+        "skipped": skipped,
+        "cases": [r.__dict__ for r in found],
+    }
+
+
+def _half(
+    lens: LensModel, half: str, places: Sequence[Place], cases: int | None, skipped: list[str]
+) -> list[Result]:
+    results: list[Result] = []
+    for number, place in enumerate(track(places, f"planted places, {half}")):
+        site = place.site
+        if cases is not None and len(results) >= cases:
+            break
+        streams = [replace(site, stream=stream) for stream in ("resid_mid", "resid_post")]
+        pairs = _task(lens, place.task, READOUT_PAIRS, 1, READOUT_SEED).train
+        bed = Bed.of(lens, capture(lens, pairs, streams), site)
+        for index, planting in enumerate(track(list(plantings(number)), f"planted at {site}")):
+            model = 100 * number + index
+            units = make_units(bed, planting.plan, planting.channels, seed=model)
+            task = _task(lens, place.task, TRAIN_PAIRS, planting.pairs, 0)
+            with planted(lens, site.layer, units) as wide:
+                captures = capture_task(wide, task, [site])
+                wrong = role_errors(wide, captures.test, site, units, planting)
+                if wrong:
+                    skipped.append(f"{half}, {place.task}, {site}, tier {planting.tier}: {wrong}")
+                    continue
+                for case in subspaces(planting, units, wide.map.dim(site), model):
+                    fit = {"method": "planted"}
+                    subspace = made_by(wide, site, case.basis, captures.train.pairs.sha256, fit)
+                    said = judge(wide, captures, subspace, budget="fast")
+                    effect = said.effects["subspace"]
+                    fldd, low = effect["fldd"].value, effect["nats"].low
+                    results.append(
+                        Result(
+                            half, place.task, str(site), planting.tier, model, planting.k,
+                            planting.plan.noise, planting.plan.drift, case.kind, case.share, fldd,
+                            said.verdict.score, said.verdict.label,
+                            {name: test.value for name, test in said.tests.items()},
+                            fldd is None or fldd < 0.1 or low is None or low <= 0,
+                        )
+                    )  # fmt: skip
+    return results if cases is None else results[:cases]
+
+
+def _task(lens: LensModel, name: str, train: int, test: int, seed: int) -> Task:
+    sizes = dict(train=train, test=test, held_out=0, seed=seed)
+    if name == "ioi":
+        return ioi(lens.tokenizer, **sizes)
+    return contrast(lens.tokenizer, name, **sizes)
+
+
+def role_errors(
+    lens: LensModel, captured: Capture, site: Site, units: Units, planting: Planting
+) -> str:
+    """What is wrong with the planted units, nothing if they do what they are meant to: exchanged
+    between base and source, faithful units move the answer, sensors and dormant ones do not; moved
+    as faithful ones are, dormant units do."""
+    replay, clean = Replay(lens, captured, site), captured.clean.logit_diff
+    difference = captured.difference(site).cpu().double()
+    width = difference.shape[1]
+    names, deltas = [], []
+    first = {role: units.direction({units.of(role)[0]: 1.0}, width) for role in
+             ("faithful", "sensor", "dormant")}  # fmt: skip
+    for role, direction in first.items():
+        names.append(role)
+        deltas.append((difference @ direction)[:, None] * direction)
+    names.append("woken")
+    deltas.append((difference @ first["faithful"])[:, None] * first["dormant"])
+    stacked = torch.stack(deltas).to(captured.base[site])
+    patched = replay.outcomes(stacked).logit_diff.double().mean(dim=1)
+    fldd = dict(zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True))
+    moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
+    if planting.plan.drift <= 0.1:
+        moves["dormant"] = False
+    for name, moved in moves.items():
+        if moved and fldd[name] < SMALLEST_EFFECT:
+            return f"{name} units move the answer by {fldd[name]:.2f} only"
+        if not moved and abs(fldd[name]) > SILENT:
+            return f"{name} units move the answer by {fldd[name]:.2f}"
+    return ""
+
+
+def summary(results: Sequence[Result]) -> dict:
+    """The scores of one half (see `bench_audit`)."""
+    clear = [r for r in results if r.tier in ("i", "iii")]
+    judged = [r for r in clear if r.kind in ("faithful", "illusory")]
+    enough = [r for r in judged if not r.degenerate]
+    illusory = [r for r in enough if r.kind == "illusory"]
+    faithful = [r for r in enough if r.kind == "faithful"]
+    mixed = [r for r in clear if r.kind == "mixed" and not r.degenerate]
+    inactive = [r for r in results if r.kind in ("sensor", "dormant", "random")]
+    names = sorted({name for r in judged for name in r.tests})
+    return {
+        "auroc": _auroc(judged),
+        "auroc_by_tier": {
+            tier: _auroc([r for r in results if r.tier == tier and r.share in (0.0, 1.0)])
+            for tier in ("i", "ii", "iii")
+        },
+        "miss_rate": _rate(illusory, lambda r: r.verdict == "faithful"),
+        "false_alarm_rate": _rate(faithful, lambda r: r.verdict == "illusory"),
+        "undetermined_rate": _rate(enough, lambda r: r.verdict == "undetermined"),
+        "inactive_called_faithful": _rate(inactive, lambda r: r.verdict == "faithful"),
+        "spearman_mixed": _spearman(mixed),
+        "by_test": {
+            name: _auroc([r for r in judged if r.tests.get(name) is not None], _of_test(name))
+            for name in names
+        },
+        "same_write": [
+            _same_write(results, noise, drift)
+            for noise, drift in sorted({(r.noise, r.drift) for r in results if r.tier == "ii"})
+        ],
+        "count": len(results),
+    }
+
+
+def _of_test(name: str) -> Callable[[Result], float]:
+    sign = -1.0 if name in SHARES else 1.0
+    return lambda r: sign * float(r.tests[name] or 0.0)
+
+
+def _auroc(
+    results: Sequence[Result], score: Callable[[Result], float] = lambda r: r.score
+) -> dict[str, float | None]:
+    """Illusory against faithful, with a bootstrap interval over planted models."""
+    chosen = [r for r in results if r.kind in ("faithful", "illusory")]
+    truth = np.array([r.kind == "illusory" for r in chosen], dtype=int)
+    if not 0 < truth.sum() < len(truth):
+        return {"value": None, "low": None, "high": None}
+    scores = np.array([score(r) for r in chosen])
+    models = np.array([f"{r.task} {r.site} {r.model}" for r in chosen])
+    groups = [np.flatnonzero(models == name) for name in dict.fromkeys(models)]
+    rng = np.random.default_rng(0)
+    draws = []
+    while len(draws) < RESAMPLES:
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        if 0 < truth[rows].sum() < len(rows):
+            draws.append(auroc(scores[rows], truth[rows]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"value": auroc(scores, truth), "low": float(low), "high": float(high)}
+
+
+def _rate(results: Sequence[Result], hit: Callable[[Result], bool]) -> dict:
+    hits, count = sum(map(hit, results)), len(results)
+    if count == 0:
+        return {"value": None, "low": None, "high": None, "hits": 0, "of": 0}
+    interval = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    return {
+        "value": hits / count,
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "hits": hits,
+        "of": count,
+    }
+
+
+def _spearman(mixed: Sequence[Result]) -> float | None:
+    if len({r.share for r in mixed}) < 2:
+        return None
+    found = stats.spearmanr([r.share for r in mixed], [r.score for r in mixed])
+    return float(found[0])  # type: ignore[arg-type]
+
+
+def _same_write(results: Sequence[Result], noise: float, drift: float) -> dict:
+    """Tier ii at one noise and drift: AUROC, wrong verdicts and undetermined ones."""
+    chosen = [r for r in results if r.tier == "ii" and (r.noise, r.drift) == (noise, drift)]
+    wrong = {"faithful": "illusory", "illusory": "faithful"}
+    return {
+        "noise": noise,
+        "drift": drift,
+        "auroc": _auroc(chosen)["value"],
+        "wrong": _rate(chosen, lambda r: r.verdict == wrong[r.kind]),
+        "undetermined": _rate(chosen, lambda r: r.verdict == "undetermined"),
+    }

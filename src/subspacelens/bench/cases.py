@@ -1,0 +1,128 @@
+"""The cases of the planted benchmark: where units are planted, which, and what is audited.
+
+The calibration half and the held-out half share no task, no block and no template. Tiers:
+
+- `i`: nothing but the units in question writes along their vector;
+- `ii`: dormant and faithful units write the very same vector;
+- `iii`: as `i`, with noisier readings, dormant units that vary, and few pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ..geometry import haar
+from ..site import Site
+from .planted import Plan, Units
+
+ANGLES = (30, 45, 60)
+MIXES = (25, 45, 65)
+STRENGTH = 3.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A task and a site of it."""
+
+    task: str
+    site: Site
+
+    @classmethod
+    def of(cls, task: str, site: str) -> Place:
+        return cls(task, Site.parse(site))
+
+
+CALIBRATION = (
+    Place.of("pronoun", "L8.mlp_act@NAME"),
+    Place.of("pronoun", "L16.mlp_act@END"),
+    Place.of("pronoun", "L14.mlp_act@NAME"),
+    Place.of("pronoun", "L24.mlp_act@END"),
+)
+HELD_OUT = (
+    Place.of("ioi", "L18.mlp_act@S2"),
+    Place.of("agreement", "L20.mlp_act@END"),
+    Place.of("ioi", "L21.mlp_act@END"),
+    Place.of("agreement", "L10.mlp_act@SUBJ"),
+    Place.of("ioi", "L19.mlp_act@S2"),
+    Place.of("agreement", "L23.mlp_act@END"),
+    Place.of("ioi", "L22.mlp_act@END"),
+    Place.of("agreement", "L6.mlp_act@SUBJ"),
+)
+
+
+@dataclass(frozen=True)
+class Planting:
+    """One planted model: `k` is the dimension of the subspaces to audit in it, `pairs` how many
+    pairs each split of the task has."""
+
+    tier: str
+    plan: Plan
+    channels: int
+    k: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One subspace to audit. `kind`: faithful, illusory, mixed, sensor, dormant or random; `share`:
+    of the written change, how much goes through units that are not faithful."""
+
+    kind: str
+    share: float | None
+    basis: Tensor
+
+
+def plantings(number: int) -> Iterator[Planting]:
+    """What is planted at the `number`-th place."""
+    k = (1, 2, 4)[number % 3]
+    clear = Plan(noise=0.2, drift=0.02, strength=STRENGTH, shared=False, beside=True)
+    yield Planting("i", clear, 4 if k > 1 else 2, k, 64)
+    yield Planting("i", replace(clear, beside=False), 2, 1, 64)
+    yield Planting("iii", replace(clear, noise=0.4, drift=0.2), 2, 1, 32)
+    if number % 2 == 0:
+        for noise, drift in product((0.0, 0.3, 0.6), (0.02, 0.1, 0.3)):
+            yield Planting("ii", replace(clear, noise=noise, drift=drift, shared=True), 2, 1, 64)
+
+
+def subspaces(planting: Planting, units: Units, width: int, seed: int) -> Iterator[Planted]:
+    """The subspaces to audit in one planted model; `width` is that of its activation."""
+    k = planting.k
+    groups = range(planting.channels // k)
+
+    def basis(group: int, **weights: float) -> Tensor:
+        columns = []
+        for channel in range(group * k, group * k + k):
+            chosen = {units.of(role)[channel]: weight for role, weight in weights.items()}
+            columns.append(units.direction(chosen, width))
+        return torch.stack(columns, dim=1)
+
+    def tilted(degrees: float) -> tuple[float, float]:
+        return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    if planting.plan.beside:
+        for group in groups:
+            yield Planted("faithful", 0.0, basis(group, faithful=1.0))
+    if planting.tier == "ii":
+        sensor, dormant = tilted(45)
+        yield Planted("illusory", 1.0, basis(0, sensor=sensor, dormant=dormant))
+        return
+    for number, degrees in enumerate((*ANGLES, 45)):
+        sensor, dormant = tilted(degrees)
+        group = number // len(ANGLES) % len(groups)
+        yield Planted("illusory", 1.0, basis(group, sensor=sensor, dormant=dormant))
+    if planting.plan.beside:
+        for degrees in MIXES:
+            faithful, other = tilted(degrees)
+            other /= math.sqrt(2)
+            mixed = basis(0, faithful=faithful, sensor=other, dormant=other)
+            yield Planted("mixed", other / (faithful + other), mixed)
+    yield Planted("sensor", None, basis(0, sensor=1.0))
+    yield Planted("dormant", None, basis(0, dormant=1.0))
+    generator = torch.Generator().manual_seed(seed)
+    yield Planted("random", None, haar(width, k, 1, generator)[0])

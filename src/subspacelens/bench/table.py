@@ -1,0 +1,62 @@
+"""The scores of `bench_audit` as Markdown."""
+
+from __future__ import annotations
+
+
+def audit_table(result: dict) -> str:
+    """Scores of both halves, tests alone, and tier ii over noise and drift."""
+    halves = {"held out": result, "calibration": result["calibration"]}
+    lines = ["| score | " + " | ".join(halves) + " |", "|---|---|---|"]
+    rows = {
+        "AUROC, tiers i and iii": lambda half: _estimate(half["auroc"]),
+        "AUROC, tier i": lambda half: _estimate(half["auroc_by_tier"]["i"]),
+        "AUROC, tier iii": lambda half: _estimate(half["auroc_by_tier"]["iii"]),
+        "AUROC, tier ii": lambda half: _estimate(half["auroc_by_tier"]["ii"]),
+        "illusory called faithful": lambda half: _rate(half["miss_rate"]),
+        "faithful called illusory": lambda half: _rate(half["false_alarm_rate"]),
+        "undetermined": lambda half: _rate(half["undetermined_rate"]),
+        "sensors, dormants, random called faithful": lambda half: _rate(
+            half["inactive_called_faithful"]
+        ),
+        "Spearman, mixed cases": lambda half: _number(half["spearman_mixed"]),
+        "cases": lambda half: str(half["count"]),
+    }
+    for name, cell in rows.items():
+        lines.append(f"| {name} | " + " | ".join(cell(half) for half in halves.values()) + " |")
+    lines += ["", "| test alone | AUROC, held out |", "|---|---|"]
+    lines += [f"| {name} | {_estimate(found)} |" for name, found in result["by_test"].items()]
+    lines += [
+        "",
+        "| tier ii: noise | drift | AUROC | wrong | undetermined |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["same_write"]:
+        cells = (
+            f"{row['noise']:.1f}",
+            f"{row['drift']:.2f}",
+            _number(row["auroc"]),
+            _rate(row["wrong"]),
+            _rate(row["undetermined"]),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    if result["skipped"]:
+        lines += ["", "Left out, because a planted unit does not do what it is meant to:", ""]
+        lines += [f"- {text}" for text in result["skipped"]]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _estimate(found: dict) -> str:
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _rate(found: dict) -> str:
+    if found["value"] is None:
+        return "-"
+    interval = f"[{found['low']:.0%}, {found['high']:.0%}]"
+    return f"{found['hits']} of {found['of']}, {found['value']:.0%} {interval}"

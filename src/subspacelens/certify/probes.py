@@ -1,0 +1,192 @@
+"""Random prompts and plain hooks on the whole model: what everything else is compared with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..hooks import on_input, on_output
+from ..model import LensModel
+from ..site import Site
+from ..tasks.pairset import Pair, PairSet, Prompt
+
+_LENGTHS = ((8, 4), (10, 6))
+"""Length and inner column of the probing prompts: close enough to share a padded batch."""
+_SEED = 20231117
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(_SEED)
+
+
+def _words(lens: LensModel) -> list[int]:
+    """Token ids that are not special."""
+    size = lens.map.tail.head.weight.shape[0]
+    config = lens.model.config.get_text_config(decoder=True)
+    special: set[int] = set()
+    if lens.tokenizer is not None:
+        size = min(size, len(lens.tokenizer))
+        special.update(lens.tokenizer.all_special_ids)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = getattr(config, name, None)
+        special.update(ids if isinstance(ids, list) else () if ids is None else (ids,))
+    words = [token for token in range(size) if token not in special]
+    if len(words) < 2:
+        raise ModelError("the vocabulary has fewer than two tokens that are not special")
+    return words
+
+
+def probing_pairs(lens: LensModel) -> PairSet:
+    """Two pairs of random tokens, of different lengths, with a label X inside and END."""
+    words = _words(lens)
+    rng = random.Random(_SEED)
+    pairs = []
+    for length, column in _LENGTHS:
+        base, source = (
+            Prompt("", tuple(rng.choices(words, k=length)), {"X": column, "END": length - 1})
+            for _ in range(2)
+        )
+        answer, target = rng.sample(words, 2)
+        pairs.append(Pair(base, source, answer, target))
+    return PairSet("certificate", "random", tuple(pairs))
+
+
+def two_of(pairs: PairSet) -> PairSet:
+    """The pairs with the shortest and the longest base prompt."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].base.ids))
+    chosen = dict.fromkeys((order[0], order[-1]))
+    return PairSet(pairs.name, pairs.split, tuple(pairs[i] for i in chosen))
+
+
+def projection_of(lens: LensModel, site: Site) -> nn.Module | None:
+    """The module that reads the site and writes to the residual stream, if that is linear."""
+    block = lens.map.blocks[site.layer]
+    linear = {"mlp_act": block.down_proj, "head_z": block.out_proj}.get(site.stream)
+    return None if linear is None else linear.module
+
+
+def part_of(lens: LensModel, site: Site) -> slice:
+    """The site's share of the tensor that its hook sees."""
+    return lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
+
+
+@contextmanager
+def hooked(
+    lens: LensModel, site: Site, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls `change` with what the model computes at a site."""
+    block = lens.map.blocks[site.layer]
+    if site.stream in ("resid_pre", "resid_post"):
+        module = block.module
+    elif site.stream == "resid_mid":
+        module = block.mid_reader
+    else:
+        linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
+        module = linear and linear.module
+    assert module is not None
+    read = site.stream in ("resid_pre", "resid_mid", "mlp_act", "head_z")
+    with (on_input if read else on_output)(module, change):
+        yield
+
+
+@contextmanager
+def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iterator[None]:
+    """Adds `deltas[r]` (rows, dim) at column `columns[r]` of row r. A change of `resid_mid` is one
+    of what enters the block, with what attention adds held at its value in row 0."""
+    rows = torch.arange(len(columns))
+    part = part_of(lens, site)
+
+    def add(x: Tensor) -> Tensor:
+        new = x.reshape(len(columns), -1, x.shape[-1]).clone()
+        new[rows, columns, part] += deltas.to(new)
+        return new.reshape(x.shape)
+
+    def hold(x: Tensor) -> Tensor:
+        every = x.reshape(len(columns), -1, x.shape[-1])
+        return every[:1].expand_as(every).reshape(x.shape)
+
+    with ExitStack() as stack:
+        if site.stream == "resid_mid":
+            block = lens.map.blocks[site.layer]
+            stack.enter_context(on_input(block.module, add))
+            stack.enter_context(on_output(block.out_proj.module, hold))
+        else:
+            stack.enter_context(hooked(lens, site, add))
+        yield
+
+
+def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
+    """Logits (rows, vocabulary) at the last token of the same prompt in every row, on the CPU."""
+    tokens = torch.tensor([list(ids)] * rows, device=lens.device)
+    output = lens.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    return output.logits[:, -1].cpu()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A pass in which the site is only watched: the activations seen there, each (columns, dim),
+    and when, among ("in", l) and ("out", l), the begin and the end of block l."""
+
+    seen: list[Tensor]
+    events: list
+
+    @classmethod
+    def of(cls, lens: LensModel, site: Site, ids: Sequence[int]) -> Watched:
+        seen, events = [], []
+
+        def see(x: Tensor) -> None:
+            seen.append(x.detach().reshape(len(ids), -1)[:, part_of(lens, site)].cpu())
+            events.append("site")
+
+        def note(event: tuple[str, int]) -> Callable[[Tensor], None]:
+            return lambda _: events.append(event)
+
+        with ExitStack() as stack, torch.no_grad():
+            # Hooks of one module run in the order of registration; the site's is the inner one.
+            for layer, block in enumerate(lens.map.blocks):
+                stack.enter_context(on_input(block.module, note(("in", layer))))
+            stack.enter_context(hooked(lens, site, see))
+            for layer, block in enumerate(lens.map.blocks):
+                stack.enter_context(on_output(block.module, note(("out", layer))))
+            last_logits(lens, ids)
+        return cls(seen, events)
+
+    def misplaced(self, layer: int, blocks: int) -> tuple[int, str]:
+        """How many events are not where they belong, and what is wrong in words."""
+        expected = [(kind, number) for number in range(blocks) for kind in ("in", "out")]
+        order = [event for event in self.events if event != "site"]
+        if order != expected:
+            wrong = sum(a != b for a, b in zip_longest(order, expected))
+            return wrong, f"the {blocks} blocks of the map do not run once each and in its order"
+        begin, end = self.events.index(("in", layer)), self.events.index(("out", layer))
+        inside = self.events[begin:end].count("site")
+        outside = self.events.count("site") - inside
+        if (inside, outside) == (1, 0):
+            return 0, f"seen once a pass, within block {layer}"
+        text = f"seen {inside} times within block {layer} and {outside} times elsewhere in a pass"
+        return abs(inside - 1) + outside, text
+
+
+def is_centred(lens: LensModel) -> bool:
+    """Compares the effect of c·1 on the logits with that of a random vector of the same length."""
+    site = Site(0, "resid_pre", "END")
+    prompt = probing_pairs(lens)[0].base
+    columns = torch.tensor([0, *(prompt.columns[label] for label in ("X", "X", "END", "END"))])
+    residual = Watched.of(lens, site, prompt.ids).seen[0].double()
+    noise = torch.randn(lens.map.d_model, generator=generator(), dtype=torch.float64)
+    noise = noise / noise.square().mean().sqrt()
+    both = [torch.ones_like(noise), noise]
+    deltas = residual.square().mean().sqrt() * torch.stack([0 * noise, *both, *both])
+    with adding(lens, site, columns, deltas.to(lens.dtype)):
+        logits = last_logits(lens, prompt.ids, len(columns)).double()
+    effect = (logits[1:] - logits[0]).norm(dim=-1)
+    # Seen with LayerNorm: 5e-6 in float32, 0.01 in float16, 0.1 in bfloat16; with RMSNorm over 0.4.
+    share = 0.2 if lens.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return bool((effect[0::2] <= share * effect[1::2]).all())
