@@ -68,8 +68,8 @@ def dormant(
 
     def along(direction: Tensor) -> tuple[np.ndarray, np.ndarray]:
         read = direction.to(weight) @ weight
-        both = (torch.cat([base, source]) @ read, moved @ read)
-        return tuple(x.cpu().double().numpy() for x in both)
+        natural, patched = torch.cat([base, source]) @ read, moved @ read
+        return natural.cpu().double().numpy(), patched.cpu().double().numpy()
 
     natural, patched = along(v_grad.basis[:, 0])
     z = np.array([pair.z for pair in captured.pairs.pairs])
