@@ -9,7 +9,7 @@ import typer
 
 from ..progress import showing_progress
 from .facts import FactsFile, facts_of
-from .options import Device, Dtype, Model, Seed, command_line, writable
+from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
 
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
@@ -116,3 +116,43 @@ def corpus_of(lens, text: Path | None, quick: bool):
     if text is not None:
         return read_corpus(text, lens.tokenizer)
     return embedded_corpus(lens, tokens=4_000 if quick else 20_000)
+
+
+@commands.command("ioi")
+def reproduce_ioi(
+    model: Model = "smollm2",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: few pairs, wide intervals.")
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the sites and heads of a known circuit instead of finding it: `gpt2`, the "
+            "paper's, which is the default for --model gpt2."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/ioi"),
+) -> None:
+    """Indirect object identification: the circuit, illusions in its MLPs, the feature in its
+    residual stream, and controls.
+
+    Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
+    """
+    from ..model import load_model
+    from ..report.ioi_page import markdown, write_ioi
+    from ..studies.ioi import reproduce_ioi as run_ioi
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        study = run_ioi(
+            lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
+        )
+    page = write_ioi(study, out)
+    typer.echo(markdown(study.record))
+    typer.echo(f"report: {page}")

@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..results import PATCHES, AuditRecord, Estimate, Scatter
+from ..results import PATCHES, AuditRecord, Estimate, Scatter, Written
 
 Metric = Literal["nats", "fldd", "iia", "iia_pair"]
 Part = Literal["subspace", "row", "null"]
@@ -163,10 +163,14 @@ def dose_response(record: AuditRecord) -> go.Figure:
 
 
 def written(record: AuditRecord) -> go.Figure:
-    """Natural activations above, patched ones below, projected on the direction that the subspace
-    writes; the band is the central 99 % of the natural values."""
-    record_written = record.figures.written
-    natural, patched = record_written.natural, record_written.patched
+    """What the site writes along the direction that the subspace writes."""
+    return natural_and_patched(record.figures.written, "the written direction")
+
+
+def natural_and_patched(values: Written, along: str) -> go.Figure:
+    """Natural values above, patched ones below; the band is the central 99 % of the natural ones.
+    `along` names what was projected on."""
+    natural, patched = values.natural, values.patched
     everything = [*natural.z0, *natural.z1]
     edges = _edges([*everything, *patched.z0, *patched.z1])
     figure = make_subplots(
@@ -191,7 +195,7 @@ def written(record: AuditRecord) -> go.Figure:
             name="natural 99 %",
         )
     figure.update_xaxes(zeroline=False)
-    figure.update_xaxes(title_text="along the written direction, activation units", row=2)
+    figure.update_xaxes(title_text=f"along {along}, activation units", row=2)
     figure.update_yaxes(rangemode="tozero", nticks=4)
     figure.update_yaxes(title_text="natural,<br>share", row=1)
     figure.update_yaxes(title_text="patched,<br>share", row=2)

@@ -81,18 +81,7 @@ def ioi(
         if size < least:
             raise TaskError(f"ioi: {name}={size}: give at least {least}")
     data = _data()
-    tokens = _single_tokens(tokenizer, data.words.names)
-    if len(tokens) < 2 * _MIN_NAMES:
-        raise TaskError(
-            f"ioi: {len(tokens)} of {len(data.words.names)} names are one token to this tokenizer, "
-            f"{2 * _MIN_NAMES} are needed ({_MIN_NAMES} a split): "
-            "use another model, or pairs of your own"
-        )
-    words = _Words(
-        tuple(tokens),
-        _preferred(tokenizer, data.words.objects),
-        _preferred(tokenizer, data.words.places),
-    )
+    tokens, words = _known_words(tokenizer)
 
     def split(name: str, half: int, templates: Mapping[str, str], size: int) -> PairSet:
         rng = random.Random(f"ioi/{name}/{seed}")
@@ -115,6 +104,25 @@ def _data() -> _Data:
     )
     words = _Words(*(tuple(raw[field.name]) for field in fields(_Words)))
     return _Data(words, raw["templates"]["train"], raw["templates"]["held_out"])
+
+
+def _known_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], _Words]:
+    """The names that are one token, with their tokens, and all words to be used. Raises `TaskError`
+    for too few names."""
+    data = _data()
+    tokens = _single_tokens(tokenizer, data.words.names)
+    if len(tokens) < 2 * _MIN_NAMES:
+        raise TaskError(
+            f"ioi: {len(tokens)} of {len(data.words.names)} names are one token to this tokenizer, "
+            f"{2 * _MIN_NAMES} are needed ({_MIN_NAMES} a split): "
+            "use another model, or pairs of your own"
+        )
+    words = _Words(
+        tuple(tokens),
+        _preferred(tokenizer, data.words.objects),
+        _preferred(tokenizer, data.words.places),
+    )
+    return tokens, words
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[str, int]:
@@ -164,6 +172,9 @@ def _pairs(
                 "object": rng.choice(words.objects),
                 "place": rng.choice(words.places),
             }
+            if "{third}" in templates[template]:
+                others = [name for name in words.names if name not in (io, subject)]
+                slots["third"] = rng.choice(others)
             texts = [_fill(templates[template], slots, pattern) for pattern in _PATTERNS]
             if texts[0][0] not in seen:
                 break

@@ -71,7 +71,7 @@ def stability(case: Case) -> Test:
         )
         try:
             fit = FITS[method](
-                case.lens, captured.select(pairs, index), case.site, dim=dim, seed=half
+                case.lens, captured.select(pairs, index), case.site, dim=dim, seed=half, **extra
             )
         except LensError as error:
             return void(f"half of the data is too little: {error}")

@@ -1,0 +1,300 @@
+"""What the same search finds where there is nothing, and whether it finds the same twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...audit.decomposition import exact_split
+from ...audit.effects import Scorer, named_patches, outcomes_by_name
+from ...audit.statistics import mean, proportion, ratio
+from ...capture import Capture, Outcomes
+from ...certify import centred
+from ...errors import SiteError
+from ...fit import das
+from ...fit.das import LOSSES
+from ...geometry import haar, principal_angles
+from ...model import LensModel
+from ...patching import NoOp, Patch, SubspacePatch
+from ...progress import track
+from ...replay import Replay
+from ...results import Estimate, _Record
+from ...site import Site
+from ...subspace import Subspace
+from ...task_capture import TaskCapture, capture_task
+from .constructed import constructed_illusion
+from .data import shuffled_labels
+from .directions import Directions, parts_of
+from .plan import Sizes
+from .random_weights import random_mlp, random_model
+
+RANDOM_MODEL = "model of random weights"
+
+
+class Control(_Record):
+    """One patch of one control, on pairs that were not fitted. `fldd` is None where there is no
+    clean logit difference to divide by (a model of random weights). `fitted_nats`: the effect that
+    the fit reached on its own pairs, towards what it was asked for."""
+
+    control: str
+    site: str
+    patch: str
+    seed: int
+    nats: Estimate
+    fldd: Estimate
+    iia: Estimate
+    iia_no_op: Estimate
+    fitted_nats: float | None = None
+
+
+class Stability(_Record):
+    """DAS from several seeds: FLDD of each, and principal angles in degrees between the directions
+    of each two, beside those of random directions (mean and 2.5 % quantile)."""
+
+    site: str
+    seeds: list[int]
+    fldd: list[float]
+    angles: list[float]
+    random_mean: float
+    random_low: float
+
+
+class Selectivity(_Record):
+    """IIA of DAS in the trained model beside that in a copy of random weights, at the same site and
+    for as many steps, and the difference (Sutter et al.)."""
+
+    site: str
+    trained: float
+    random: float
+    selectivity: float
+
+
+class LossRow(_Record):
+    """DAS with one of the losses, on pairs that were not fitted; `cosine`: absolute, with the
+    direction that the other loss finds."""
+
+    site: str
+    loss: str
+    fldd: Estimate
+    iia: Estimate
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every control of one place needs."""
+
+    lens: LensModel
+    captures: TaskCapture
+    directions: Directions
+    sizes: Sizes
+    seed: int
+    memory: int | None
+
+    def fit(self, lens: LensModel, captured: Capture, site: Site, seed: int, **options) -> Subspace:
+        sizes = self.sizes
+        return das(
+            lens, captured, site, seed=seed, steps=sizes.control_steps, batch=sizes.batch,
+            memory=self.memory, **options,
+        )  # fmt: skip
+
+    def score(
+        self, lens: LensModel, captured: Capture, site: Site, patches: dict[str, Patch | None]
+    ) -> dict[str, dict[str, Estimate]]:
+        """`[patch][metric]` on captured pairs."""
+        replay = Replay(lens, captured, site, memory=self.memory)
+        found = outcomes_by_name(replay, patches)
+        return {name: _metrics(captured, x) for name, x in found.items() if x is not None}
+
+    def rows(
+        self,
+        control: str,
+        site: Site,
+        seed: int,
+        found: dict[str, dict[str, Estimate]],
+        fitted: float | None = None,
+    ) -> list[Control]:
+        """Records of what `score` found; its `no_op` gives the IIA without a patch."""
+        no_op = found.pop("no_op")["iia"]
+        return [
+            Control(
+                control=control, site=str(site), patch=patch, seed=seed, iia_no_op=no_op,
+                fitted_nats=fitted, **metrics,
+            )
+            for patch, metrics in found.items()
+        ]  # fmt: skip
+
+    def tried(
+        self, control: str, lens: LensModel, train: Capture, test: Capture, site: Site
+    ) -> list[Control]:
+        """DAS on `train`, its effect there and on `test`."""
+        v = SubspacePatch(self.fit(lens, train, site, self.seed).basis)
+        fitted = self.score(lens, train, site, {"v": v})["v"]["nats"].value
+        found = self.score(lens, test, site, {"no_op": NoOp(), "v": v})
+        return self.rows(control, site, self.seed, found, fitted)
+
+    @cached_property
+    def seeded(self) -> dict[Site, list[Subspace]]:
+        """DAS from `sizes.seeds` seeds at each chosen site."""
+        return {
+            site: [
+                self.fit(self.lens, self.captures.train, site, self.seed + i)
+                for i in range(self.sizes.seeds)
+            ]
+            for site in self.chosen
+        }
+
+    def illusion(self, name: str) -> Subspace:
+        """The constructed illusion at the main MLP towards one of the bottleneck's directions."""
+        return constructed_illusion(
+            self.lens, self.captures.train, self.directions.main, self.directions.residual[name],
+            centred=centred(self.lens),
+        )  # fmt: skip
+
+    @property
+    def chosen(self) -> tuple[Site, Site]:
+        """The main MLP and the bottleneck."""
+        return self.directions.main, self.directions.place.bottleneck
+
+
+def _metrics(captured: Capture, outcomes: Outcomes) -> dict[str, Estimate]:
+    scorer = Scorer.of(captured)
+    drop = scorer.drop(outcomes)
+    meaningful = scorer.clean.mean() > 2 * scorer.clean.std() / len(scorer.clean) ** 0.5
+    return {
+        "nats": mean(drop, scorer.units),
+        "fldd": ratio(drop, scorer.clean, scorer.units) if meaningful else Estimate(value=None),
+        "iia": proportion(outcomes.top.numpy() == scorer.targets, scorer.units),
+    }
+
+
+def controls(bench: Bench) -> list[Control]:
+    """Every control of one place but the random directions, which its audits have."""
+    parts = (shuffled, random_mlps, constructed)
+    return [row for part in track(parts, "controls") for row in part(bench)]
+
+
+def shuffled(bench: Bench) -> list[Control]:
+    """DAS asked for answers that have nothing to do with z."""
+    captured, seed = bench.captures.train, bench.seed
+    pairs, flipped = shuffled_labels(captured.pairs, seed)
+    sign = torch.where(torch.tensor(flipped), -1.0, 1.0)
+    clean = Outcomes(captured.clean.logit_diff * sign, captured.clean.top)
+    odd = replace(captured, pairs=pairs, clean=clean)
+    rows = []
+    for site in bench.chosen:
+        rows += bench.tried("shuffled labels", bench.lens, odd, bench.captures.test, site)
+    return rows
+
+
+def random_mlps(bench: Bench) -> list[Control]:
+    """DAS in an MLP of random weights: an illusion that needs no learnt feature."""
+    site, rows = bench.directions.main, []
+    for seed in range(bench.sizes.random_mlps):
+        try:
+            lens, train = random_mlp(bench.lens, bench.captures.train, site, seed)
+            _, test = random_mlp(bench.lens, bench.captures.test, site, seed)
+        except SiteError:
+            return []
+        basis = bench.fit(lens, train, site, seed).basis.double()
+        parts = exact_split(lens, site, basis, centred=centred(bench.lens))
+        found = bench.score(lens, test, site, _short(named_patches(parts, basis)))
+        rows += bench.rows("random-weight MLP", site, seed, found)
+    return rows
+
+
+def constructed(bench: Bench) -> list[Control]:
+    """The illusion that is built, not searched for, towards v_resid and towards v_grad."""
+    site, rows = bench.directions.main, []
+    for name in ("v_resid", "v_grad"):
+        if name not in bench.directions.residual:
+            continue
+        parts = parts_of(bench.lens, bench.directions.place, bench.illusion(name))
+        found = bench.score(
+            bench.lens, bench.captures.test, site, _short(named_patches(parts, parts.basis))
+        )
+        rows += bench.rows(f"constructed illusion towards {name}", site, bench.seed, found)
+    return rows
+
+
+def _short(patches: dict[str, Patch | None]) -> dict[str, Patch | None]:
+    names = {"no_op": "no_op", "full": "full", "subspace": "v", "row": "v row", "null": "v null"}
+    return {names[key]: patch for key, patch in patches.items() if key in names}
+
+
+def random_model_controls(benches: list[Bench]) -> list[Control]:
+    """DAS at the same sites of a copy with random weights, which knows nothing of the task."""
+    first = benches[0]
+    lens = random_model(first.lens, first.seed)
+    sites = [site for bench in benches for site in bench.chosen]
+    captures = capture_task(lens, first.captures.task, sites)
+    rows = []
+    for bench in benches:
+        for site in bench.chosen:
+            rows += bench.tried(RANDOM_MODEL, lens, captures.train, captures.test, site)
+    return rows
+
+
+def selectivity(losses: Sequence[LossRow], rows: Sequence[Control]) -> list[Selectivity]:
+    """What the model of random weights says against the logit-difference fits of `losses`."""
+    random = {row.site: row.iia.value or 0.0 for row in rows if row.control == RANDOM_MODEL}
+    trained = {row.site: row.iia.value or 0.0 for row in losses if row.loss == LOSSES[0]}
+    return [
+        Selectivity(site=site, trained=iia, random=random[site], selectivity=iia - random[site])
+        for site, iia in trained.items()
+    ]
+
+
+def stability(bench: Bench) -> list[Stability]:
+    """DAS from `sizes.seeds` seeds at the main MLP and at the bottleneck."""
+    rows = []
+    for site, found_from in bench.seeded.items():
+        seeds = [int(v.fit["seed"]) for v in found_from]
+        bases = [v.basis for v in found_from]
+        patches: dict[str, Patch | None] = {
+            str(s): SubspacePatch(b) for s, b in zip(seeds, bases, strict=True)
+        }
+        found = bench.score(bench.lens, bench.captures.test, site, patches)
+        null = haar(len(bases[0]), 1, 1000, torch.Generator().manual_seed(bench.seed))
+        random = [_degrees(a, b) for a, b in zip(null[::2], null[1::2], strict=True)]
+        rows.append(
+            Stability(
+                site=str(site),
+                seeds=seeds,
+                fldd=[found[str(s)]["fldd"].value or 0.0 for s in seeds],
+                angles=[_degrees(a, b) for a, b in combinations(bases, 2)],
+                random_mean=float(np.mean(random)),
+                random_low=float(np.quantile(random, 0.025)),
+            )
+        )
+    return rows
+
+
+def _degrees(a: Tensor, b: Tensor) -> float:
+    return float(np.rad2deg(principal_angles(a, b)[0]))
+
+
+def losses(bench: Bench) -> list[LossRow]:
+    """DAS with the logit difference, and with the cross-entropy over the whole vocabulary as in the
+    paper, from the same seed and for as many steps."""
+    rows = []
+    for site, found_from in bench.seeded.items():
+        first = found_from[0].basis
+        second = bench.fit(bench.lens, bench.captures.train, site, bench.seed, loss=LOSSES[1]).basis
+        bases = dict(zip(LOSSES, (first, second), strict=True))
+        patches: dict[str, Patch | None] = {k: SubspacePatch(b) for k, b in bases.items()}
+        found = bench.score(bench.lens, bench.captures.test, site, patches)
+        rows += [
+            LossRow(
+                site=str(site), loss=loss, fldd=found[loss]["fldd"], iia=found[loss]["iia"],
+                cosine=abs(float(first[:, 0] @ second[:, 0])),
+            )
+            for loss in bases
+        ]  # fmt: skip
+    return rows

@@ -1,0 +1,127 @@
+"""The directions of the study at one label, each with its parts that are read and that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...audit.decomposition import Decomposition, exact_split, proxy_split
+from ...audit.effects import named_patches
+from ...capture import Capture
+from ...certify import centred
+from ...fit import das, mean_difference
+from ...model import LensModel
+from ...patching import Patch
+from ...site import Site
+from ...subspace import Subspace, made_by
+from ...tasks import PairSet
+from .circuit import Place
+from .heads import Head, score_gradients
+from .plan import Sizes
+
+
+@dataclass(frozen=True)
+class Directions:
+    """`mlps`: DAS at the MLPs of a place. `residual`: v_resid (DAS), v_grad and v_mean at its
+    bottleneck. `outputs`: v_grad in the residual stream right behind each MLP. There is no v_grad
+    where no name mover's score answers to the activation."""
+
+    place: Place
+    mlps: dict[Site, Subspace]
+    residual: dict[str, Subspace]
+    outputs: dict[Site, Subspace]
+
+    @property
+    def main(self) -> Site:
+        """The MLP at which DAS got furthest on its training pairs."""
+        return min(self.mlps, key=lambda site: float(self.mlps[site].fit["last_loss"]))
+
+    @property
+    def all(self) -> dict[Site, Subspace]:
+        """The DAS direction of every site."""
+        return self.mlps | {self.place.bottleneck: self.residual["v_resid"]}
+
+
+def find_directions(
+    lens: LensModel,
+    captured: Capture,
+    place: Place,
+    name_movers: tuple[Head, ...],
+    sizes: Sizes,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+) -> Directions:
+    """DAS with the logit difference at every site of a place; v_grad, v_mean at its bottleneck."""
+    site = place.bottleneck
+
+    def search(where: Site) -> Subspace:
+        return das(
+            lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch, memory=memory
+        )
+
+    behind = {mlp: Site(mlp.layer, "resid_post", mlp.label) for mlp in place.mlps}
+    grads = v_grads(lens, captured.pairs[: sizes.heads], [site, *behind.values()], name_movers)
+    residual = {"v_resid": search(site)}
+    if site in grads:
+        residual["v_grad"] = grads[site]
+    residual["v_mean"] = mean_difference(lens, captured, site)
+    outputs = {mlp: grads[where] for mlp, where in behind.items() if where in grads}
+    return Directions(place, {mlp: search(mlp) for mlp in place.mlps}, residual, outputs)
+
+
+def v_grads(
+    lens: LensModel, pairs: PairSet, sites: Sequence[Site], heads: tuple[Head, ...]
+) -> dict[Site, Subspace]:
+    """v_grad at every site that the heads' scores answer to: how the activation moves the score of
+    the first name minus that of the second, at their query at END as the paper has it or through
+    whatever lies between. Mean over the pairs of each class, then over classes, unit for each head,
+    mean over heads (arXiv 2311.17030, released code)."""
+    z = torch.tensor([pair.z[0] for pair in pairs.pairs if pair.z is not None])
+    fit = dict(method="score-gradient", heads=" ".join(f"{layer}.{head}" for layer, head in heads))
+    found = {}
+    for site, grads in score_gradients(lens, pairs, tuple(dict.fromkeys(sites)), heads).items():
+        by_head = torch.stack([grads[:, z == which].mean(1) for which in z.unique()]).sum(0)
+        if not by_head.any():
+            continue
+        unit = torch.nn.functional.normalize(by_head, dim=1)
+        found[site] = made_by(lens, site, unit.mean(0)[:, None], pairs.sha256, fit)
+    return found
+
+
+def parts_of(lens: LensModel, place: Place, subspace: Subspace) -> Decomposition:
+    """Exact at an MLP; at the bottleneck by what the place's readers read."""
+    basis = subspace.basis.double()
+    if subspace.site.stream == "mlp_act":
+        return exact_split(lens, subspace.site, basis, centred=centred(lens))
+    return proxy_split(place.readers, basis, len(place.readers))
+
+
+def table_patches(lens: LensModel, directions: Directions) -> dict[Site, dict[str, Patch | None]]:
+    """Every patch of the study's table by site and name."""
+    place = directions.place
+    found = {site: _mlp_patches(parts_of(lens, place, v)) for site, v in directions.mlps.items()}
+    at = found[place.bottleneck] = {}
+    for name, subspace in directions.residual.items():
+        parts = parts_of(lens, place, subspace)
+        patches = named_patches(parts, parts.basis)
+        at |= {
+            "full": patches["full"],
+            name: patches["subspace"],
+            f"{name} along readers": patches["row"],
+            f"{name} null": patches["null"],
+        }
+    return found
+
+
+def _mlp_patches(parts: Decomposition) -> dict[str, Patch | None]:
+    names = {
+        "full": "full",
+        "subspace": "v_MLP",
+        "row": "v_MLP row",
+        "null": "v_MLP null",
+    }
+    patches = named_patches(parts, parts.basis)
+    return {name: patches[key] for key, name in names.items()}

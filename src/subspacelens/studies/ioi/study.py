@@ -1,0 +1,216 @@
+"""The paper's IOI study on any model: where the circuit is, what is an illusion, what is not.
+
+Makelov, Lange and Nanda (arXiv 2311.17030, §3-4) patch GPT-2 small at the last token. Here the
+circuit is searched for first, so that the study runs wherever a model does the task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from ...audit import Audit, audit
+from ...audit.audit import versions
+from ...maps import PatchingMap
+from ...model import LensModel
+from ...patching import Patch
+from ...progress import track
+from ...site import Site
+from ...task_capture import capture_task
+from ...tasks import PairSet
+from .circuit import Circuit, find_circuit
+from .claims import claims
+from .contrast import Contrast, contrasts
+from .controls import (
+    Bench,
+    Control,
+    controls,
+    losses,
+    random_model_controls,
+    selectivity,
+    stability,
+)
+from .data import FRESH, study_data
+from .directions import find_directions, table_patches
+from .dormant import dormant
+from .plan import FULL, QUICK, Sizes, preset_for
+from .record import Generalisation, IoiRecord, Verdict
+from .success import success
+from .table import evaluate
+
+
+@dataclass(frozen=True)
+class IoiStudy:
+    """All that was found: the record, the patching map that the circuit was read off, and the
+    audits of what DAS found (`das`) and of illusions that were built (`constructed`)."""
+
+    record: IoiRecord
+    map: PatchingMap = field(repr=False)
+    audits: dict[str, tuple[Audit, ...]] = field(repr=False)
+
+    def __repr__(self) -> str:
+        agreed = [claim.agrees for claim in self.record.claims]
+        return (
+            f"IoiStudy({self.record.model.id}: {agreed.count(True)} claims of the paper agree, "
+            f"{agreed.count(False)} do not)"
+        )
+
+
+def reproduce_ioi(
+    lens: LensModel,
+    *,
+    preset: str | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    memory: int | None = None,
+    sizes: Sizes | None = None,
+    command: str = "",
+) -> IoiStudy:
+    """The whole study. `preset` takes the sites and heads of a known circuit (`gpt2`: the paper's,
+    and the default for that model) in place of the search. `quick` is for a first look; `sizes`
+    sets the size of every part by hand. `memory` is the budget of a replay in bytes.
+
+    Raises `ModelError` for a model that is too small for the preset or hides its attention, and
+    `TaskError` for a tokenizer without enough names.
+    """
+    started = time.monotonic()
+    known = preset_for(lens, preset)
+    sizes = sizes or (QUICK if quick else FULL)
+    data = study_data(lens, sizes, bos=known is not None and known.bos, seed=seed)
+    circuit = find_circuit(lens, data.task.train, known, limit=sizes.map, memory=memory)
+    captures = capture_task(lens, data.task, _sites(lens, circuit))
+    found = [
+        find_directions(
+            lens, captures.train, place, circuit.name_movers, sizes, seed=seed, memory=memory
+        )
+        for place in circuit.places
+    ]
+    patches = {
+        site: named
+        for directions in found
+        for site, named in table_patches(lens, directions).items()
+    }
+    bottlenecks = [place.bottleneck for place in circuit.places]
+    evaluation = evaluate(lens, data.fresh, patches, keep=bottlenecks, memory=memory)
+    table, fresh = evaluation.rows(paper=True), contrasts(evaluation, FRESH)
+    others = [_elsewhere(lens, kind, x, patches, memory) for kind, x in data.variants.items()]
+    seen = [
+        dormant(lens, captures.test, directions.mlps[site], v_grad, memory=memory)
+        for directions in found
+        for site, v_grad in directions.outputs.items()
+    ]
+    good = [
+        success(lens, evaluation, directions, limit=sizes.heads, memory=memory)
+        for directions in track(found, "success case")
+    ]
+    benches = [Bench(lens, captures, directions, sizes, seed, memory) for directions in found]
+    audits = _audits(benches, every=not quick)
+    checks = [row for bench in benches for row in controls(bench)]
+    checks += [_random_directions(result) for result in audits["das"]]
+    checks += random_model_controls(benches)
+    by_loss = [row for bench in benches for row in losses(bench)]
+    logit_diff, top_answer = evaluation.clean
+    record = IoiRecord(
+        model=circuit.map.model,
+        preset=known and known.name,
+        quick=quick,
+        seed=seed,
+        sizes=asdict(sizes),
+        fresh_sha256=data.fresh.sha256,
+        clean_logit_diff=logit_diff,
+        clean_top_answer=top_answer,
+        circuit=circuit.record,
+        table1=table,
+        contrasts=[*fresh, *(contrast for _, several in others for contrast in several)],
+        losses=by_loss,
+        dormant=seen,
+        success=good,
+        generalisation=[item for item, _ in others],
+        controls=checks,
+        stability=[row for bench in benches for row in stability(bench)],
+        selectivity=selectivity(by_loss, checks),
+        verdicts=[
+            Verdict(
+                site=result.record.site,
+                direction=kind,
+                label=result.label,
+                score=result.record.verdict.score,
+            )
+            for kind, several in audits.items()
+            for result in several
+        ],
+        claims=claims(table, fresh, seen, good, checks),
+        seconds=time.monotonic() - started,
+        versions=versions(),
+        command=command,
+    )
+    return IoiStudy(record, circuit.map, audits)
+
+
+def _sites(lens: LensModel, circuit: Circuit) -> list[Site]:
+    """Everywhere that something is fitted, and where a random MLP would read."""
+    found = []
+    for place in circuit.places:
+        found += [place.bottleneck, *place.mlps]
+        found += [
+            replace(site, stream="resid_mid")
+            for site in place.mlps
+            if "resid_mid" in lens.map.blocks[site.layer].entries
+        ]
+    return found
+
+
+def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]]:
+    """Audits of what DAS found at every site and of the illusion that is built at the main MLP of
+    each place; or, unless `every`, only of what DAS found at the chosen sites."""
+
+    def judged(bench: Bench, subspaces) -> list[Audit]:
+        return [
+            audit(bench.lens, bench.captures, v, seed=bench.seed, memory=bench.memory)
+            for v in subspaces
+        ]
+
+    found: dict[str, list[Audit]] = {"das": [], "constructed": []}
+    for bench in benches:
+        of_site = bench.directions.all
+        chosen = of_site if every else bench.chosen
+        found["das"] += judged(bench, [of_site[site] for site in chosen])
+        if every:
+            found["constructed"] += judged(bench, [bench.illusion("v_resid")])
+    return {kind: tuple(several) for kind, several in found.items() if several}
+
+
+def _random_directions(found: Audit) -> Control:
+    """The mean over the audit's random directions and the range of 95 % of them."""
+    effects = found.record.effects["random"]
+    return Control(
+        control="random directions",
+        site=found.record.site,
+        patch="v",
+        seed=0,
+        nats=effects["nats"],
+        fldd=effects["fldd"],
+        iia=effects["iia"],
+        iia_no_op=found.record.no_op["iia"],
+    )
+
+
+def _elsewhere(
+    lens: LensModel,
+    kind: str,
+    pairs: PairSet,
+    patches: Mapping[Site, Mapping[str, Patch | None]],
+    memory: int | None,
+) -> tuple[Generalisation, list[Contrast]]:
+    found = evaluate(lens, pairs, patches, memory=memory)
+    logit_diff, top_answer = found.clean
+    item = Generalisation(
+        kind=kind,
+        example=pairs[0].base.text,
+        pairs=len(pairs),
+        clean_logit_diff=logit_diff,
+        clean_top_answer=top_answer,
+        rows=found.rows(),
+    )
+    return item, contrasts(found, kind)

@@ -1,0 +1,276 @@
+"""The success case: five kinds of evidence that the direction at the bottleneck is the feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import combinations
+
+import numpy as np
+import torch
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ...audit.decomposition import ReaderShare, attribute_readers
+from ...audit.effects import Scorer
+from ...audit.statistics import Units, auroc_interval, proportion, ratio
+from ...capture import Capture, Outcomes, capture, outcomes_of
+from ...hooks import on_output
+from ...model import LensModel
+from ...patching import SubspacePatch
+from ...replay import Replay
+from ...results import Estimate, Scatter, _Record
+from ...site import Site
+from ...subspace import Subspace
+from ...tasks import PairSet
+from .directions import Directions
+from .heads import Watched, watch
+from .table import Evaluation
+
+HEADS = 8
+WRITERS = 8
+
+
+class HeadRow(_Record):
+    """One head at the last token, clean and patched, means over pairs: `score` and `attention` are
+    IO minus S1, `pushes` is direct logit attribution in nats."""
+
+    head: str
+    score: tuple[float, float]
+    attention: tuple[float, float]
+    pushes: tuple[float, float]
+
+
+class WriterRow(_Record):
+    """A component's share of vᵀΔ: what it adds to the residual stream, projected on v."""
+
+    component: str
+    share: float
+
+
+class FrozenRow(_Record):
+    """Share of the effect that is left while readers keep what they read without the patch."""
+
+    what: str
+    left: Estimate
+
+
+class Leak(_Record):
+    """Accuracy of logistic regression from the scalar vᵀh, on prompts that it was not fitted to;
+    `chance`: of always saying what was most frequent where it was fitted."""
+
+    what: str
+    train: float
+    test: Estimate
+    chance: float
+
+
+class Success(_Record):
+    """Evidence at one bottleneck. `cosines` are absolute; `random_cosine` is their mean between
+    random directions."""
+
+    site: str
+    separation: Estimate
+    projection: Scatter
+    cosines: dict[str, float]
+    random_cosine: float
+    heads: list[HeadRow]
+    writers: list[WriterRow]
+    frozen: list[FrozenRow]
+    leaks: list[Leak]
+
+
+def success(
+    lens: LensModel,
+    evaluation: Evaluation,
+    directions: Directions,
+    *,
+    limit: int,
+    memory: int | None = None,
+) -> Success:
+    """All the evidence for v_resid at the bottleneck of a place. What needs activations alone uses
+    every pair of `evaluation`, which must have kept the site's; the rest its first `limit`."""
+    site, v_resid = directions.place.bottleneck, directions.residual["v_resid"]
+    pairs = evaluation.pairs[:limit]
+    captured = capture(lens, pairs, [site])
+    basis = v_resid.basis
+    base, source = captured.base[site], captured.source[site]
+    delta = SubspacePatch(basis).delta(base, source)
+    z = np.array([pair.z for pair in evaluation.pairs.pairs]).T.flatten()
+    along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
+    return Success(
+        site=str(site),
+        separation=_oriented(auroc_interval(along, z)),
+        projection=Scatter(z0=along[z == 0].tolist(), z1=along[z == 1].tolist()),
+        cosines={
+            f"{a} · {b}": abs(float(x.basis[:, 0] @ y.basis[:, 0]))
+            for (a, x), (b, y) in combinations(directions.residual.items(), 2)
+        },
+        random_cosine=float(np.sqrt(2 / (np.pi * len(basis)))),
+        heads=_heads(
+            watch(lens, pairs, site, 0 * delta),
+            watch(lens, pairs, site, delta),
+        ),
+        writers=writers(lens, pairs, v_resid),
+        frozen=_frozen_rows(lens, captured, directions, delta, memory),
+        leaks=_leaks(evaluation.pairs, along, z),
+    )
+
+
+def _oriented(found: Estimate) -> Estimate:
+    """An AUROC above one half: the sign of a direction means nothing."""
+    assert found.value is not None and found.low is not None and found.high is not None
+    if found.value >= 0.5:
+        return found
+    return Estimate(value=1 - found.value, low=1 - found.high, high=1 - found.low)
+
+
+def _heads(clean: Watched, patched: Watched) -> list[HeadRow]:
+    """The heads whose push changes most, in either direction."""
+
+    def means(name: str) -> np.ndarray:
+        both = (getattr(watched, name).mean(0).flatten() for watched in (clean, patched))
+        return np.stack([x.numpy() for x in both], axis=1)
+
+    score, attention, pushes = map(means, ("score", "attention", "attribution"))
+    order = np.argsort(-np.abs(pushes[:, 0] - pushes[:, 1]))[:HEADS]
+    heads = clean.heads()
+    return [
+        HeadRow(
+            head="L{}.{}".format(*heads[i]),
+            score=tuple(score[i]),
+            attention=tuple(attention[i]),
+            pushes=tuple(pushes[i]),
+        )
+        for i in order
+    ]
+
+
+def writers(lens: LensModel, pairs: PairSet, v: Subspace) -> list[WriterRow]:
+    """The components at the same token that add most to vᵀΔ, heads one by one: the regression of
+    their part on the whole, so that the shares of all components add up to 1."""
+    site, direction = v.site, v.basis[:, 0].double()
+    streams = [
+        (Site(layer, stream, site.label), layer)
+        for layer in range(site.layer + 1)
+        for stream in ("mlp_out", "head_z")
+        if stream in lens.map.blocks[layer].entries
+    ]
+    captured = capture(lens, pairs, [site, *(where for where, _ in streams)])
+    whole = captured.difference(site).cpu().double() @ direction
+    parts: dict[str, Tensor] = {}
+    for where, layer in streams:
+        moved = captured.difference(where).cpu().double()
+        if where.stream == "mlp_out":
+            parts[str(where)] = moved @ direction
+            continue
+        block = lens.map.blocks[layer]
+        read = direction @ block.out_proj.weight.cpu().double()
+        for head, part in enumerate((moved * read).unflatten(1, (block.n_heads, -1)).sum(-1).T):
+            parts[f"L{layer}.head {head}"] = part
+    rows = [
+        WriterRow(component=name, share=float((part * whole).sum() / (whole * whole).sum()))
+        for name, part in parts.items()
+    ]
+    return sorted(rows, key=lambda row: -abs(row.share))[:WRITERS]
+
+
+def _frozen_rows(
+    lens: LensModel, captured: Capture, directions: Directions, delta: Tensor, memory: int | None
+) -> list[FrozenRow]:
+    place = directions.place
+    replay = Replay(lens, captured, place.bottleneck, memory=memory)
+    found = attribute_readers(lens, replay, delta)
+    attention = tuple(share for share in found if share.reader.attention)
+    mlps = tuple(share for share in found if not share.reader.attention)
+    scorer = Scorer.of(captured)
+    whole = scorer.drop(replay.outcomes(delta))
+    groups = {
+        f"the {len(place.readers)} readers ({', '.join(r.name for r in place.readers)})": (
+            place.readers
+        ),
+        "all that attention reads at this token": attention,
+        "all that MLPs read at this token": mlps,
+    }
+    return [
+        FrozenRow(
+            what=what,
+            left=ratio(scorer.drop(frozen(replay, delta, shares)), whole, scorer.units),
+        )
+        for what, shares in groups.items()
+    ]
+
+
+def frozen(replay: Replay, delta: Tensor, readers: tuple[ReaderShare, ...]) -> Outcomes:
+    """Outcomes of adding `delta` (n, dim) while the readers give at the patched token what they
+    give without it."""
+    logit_diff, top = torch.empty(len(delta)), torch.empty(len(delta), dtype=torch.long)
+    with torch.no_grad():
+        for unit in replay.units(gradients=False):
+            moved = delta[unit.pairs.to(delta.device)][None]
+            clean: dict[int, Tensor] = {}
+            with _at_patched_token(readers, len(unit.pairs), clean.__setitem__):
+                replay.hidden(unit, 0 * moved)
+            with _at_patched_token(readers, len(unit.pairs), lambda i, _, kept=clean: kept[i]):
+                logits = replay.logits(unit, moved)[0].float()
+            found = outcomes_of(logits, replay.answers[unit.pairs].to(logits.device))
+            logit_diff[unit.pairs], top[unit.pairs] = found.logit_diff.cpu(), found.top.cpu()
+    return Outcomes(logit_diff, top)
+
+
+@contextmanager
+def _at_patched_token(
+    readers: tuple[ReaderShare, ...], count: int, change: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls `change(i, y)` with what reader i gives at the patched token, (count, rows); what it
+    returns, unless None, is used instead. A replay may run a block's later columns by themselves:
+    the patched token is in its first call."""
+
+    def hook(place: int, rows: slice, called: list[bool]):
+        def seen(y: Tensor) -> Tensor | None:
+            if called:
+                return None
+            called.append(True)
+            wide = y.reshape(count, -1, y.shape[-1])
+            new = change(place, wide[:, 0, rows].clone())
+            if new is None:
+                return None
+            wide = wide.clone()
+            wide[:, 0, rows] = new
+            return wide.reshape(y.shape)
+
+        return seen
+
+    with ExitStack() as stack:
+        for place, share in enumerate(readers):
+            module = share.reader.linear.module
+            stack.enter_context(on_output(module, hook(place, share.rows, [])))
+        yield
+
+
+def _leaks(pairs: PairSet, along: np.ndarray, z: np.ndarray) -> list[Leak]:
+    """The names and, for comparison, the position, from the scalar; a pair's two prompts are on the
+    same side of the split."""
+    scalar = ((along - along.mean()) / (along.std() or 1.0))[:, None]
+    train = np.tile(np.arange(len(pairs)) % 2 == 0, 2)
+    names = {
+        "IO": np.tile([pair.answer for pair in pairs.pairs], 2),
+        "S": np.tile([pair.target for pair in pairs.pairs], 2),
+        "position": z,
+    }
+    units = Units(np.tile(np.arange(len(pairs)), 2)[~train] // 2)
+    found = []
+    for what, labels in names.items():
+        model = LogisticRegression(max_iter=1000).fit(scalar[train], labels[train])
+        blind = DummyClassifier(strategy="most_frequent").fit(scalar[train], labels[train])
+        hits = model.predict(scalar[~train]) == labels[~train]
+        found.append(
+            Leak(
+                what=what,
+                train=float(model.score(scalar[train], labels[train])),
+                test=proportion(hits, units),
+                chance=float(blind.score(scalar[~train], labels[~train])),
+            )
+        )
+    return found
