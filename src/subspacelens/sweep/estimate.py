@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..audit.drawing import DOSE_PAIRS, DOSES
 from ..audit.effects import RANDOM_DRAWS, RANDOM_PAIRS
-from ..audit.evidence import DOSE_PAIRS, DOSES, EXPLAINED
+from ..audit.support import EXPLAINED
 from .grid import Grid
 from .local import default_workers
 from .plan import Cell, ModelFacts
