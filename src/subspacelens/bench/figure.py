@@ -42,33 +42,36 @@ def growth_figure(result: dict) -> Figure:
 
 
 def roc_figure(result: dict) -> Figure:
-    """Receiver operating characteristic on the held-out cases of `bench_audit`: share of faithful
-    cases above a score against share of illusory ones, the score and the row/null split alone."""
+    """Receiver operating characteristic on the held-out cases of `bench_audit`, all tiers: share of
+    illusory cases above a cut against share of faithful ones, for the score and single tests."""
     import plotly.graph_objects as go
     from sklearn.metrics import roc_curve
 
     cases = [
         case
         for case in result["cases"]
-        if case["half"] == "held_out"
-        and case["tier"] in ("i", "iii")
-        and case["kind"] in ("faithful", "illusory")
+        if case["half"] == "held_out" and case["kind"] in ("faithful", "illusory")
     ]
-    truth = [case["kind"] == "illusory" for case in cases]
-    curves = {
-        "audit score": [case["score"] for case in cases],
-        "row/null split alone": [-(case["tests"]["row_effect"] or 0.0) for case in cases],
-        "full component alone": [-(case["tests"]["full_component"] or 0.0) for case in cases],
-        "natural support alone": [-(case["tests"]["support"] or 0.0) for case in cases],
+    tests = {
+        "row/null split alone": "row_effect",
+        "whole component alone": "full_component",
+        "covariation alone": "covariation",
+        "natural support alone": "support",
     }
+    curves = {"audit score": [(case["kind"], case["score"]) for case in cases]}
+    for name, test in tests.items():
+        values = [(case["kind"], case["tests"][test]) for case in cases]
+        curves[name] = [(kind, -value) for kind, value in values if value is not None]
     figure = go.Figure()
-    for name, scores in curves.items() if 0 < sum(truth) < len(truth) else ():
-        false, true, _ = roc_curve(truth, scores)
-        figure.add_scatter(x=false, y=true, mode="lines", name=name, line_shape="hv")
+    for name, points in curves.items():
+        truth = [kind == "illusory" for kind, _ in points]
+        if 0 < sum(truth) < len(truth):
+            false, true, _ = roc_curve(truth, [value for _, value in points])
+            figure.add_scatter(x=false, y=true, mode="lines", name=name, line_shape="hv")
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="chance", line=dict(color="#888888", dash="dot")
     )
     figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1])
     figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02])
-    figure.update_layout(template="plotly_white", width=640, height=480)
+    figure.update_layout(template="plotly_white", width=640, height=400, margin_t=20)
     return figure
