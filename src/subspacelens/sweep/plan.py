@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from .pattern import Shape, expand
 
 ROOMS = (
     "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
-    "patching.py", "geometry.py", "subspace.py", "task_capture.py", "certify.py", "results.py",
-    "recall.py", "tasks", "fit", "audit", "sweep/cell.py",
+    "prefix.py", "patching.py", "geometry.py", "subspace.py", "task_capture.py", "capture_file.py",
+    "results.py", "recall.py", "certify", "tasks", "fit", "audit", "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""
 
@@ -142,12 +143,17 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     root = files("subspacelens")
     for room in ROOMS:
-        place = root.joinpath(room)
-        inside = [place] if place.is_file() else sorted(place.iterdir(), key=lambda p: p.name)
-        for source in inside:
-            if source.name.endswith(".py"):
-                digest.update(source.name.encode() + b"\0" + source.read_bytes())
+        for source in _sources(root.joinpath(room)):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
+
+
+def _sources(place: Traversable) -> list[Traversable]:
+    """The Python files of a room, whatever its depth, in a fixed order."""
+    if place.is_file():
+        return [place] if place.name.endswith(".py") else []
+    inside = sorted(place.iterdir(), key=lambda entry: entry.name)
+    return [source for entry in inside for source in _sources(entry)]
 
 
 def facts_of(spec: str, grid: Grid) -> ModelFacts:
