@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from .tiny import tiny_model, tiny_pairs
 
 WORKERS = 2
 LONGEST = 600.0
+CLUSTER_ENDS_IN = 30.0
+"""Seconds that a cluster may take to end."""
 TRIES = 50
 TARGETS = ("driver", "worker", "all")
 
@@ -96,7 +99,8 @@ def crash_ray(kills: int = 20, seed: int = 0) -> CrashReport:
     finally:
         ours.close()
         holder.terminate()
-        holder.join()
+        holder.join(CLUSTER_ENDS_IN)
+        holder.kill()
 
 
 def small_grid(folder: Path) -> tuple[Grid, list[ModelFacts]]:
@@ -269,15 +273,17 @@ def _ray_workers(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def _hold_cluster(pipe: Connection) -> None:
-    """Keeps a cluster of two nodes until the other end of the pipe is closed."""
+    """Keeps a cluster of two nodes until it is told to end (SIGTERM)."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    pipe.send(cluster.address)
-    signal.signal(signal.SIGTERM, lambda *_: cluster.shutdown())
-    with contextlib.suppress(EOFError, OSError):
-        pipe.recv()
-    cluster.shutdown()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        pipe.send(cluster.address)
+        with contextlib.suppress(EOFError, OSError):
+            pipe.recv()
+    finally:
+        cluster.shutdown()
