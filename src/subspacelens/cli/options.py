@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LensError, ResultError, SiteError, TaskError
+from ..errors import LensError, ResultError, SiteError
 from ..site import Site
 
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
@@ -99,26 +99,11 @@ def prepared(
 ):  # fmt: skip
     """The model and the task."""
     from ..model import load_model
-    from ..tasks import CONTRASTS, Task, contrast, ioi, pairs_task
+    from ..tasks.named import check_task, named_task
 
-    if pairs is not None and pairs < 1:
-        raise TaskError(f"--pairs {pairs}: at least one pair is needed")
-    made = task in ("ioi", *CONTRASTS)
-    if made and test_pairs is not None:
-        raise TaskError(f"--test-pairs goes with --task FILE, not with the task {task}")
-    if not made and not task.endswith((".jsonl", ".json")):
-        names = ", ".join(f"`{name}`" for name in ("ioi", *CONTRASTS))
-        raise TaskError(f"unknown task '{task}': {names}, or a JSON Lines file ending in .jsonl")
+    check_task(task, test_pairs, pairs)
     lens = load_model(model, device=device, dtype=dtype)
-    if made:
-        sizes = {} if pairs is None else {"train": pairs, "test": pairs}
-        if task == "ioi":
-            return lens, ioi(lens.tokenizer, seed=seed, **sizes)
-        return lens, contrast(lens.tokenizer, task, seed=seed, **sizes)
-    chosen = pairs_task(lens.tokenizer, Path(task), test_pairs)
-    if pairs is not None:
-        chosen = Task(chosen.name, chosen.train[:pairs], chosen.test[:pairs], chosen.held_out)
-    return lens, chosen
+    return lens, named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed)
 
 
 def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):

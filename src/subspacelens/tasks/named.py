@@ -6,12 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import TaskError
+from .contrast import CONTRASTS, contrast
 from .ioi import ioi
 from .pairs import pairs_task
 from .pairset import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+NAMES = ("ioi", *CONTRASTS)
+
+
+def check_task(name: str, test: Path | str | None = None, pairs: int | None = None) -> None:
+    """What can be refused before a model is there. Raises `TaskError`."""
+    if pairs is not None and pairs < 1:
+        raise TaskError(f"--pairs {pairs}: at least one pair is needed")
+    if name in NAMES and test is not None:
+        raise TaskError(f"--test-pairs goes with --task FILE, not with the task {name}")
+    if name not in NAMES and not name.endswith((".jsonl", ".json")):
+        known = ", ".join(f"`{name}`" for name in NAMES)
+        raise TaskError(f"unknown task '{name}': {known}, or a JSON Lines file ending in .jsonl")
 
 
 def named_task(
@@ -22,20 +36,17 @@ def named_task(
     pairs: int | None = None,
     seed: int = 0,
 ) -> Task:
-    """`ioi`, or a task from a `.jsonl` file of pairs (`test`: another file to judge on).
+    """One of `NAMES`, or a task from a `.jsonl` file of pairs (`test`: another file to judge on).
 
     `pairs`: at most that many to fit and to judge on. Raises `TaskError` for an unknown name and
     for what the task itself refuses.
     """
-    if pairs is not None and pairs < 1:
-        raise TaskError(f"pairs={pairs}: at least one pair is needed")
+    check_task(name, test, pairs)
+    sizes = {} if pairs is None else {"train": pairs, "test": pairs}
     if name == "ioi":
-        if test is not None:
-            raise TaskError("a file to test on goes with a file of pairs, not with the task ioi")
-        sizes = {} if pairs is None else {"train": pairs, "test": pairs}
         return ioi(tokenizer, seed=seed, **sizes)
-    if not name.endswith((".jsonl", ".json")):
-        raise TaskError(f"unknown task '{name}': `ioi`, or a JSON Lines file ending in .jsonl")
+    if name in CONTRASTS:
+        return contrast(tokenizer, name, seed=seed, **sizes)
     task = pairs_task(tokenizer, Path(name), test)
     if pairs is None:
         return task
