@@ -182,6 +182,12 @@ def test_budgets_and_names():
         chosen_tests("fast", ["luck"])
 
 
+def test_after_the_last_block_nobody_reads(lens):
+    site = Site(3, "mlp_act", "END")
+    captured = capture(lens, random_pairs([(9, 4)] * 4), [site])
+    assert attribute_readers(lens, Replay(lens, captured, site), captured.difference(site)) == ()
+
+
 def test_frozen_readers_hide_what_only_they_read(lens):
     """With every reader of every later block frozen, nothing but the direct path is left; with
     none, everything is."""

@@ -172,6 +172,8 @@ def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
                     stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
         metric = replay.logit_diff(unit, delta).sum()
     keys = list(outputs)
+    if not keys:
+        return {}
     grads = torch.autograd.grad(metric, [outputs[k] for k in keys], allow_unused=True)
     states = {}
     for key, grad in zip(keys, grads, strict=True):
