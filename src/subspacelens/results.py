@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,9 @@ SCHEMA = "subspacelens.audit/1"
 
 PATCHES = ("full", "subspace", "row", "null", "read_row", "read_null", "random", "reversed")
 METRICS = ("nats", "fldd", "iia", "iia_pair")
+
+
+R = TypeVar("R", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -192,3 +195,16 @@ def load_audit(path: Path | str) -> AuditRecord:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ResultError(f"{path} is not a {SCHEMA} record: {where}: {first['msg']}") from None
+
+
+def read_record(kind: type[R], path: Path | str, what: str) -> R:
+    """A record of `kind` from a JSON file; `what` says what it should be. Raises `ResultError`
+    naming the file and the first field that is wrong."""
+    try:
+        return kind.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ResultError(f"{path} is not a {what}: {where}: {first['msg']}") from None

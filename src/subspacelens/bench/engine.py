@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..audit.audit import peak_rss_bytes
 from ..capture import Capture, answers_of, capture
 from ..errors import TaskError
 from ..hooks import first_tensor, on_output
@@ -88,12 +87,6 @@ def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, fl
     times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
     total = sum(times.values())
     return {name: times[name] / total for name in sorted(times, key=times.__getitem__)[::-1]}
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

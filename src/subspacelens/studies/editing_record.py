@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from ..errors import ResultError
-from ..results import ModelRecord
+from ..results import ModelRecord, read_record
 from .facts_record import PairRecord, Strict, Tried
 
 
@@ -80,11 +77,4 @@ class EditingRecord(Strict):
 
 def load_editing_record(path: Path | str) -> EditingRecord:
     """Raises `ResultError` naming the file and the first field that is wrong."""
-    try:
-        return EditingRecord.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path} is not a record of edits: {where}: {first['msg']}") from None
+    return read_record(EditingRecord, path, "record of edits")

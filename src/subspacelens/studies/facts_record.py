@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ..errors import ResultError
-from ..results import ModelRecord
+from ..results import ModelRecord, read_record
 from ..tasks.facts import Fact
 
 PATCHES = ("v", "full", "row", "null", "read_row", "read_null", "edit")
@@ -106,11 +105,4 @@ class FactsRecord(Strict):
 
 def load_facts_record(path: Path | str) -> FactsRecord:
     """Raises `ResultError` naming the file and the first field that is wrong."""
-    try:
-        return FactsRecord.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path} is not a record of facts: {where}: {first['msg']}") from None
+    return read_record(FactsRecord, path, "record of facts")

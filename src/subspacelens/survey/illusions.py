@@ -14,20 +14,20 @@ from typing import Final, Literal
 
 import psutil
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from ..audit.effects import Scorer
 from ..audit.statistics import auroc, ratio
 from ..capture import Capture, capture, check_pairs
 from ..certify import centred
-from ..errors import ResultError, SiteError, TaskError
+from ..errors import SiteError, TaskError
 from ..geometry import Split
 from ..maps import _groups
 from ..model import LensModel
 from ..progress import track
 from ..replay import Replay
-from ..results import Estimate, ModelRecord, _Record, write_atomically
+from ..results import Estimate, ModelRecord, _Record, read_record, write_atomically
 from ..site import Site
 from ..tasks.pairset import PairSet, Task
 from .construct import (
@@ -121,14 +121,7 @@ class IllusionMap(_Record):
     @classmethod
     def load(cls, path: Path | str) -> IllusionMap:
         """Reads what `save` wrote; raises `ResultError` for anything else."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ResultError(f"{path} is not a {SCHEMA} record: {where}: {first['msg']}") from None
+        return read_record(cls, path, f"{SCHEMA} record")
 
 
 def illusion_map(
