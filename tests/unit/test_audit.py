@@ -13,11 +13,14 @@ from subspacelens.audit import judge
 from subspacelens.audit.audit import chosen_tests
 from subspacelens.audit.decomposition import attribute_readers
 from subspacelens.audit.evidence import TESTS
+from subspacelens.audit.evidence.downstream import _held, _range
 from subspacelens.audit.evidence.path import _frozen
 from subspacelens.audit.verdict import EXACT, decide
 from subspacelens.bench.planted import Units, planted
 from subspacelens.capture import capture
 from subspacelens.errors import LensError
+from subspacelens.fit import das
+from subspacelens.hooks import on_input
 from subspacelens.model import LensModel
 from subspacelens.modelmap import build_map
 from subspacelens.replay import Replay
@@ -53,6 +56,8 @@ LOW, HIGH, WIDE = (-0.1, 0.0, 0.2), (0.5, 0.9, 1.2), (0.1, 0.4, 0.7)
         *((True, {name: LOW}, "illusory") for name in EXACT),
         *((True, {name: WIDE}, "undetermined") for name in EXACT),
         *((True, {name: None}, "undetermined") for name in EXACT),
+        (True, {"covariation": (1.9, 2.1, 2.3)}, "undetermined"),
+        (True, {"row_effect": (1.9, 2.1, 2.3)}, "faithful"),
         (True, {"support": LOW}, "faithful"),
         (True, {"covariation": None, "row_effect": LOW}, "illusory"),
         (False, {}, "faithful"),
@@ -72,7 +77,7 @@ def test_the_rule(exact, values, label):
     [
         (dict(units=15), "too few"),
         (dict(effect=Estimate(value=0.1, low=-0.1, high=0.3)), "too small"),
-        (dict(fldd=Estimate(value=0.09, low=0.08, high=0.1)), "too small"),
+        (dict(fldd=Estimate(value=0.14, low=0.12, high=0.16)), "too small"),
         (dict(fldd=Estimate(value=None)), "nothing to explain"),
         (dict(rank_too_low=True), "too low a rank"),
     ],
@@ -88,12 +93,19 @@ def test_the_score_falls_with_every_share_that_is_left():
         tests = shares(**values) | {"read_source": Found(value=0.0, reading="")}
         return decide(tests, LARGE, LARGE, 64, exact=True).score
 
-    best = score(row_effect=(1, 1, 1), covariation=(1, 1, 1))
-    assert best == 0 and score(row_effect=LOW) == 1
-    assert score(full_component=(0.1, 0.2, 0.3)) > score(full_component=(2, 3, 4)) == score()
-    for name in ("row_effect", "covariation"):
-        values = [score(**{name: (x, x, x)}) for x in (0.2, 0.4, 0.6, 0.8)]
-        assert values == sorted(values, reverse=True) and len(set(values)) == 4
+    assert score() == 0 and score(row_effect=LOW) == 1
+    for name in EXACT:
+        values = [score(**{name: (x, x, x)}) for x in (0.1, 0.2, 0.4, 0.5, 3.0)]
+        assert values == sorted(values, reverse=True)
+        assert len(set(values[:4])) == 4 and values[3] == values[4] == 0
+
+
+def test_the_score_ranks_by_what_the_connected_part_reads():
+    def score(share: float) -> float:
+        tests = shares() | {"read_source": Found(value=share, reading="")}
+        return decide(tests, LARGE, LARGE, 64, exact=True).score
+
+    assert [score(x) for x in (-0.2, 0.0, 0.3, 0.8, 1.4)] == pytest.approx([0, 0, 0.3, 0.8, 1])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +171,7 @@ def test_a_sensor_alone_has_nothing_to_judge(lens, task, units):
 
 def test_all_tests_say_something(lens, task, units):
     found = judged(lens, task, units, {0: 1.0})
-    assert set(found.tests) == set(TESTS) - {"stability"}
+    assert set(found.tests) == set(TESTS) - {"stability", "vacuity"}
     assert all(test.reading for test in found.tests.values())
     assert found.tests["chance"].value <= 0.1
     assert found.tests["natural_range"].value > 0.5
@@ -168,6 +180,21 @@ def test_all_tests_say_something(lens, task, units):
     assert "_proj" in found.tests["path"].reading
     assert found.tests["generalisation"].value is None
     assert set(found.effects) >= {"random", "reversed"}
+
+
+@pytest.mark.parametrize("stream", ["mlp_act", "resid_post"])
+def test_sixteen_dimensions(lens, task, stream):
+    site = replace(SITE, stream=stream)
+    captures = capture_task(lens, task, [site])
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(lens.map.dim(site), 16, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(draw)[0]
+    subspace = made_by(lens, site, basis, task.train.sha256, {"method": "planted"})
+    found = judge(lens, captures, subspace)
+    assert set(found.tests) == set(chosen_tests("standard"))
+    assert all(test.reading for test in found.tests.values())
+    row, null = (found.effects[name]["nats"].value for name in ("row", "null"))
+    assert row is not None and null is not None
 
 
 def test_budgets_and_names():
@@ -202,3 +229,44 @@ def test_frozen_readers_hide_what_only_they_read(lens):
     torch.testing.assert_close(_frozen(replay, [], delta), patched)
     some = _frozen(replay, readers[:1], delta)
     assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())
+
+
+def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, units):
+    case = judged(lens, task, units, {0: 1.0}, budget="fast").case
+    captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
+    replay, delta = Replay(lens, captured, SITE), captured.difference(SITE)
+    low, high = _range(captured.base[replace(SITE, layer=2)][:6])
+    found, outside = _held(replace(case, lens=lens), replay, delta, {2: (low, high)})
+
+    def plain(number: int) -> float:
+        pair = task.test[number]
+        column = pair.base.columns["X"]
+
+        def patch(x):
+            return x.index_add(1, torch.tensor([column]), delta[number][None, None])
+
+        def hold(x):
+            return torch.cat(
+                [x[:, :column], x[:, column, None].clamp(low, high), x[:, column + 1 :]], dim=1
+            )
+
+        first, second = (lens.map.blocks[i].down_proj.module for i in (1, 2))
+        with torch.no_grad(), on_input(first, patch), on_input(second, hold):
+            logits = lens.model(torch.tensor([pair.base.ids])).logits[0, -1]
+        return float(logits[pair.answer] - logits[pair.target])
+
+    expected = [plain(number) for number in range(len(task.test))]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
+    untouched, none = _held(replace(case, lens=lens), replay, delta, {})
+    assert untouched.tolist() == pytest.approx(replay.outcomes(delta).logit_diff.tolist(), abs=1e-6)
+    assert none == 0
+
+
+def test_vacuity_fits_again_in_a_copy_and_leaves_the_model_alone(lens, task):
+    site = Site(2, "resid_post", "END")
+    captures = capture_task(lens, task, [site])
+    before = lens.weights_sha256
+    subspace = das(lens, captures.train, site, dim=8, steps=30)
+    found = judge(lens, captures, subspace, budget="fast", tests=["vacuity"]).tests["vacuity"]
+    assert "random matrices" in found.reading
+    assert LensModel(lens.model, None, "again", lens.map).weights_sha256 == before  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers_models import FAMILIES
 from helpers_tokenizer import ioi_tokenizer
-from subspacelens import Replay, Site, capture, ioi, wrap
+from subspacelens import Replay, Site, capture, ioi, random_weights, wrap
 from subspacelens.audit.decomposition import ReaderShare
 from subspacelens.audit.effects import Scorer
 from subspacelens.audit.statistics import Units
@@ -21,9 +21,9 @@ from subspacelens.fit import mean_difference, random
 from subspacelens.geometry import Split
 from subspacelens.maps import Grid, PatchingMap
 from subspacelens.patching import Full, SubspacePatch
+from subspacelens.random_weights import random_mlp, random_model
 from subspacelens.results import ModelRecord
 from subspacelens.studies.ioi import circuit as ioi_circuit
-from subspacelens.studies.ioi import random_weights as ioi_random_weights
 from subspacelens.studies.ioi import table as ioi_table
 from subspacelens.studies.ioi.constructed import constructed_illusion
 from subspacelens.studies.ioi.contrast import contrasts
@@ -31,7 +31,6 @@ from subspacelens.studies.ioi.data import shuffled_labels, with_first_token
 from subspacelens.studies.ioi.directions import v_grads
 from subspacelens.studies.ioi.dormant import dormant
 from subspacelens.studies.ioi.heads import query_maps, score_gradients, watch
-from subspacelens.studies.ioi.random_weights import random_mlp, random_model
 from subspacelens.studies.ioi.success import frozen, writers
 from subspacelens.studies.ioi.table import Evaluation, evaluate
 from subspacelens.tasks.ioi_variants import ioi_variants
@@ -193,7 +192,7 @@ def test_random_mlp_writes_what_its_copy_would(llama, pairs):
 
 
 def test_random_mlp_with_its_own_weights_is_the_mlp(llama, pairs, monkeypatch):
-    monkeypatch.setattr(ioi_random_weights, "_randomise", lambda module, seed: None)
+    monkeypatch.setattr(random_weights, "_randomise", lambda module, seed: None)
     captured = capture(llama, pairs, [MLP, MIDDLE])
     told, same = random_mlp(llama, captured, MLP)
     torch.testing.assert_close(same.base[MLP], captured.base[MLP])

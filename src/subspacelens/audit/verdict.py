@@ -4,11 +4,13 @@ A faithful subspace meets conditions that an illusory one must fail somewhere. E
 is left of the effect when the whole component is patched, when only the connected part is, what
 nature writes when it moves the reading, what is left of the write where activations vary. Where the
 split is exact, one condition that fails clearly (upper end of its interval below a third) is enough
-for *illusory*, and *faithful* needs all of them to hold clearly (lower end above a third). At other
-sites the two conditions that exist must agree.
+for *illusory*, and *faithful* needs all of them to hold clearly (lower end above a third, and no
+value beyond `MOST`). At other sites the two conditions that exist must agree.
 """
 
 from __future__ import annotations
+
+from math import inf, prod
 
 from ..results import Estimate, Test, Verdict
 
@@ -16,7 +18,11 @@ EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "support")
 CONDITIONS = (*EXACT, "read_source", "support")
 THRESHOLD = 1 / 3
-SMALLEST_FLDD = 0.1
+MOST = {"covariation": 2.0}
+"""A condition may also hold too much: where nature writes twice what the patch does when it moves
+the reading, something else that follows the reading writes most of it."""
+ENOUGH = 1 / 2
+SMALLEST_FLDD = 0.15
 SMALLEST_UNITS = 16
 
 
@@ -85,7 +91,11 @@ def decide(
             "A faithful direction and an illusory one do exactly the same here.",
         )
     failing = [name for name in found if _high(tests[name]) < THRESHOLD]
-    holding = [name for name in found if _low(tests[name]) > THRESHOLD]
+    holding = [
+        name
+        for name in found
+        if _low(tests[name]) > THRESHOLD and _value(tests[name]) < MOST.get(name, inf)
+    ]
     if failing and (exact or len(failing) == len(needed)):
         failing.sort(key=lambda name: _value(tests[name]))
         return verdict(
@@ -115,18 +125,16 @@ def decide(
 
 
 def _left(tests: dict[str, Test], exact: bool) -> float:
-    """Product of the shares of the effect that are left, each cut to [0, 1], 1/2 where one is void.
-    The whole component counts in units of the cut: that it does more says nothing."""
+    """Product of what is left of the effect, each condition cut to [0, 1], 1/2 where it is void. A
+    condition counts in units of `ENOUGH`: that it holds even better says nothing. What the
+    connected part reads counts as it is, and tells mixtures apart."""
 
-    def share(name: str, unit: float = 1.0) -> float:
+    def share(name: str, unit: float) -> float:
         value = tests[name].value if name in tests else None
         return 0.5 if value is None else min(1.0, max(0.0, value / unit))
 
-    whole = share("full_component", THRESHOLD)
-    if not exact:
-        return whole * share("support")
-    read = 1 - share("read_source")
-    return whole * share("row_effect") * share("covariation") * read
+    left = prod(share(name, ENOUGH) for name in (EXACT if exact else OTHER))
+    return left * (1 - share("read_source", 1.0)) if exact else left
 
 
 def _value(test: Test) -> float:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from ..audit import judge
 from ..audit.statistics import auroc
+from ..audit.verdict import SMALLEST_FLDD
 from ..capture import Capture, capture
 from ..errors import TaskError
 from ..model import LensModel
@@ -130,7 +131,7 @@ def _half(
                             planting.plan.noise, planting.plan.drift, case.kind, case.share, fldd,
                             said.verdict.score, said.verdict.label,
                             {name: test.value for name, test in said.tests.items()},
-                            fldd is None or fldd < 0.1 or low is None or low <= 0,
+                            fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0,
                         )
                     )  # fmt: skip
     return results if cases is None else results[:cases]

@@ -45,14 +45,14 @@ CALIBRATION = (
     Place.of("pronoun", "L24.mlp_act@END"),
 )
 HELD_OUT = (
-    Place.of("ioi", "L18.mlp_act@S2"),
-    Place.of("agreement", "L20.mlp_act@END"),
-    Place.of("ioi", "L21.mlp_act@END"),
-    Place.of("agreement", "L10.mlp_act@SUBJ"),
-    Place.of("ioi", "L19.mlp_act@S2"),
-    Place.of("agreement", "L23.mlp_act@END"),
-    Place.of("ioi", "L22.mlp_act@END"),
-    Place.of("agreement", "L6.mlp_act@SUBJ"),
+    Place.of("ioi", "L17.mlp_act@S2"),
+    Place.of("agreement", "L22.mlp_act@END"),
+    Place.of("agreement", "L12.mlp_act@SUBJ"),
+    Place.of("ioi", "L20.mlp_act@END"),
+    Place.of("ioi", "L23.mlp_act@END"),
+    Place.of("agreement", "L25.mlp_act@END"),
+    Place.of("agreement", "L9.mlp_act@SUBJ"),
+    Place.of("ioi", "L25.mlp_act@END"),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
+from ..audit.verdict import SMALLEST_FLDD
 from ..results import write_atomically
 from ..studies.prevalence import Prevalence
 from ..survey.das_sites import shares
@@ -55,6 +56,7 @@ def render_survey(found: Prevalence) -> str:
         works=WORKS,
         share=SHARE,
         mark=MARK,
+        smallest=SMALLEST_FLDD,
     )
 
 

@@ -56,6 +56,10 @@ TEST_WORDS = {
         "Does the patched activation land where natural ones do?",
         "share inside the natural 99 %",
     ),
+    "hidden_pathway": (
+        "Does the effect need values downstream that nature does not show?",
+        "effect left with the next MLPs held in their natural range",
+    ),
     "off_manifold": (
         "How far is the patched activation from natural ones?",
         "distance ÷ that of natural held-out points",
@@ -73,6 +77,10 @@ TEST_WORDS = {
     "stability": (
         "Would another seed, or the other half of the data, find the same?",
         "mean squared cosine of the principal angles",
+    ),
+    "vacuity": (
+        "Does the method find the same in a model that knows nothing?",
+        "pairs turned in a copy with random matrices ÷ here",
     ),
     "selectivity": (
         "What else does it move?",

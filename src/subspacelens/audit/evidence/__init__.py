@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...results import Test
-from . import choice, effects, landing, nature, path
+from . import choice, downstream, effects, landing, nature, path
 from .case import Case, Natural
 
 BUDGETS = ("fast", "standard", "full")
@@ -26,6 +26,7 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "dormancy": ("standard", nature.dormancy),
     "separation": ("standard", nature.separation),
     "natural_range": ("standard", landing.natural_range),
+    "hidden_pathway": ("standard", downstream.hidden_pathway),
     "off_manifold": ("standard", landing.off_manifold),
     "chance": ("standard", choice.chance),
     "path": ("standard", path.path),
@@ -33,6 +34,7 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "selectivity": ("standard", choice.selectivity),
     "generalisation": ("standard", effects.generalisation),
     "stability": ("full", choice.stability),
+    "vacuity": ("full", choice.vacuity),
 }
 
 __all__ = ["BUDGETS", "TESTS", "Case", "Natural"]

@@ -1,21 +1,31 @@
-"""Tests of how the subspace was chosen: by chance, by the gradient, by another half of the data."""
+"""Tests of how the subspace was chosen: by chance, by the gradient, by another half of the data, by
+a model that knows nothing."""
 
 from __future__ import annotations
+
+from inspect import signature
 
 import numpy as np
 import torch
 
+from ...capture import Capture, Outcomes, capture
 from ...errors import LensError
 from ...fit import FITS
 from ...fit.closed_form import gradients
 from ...geometry import principal_angles
+from ...model import LensModel
 from ...patching import SubspacePatch
+from ...random_weights import random_model
+from ...replay import Replay
 from ...results import Estimate, Test
+from ...subspace import Subspace
+from ...tasks.pairset import PairSet
 from ..statistics import ratio
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64
 SIDE_PAIRS = 64
+SETTINGS = ("steps", "batch", "lr", "loss")
 DIGITS = 9
 """Of a cosine: the last bits of a gradient depend on where its memory lies."""
 
@@ -60,11 +70,9 @@ def gradient_agreement(case: Case) -> Test:
 def stability(case: Case) -> Test:
     """Would the other half of the data find the same? Mean squared cosine of the principal angles
     between fits on either half of the training pairs, by the method of this subspace."""
-    method = str(case.subspace.fit.get("method"))
-    if method not in FITS or method == "random":
+    if not _repeatable(case):
         return void("the method is not one that could be run again")
     captured, dim = case.captures.train, case.basis.shape[1]
-    extra = {"memory": case.replay.memory} if method in ("das", "gradient") else {}
     halves = []
     for half in range(2):
         index = torch.arange(half, len(captured.pairs), 2)
@@ -72,12 +80,9 @@ def stability(case: Case) -> Test:
             captured.pairs.name, f"half {half}", tuple(captured.pairs[int(i)] for i in index)
         )
         try:
-            fit = FITS[method](
-                case.lens, captured.select(pairs, index), case.site, dim=dim, seed=half, **extra
-            )
+            halves.append(_again(case, case.lens, captured.select(pairs, index), half).basis)
         except LensError as error:
             return void(f"half of the data is too little: {error}")
-        halves.append(fit.basis)
     shared = float((np.cos(principal_angles(*halves)) ** 2).mean())
     own = np.mean([(np.cos(principal_angles(case.basis, half)) ** 2).mean() for half in halves])
     return test_of(
@@ -86,6 +91,61 @@ def stability(case: Case) -> Test:
         "with this subspace (squared cosine)",
         dim / case.basis.shape[0],
     )
+
+
+def vacuity(case: Case) -> Test:
+    """Does the method find the same in a model that knows nothing? Pairs that the same fit turns to
+    the target in a copy with random matrices, over those that it turns in the model itself."""
+    if not _repeatable(case):
+        return void("the method is not one that could be run again")
+    pairs = case.captures.test.pairs
+    blank = random_model(case.lens, case.seed)
+    together = PairSet(pairs.name, "all", (*case.captures.train.pairs.pairs, *pairs.pairs))
+    captured = capture(blank, together, [case.site], shifted=True)
+    count = len(case.captures.train.pairs)
+    train = captured.select(case.captures.train.pairs, torch.arange(count))
+    test = captured.select(pairs, torch.arange(count, len(together)))
+    try:
+        basis = _again(case, blank, train, case.seed).basis
+    except LensError as error:
+        return void(f"the method fails in a copy with random matrices: {error}")
+    delta = SubspacePatch(basis).delta(test.base[case.site], test.source[case.site])
+    there = Replay(blank, test, case.site, memory=case.replay.memory).outcomes(delta)
+    own = case.outcomes["subspace"]
+    assert own is not None
+    found = ratio(
+        _turned(test.clean, there), _turned(case.captures.test.clean, own), case.scorer.units
+    )
+    if found.value is None:
+        return void("the patch turns no pair to the target")
+    turned = _turned(test.clean, there).mean()
+    return test_of(
+        found,
+        f"in a copy with random matrices the same fit turns {turned:.0%} of the pairs to the "
+        f"target, {found.value:.0%} of what it turns here",
+        0.0,
+    )
+
+
+def _turned(clean: Outcomes, patched: Outcomes) -> np.ndarray:
+    """1 for pairs that prefer the target under the patch alone, -1 for those only without it."""
+    ours, theirs = (x.logit_diff.numpy() < 0 for x in (patched, clean))
+    return ours.astype(float) - theirs.astype(float)
+
+
+def _repeatable(case: Case) -> bool:
+    method = str(case.subspace.fit.get("method"))
+    return method in FITS and method != "random"
+
+
+def _again(case: Case, lens: LensModel, captured: Capture, seed: int) -> Subspace:
+    """The subspace's own method with its own settings, on other activations."""
+    record = case.subspace.fit
+    fit, dim = FITS[str(record["method"])], case.basis.shape[1]
+    known = signature(fit).parameters
+    settings = {name: record[name] for name in SETTINGS if name in record and name in known}
+    memory = {"memory": case.replay.memory} if "memory" in known else {}
+    return fit(lens, captured, case.site, dim=dim, seed=seed, **settings, **memory)
 
 
 def selectivity(case: Case) -> Test:

@@ -23,6 +23,7 @@ from ...geometry import haar, principal_angles
 from ...model import LensModel
 from ...patching import NoOp, Patch, SubspacePatch
 from ...progress import track
+from ...random_weights import random_mlp, random_model
 from ...replay import Replay
 from ...results import Estimate, _Record
 from ...site import Site
@@ -32,7 +33,6 @@ from .constructed import constructed_illusion
 from .data import shuffled_labels
 from .directions import Directions, parts_of
 from .plan import Sizes
-from .random_weights import random_mlp, random_model
 
 RANDOM_MODEL = "model of random weights"
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ...capture import Capture
-from ...errors import SiteError
-from ...hooks import on_input
-from ...model import LensModel, wrap
-from ...modelmap import Linear
-from ...site import Site
+from .capture import Capture
+from .errors import SiteError
+from .hooks import on_input
+from .model import LensModel, wrap
+from .modelmap import Linear
+from .site import Site
 
 
 def random_model(lens: LensModel, seed: int = 0) -> LensModel:
