@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers_models import FAMILIES
 from helpers_tokenizer import ioi_tokenizer
+from subspacelens.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,17 @@ def tiny_folder(tmp_path_factory) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line, run here: exit code, what it printed, what it said of errors."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["subspacelens", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call

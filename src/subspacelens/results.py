@@ -185,16 +185,8 @@ def save_audit(record: AuditRecord, path: Path) -> None:
 
 
 def load_audit(path: Path | str) -> AuditRecord:
-    """Reads and validates `audit.json`; raises `ResultError` naming the file and the first field
-    that is wrong."""
-    try:
-        return AuditRecord.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ResultError(f"{path} is not a {SCHEMA} record: {where}: {first['msg']}") from None
+    """Reads and validates `audit.json`; raises `ResultError` as `read_record` does."""
+    return read_record(AuditRecord, path, f"{SCHEMA} record")
 
 
 def read_record(kind: type[R], path: Path | str, what: str) -> R:

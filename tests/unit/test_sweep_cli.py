@@ -6,19 +6,6 @@ import polars as pl
 import pytest
 
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
-from subspacelens.cli import main
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["subspacelens", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

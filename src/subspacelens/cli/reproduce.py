@@ -11,12 +11,20 @@ from ..progress import showing_progress
 from .facts import FactsFile, facts_of
 from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
 
+Text = Annotated[
+    Path | None,
+    typer.Option(help="Text for the second moments; else CPython's and the model's own."),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the page and tables.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few layers, facts and steps, to try it out.")]
+Step = Annotated[int, typer.Option(help="Every so many layers.")]
+
 commands = typer.Typer(help="Reproduce the paper, study by study.", no_args_is_help=True)
 
 
 @commands.command("toy")
 def reproduce_toy(
-    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/toy"),
+    out: Out = Path("runs/toy"),
 ) -> None:
     """The distilled example: an illusion in three hidden units.
 
@@ -36,21 +44,16 @@ def reproduce_toy(
 def reproduce_facts(
     model: Model = "smollm2",
     facts: FactsFile = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Text for the second moments; else CPython's and the model's own."),
-    ] = None,
-    step: Annotated[int, typer.Option(help="Every so many layers.")] = 3,
+    text: Text = None,
+    step: Step = 3,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's fit: 600 steps, 8 runs a pair. Hours.")
     ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few layers, pairs and steps, to try it out.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/facts"),
+    quick: Quick = False,
+    out: Out = Path("runs/facts"),
 ) -> None:
     """Factual recall: a direction that flips facts where its whole component does nothing.
 
@@ -75,20 +78,13 @@ def reproduce_facts(
 def reproduce_editing(
     model: Model = "smollm2",
     facts: FactsFile = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Text for the second moments; else CPython's and the model's own."),
-    ] = None,
-    step: Annotated[int, typer.Option(help="Every so many layers.")] = 3,
+    text: Text = None,
+    step: Step = 3,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few layers, facts and steps, to try it out.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
-        "runs/editing"
-    ),
+    quick: Quick = False,
+    out: Out = Path("runs/editing"),
 ) -> None:
     """Rank-1 edits, the patches that they amount to, and what causal tracing says of the layer.
 
@@ -135,7 +131,7 @@ def reproduce_ioi(
     device: Device = None,
     dtype: Dtype = "float32",
     memory: Memory = None,
-    out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path("runs/ioi"),
+    out: Out = Path("runs/ioi"),
 ) -> None:
     """Indirect object identification: the circuit, illusions in its MLPs, the feature in its
     residual stream, and controls.

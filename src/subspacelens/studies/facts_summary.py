@@ -174,13 +174,16 @@ def findings(record: FactsRecord) -> list[str]:
             [r.flips["v"].value or 0 for r in band]
         )
         where = f"at {listed(alone)}" if alone else "at none of them"
-        said.append(
-            f"It flips {FACTOR} times as many as its own connected part {where}; over these layers "
-            f"that part alone flips {share:.2f} times as many as the direction. In the paper it "
-            "flips next to none: here a share of the effect does not need the disconnected part."
+        agrees = (
+            "in the paper it flips next to none, so here a share of the effect does not need the "
+            "disconnected part."
             if share > 1 / FACTOR
-            else f"It flips {FACTOR} times as many as its own connected part {where}, which over "
-            f"these layers flips {share:.2f} times as many as the direction, as in the paper."
+            else "as in the paper, few."
+        )
+        said.append(
+            f"It flips {FACTOR} times as many as its own connected part {where}. Over all layers "
+            f"of the illusion that part alone flips {share:.2f} times as many as the direction: "
+            + agrees
         )
     edits = [row for row in rows if row.edit_gap is not None]
     off = [row.layer for row in edits if (row.edit_gap or 0) > 0.05]
@@ -205,9 +208,9 @@ def findings(record: FactsRecord) -> list[str]:
         )
     )
     said.append(
-        f"{'There' if band else 'Over all layers'} the direction flips {own:.2f} of the pairs that "
-        f"trained it, {said_again:.2f} of their paraphrases and {elsewhere:.2f} of other pairs of "
-        "the same relation."
+        f"Over all layers{' of the illusion' if band else ''} the direction flips {own:.2f} of the "
+        f"pairs that trained it, {said_again:.2f} of their paraphrases and {elsewhere:.2f} of "
+        "other pairs of the same relation."
     )
     low = [row for row in rows if row.null_norm and row.random_null_norm]
     if low:
