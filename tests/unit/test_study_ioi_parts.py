@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers_models import FAMILIES
+from helpers_oracle import random_pairs
 from helpers_tokenizer import ioi_tokenizer
 from subspacelens import Replay, Site, capture, ioi, random_weights, wrap
 from subspacelens.audit.decomposition import ReaderShare
@@ -21,7 +22,7 @@ from subspacelens.fit import mean_difference, random
 from subspacelens.geometry import Split
 from subspacelens.maps import Grid, PatchingMap
 from subspacelens.patching import Full, SubspacePatch
-from subspacelens.random_weights import random_mlp, random_model
+from subspacelens.random_weights import mlp_input, random_mlp, random_model
 from subspacelens.results import ModelRecord
 from subspacelens.studies.ioi import circuit as ioi_circuit
 from subspacelens.studies.ioi import table as ioi_table
@@ -192,12 +193,31 @@ def test_random_mlp_writes_what_its_copy_would(llama, pairs):
 
 
 def test_random_mlp_with_its_own_weights_is_the_mlp(llama, pairs, monkeypatch):
-    monkeypatch.setattr(random_weights, "_randomise", lambda module, seed: None)
+    monkeypatch.setattr(random_weights, "_randomise", lambda module, seed, kind: None)
     captured = capture(llama, pairs, [MLP, MIDDLE])
     told, same = random_mlp(llama, captured, MLP)
     torch.testing.assert_close(same.base[MLP], captured.base[MLP])
     torch.testing.assert_close(same.source[MLP], captured.source[MLP])
     assert torch.equal(told.map.writer(MLP), llama.map.writer(MLP))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+def test_random_mlp_on_other_families(family, monkeypatch):
+    lens = tiny_lens(family)
+    site = replace(MLP, layer=1)
+    captured = capture(lens, random_pairs([(9, 4)] * 6), [site, mlp_input(lens, site)])
+    monkeypatch.setattr(random_weights, "_randomise", lambda module, seed, kind: None)
+    told, same = random_mlp(lens, captured, site)
+    torch.testing.assert_close(same.base[site], captured.base[site])
+    assert torch.equal(told.map.writer(site), lens.map.writer(site))
+
+
+def test_shuffled_weights_are_the_real_ones_in_another_order(llama, pairs):
+    captured = capture(llama, pairs, [MLP, MIDDLE])
+    told, _ = random_mlp(llama, captured, MLP, seed=3, kind="shuffled")
+    ours, real = told.map.writer(MLP), llama.map.writer(MLP)
+    assert not torch.equal(ours, real)
+    assert torch.equal(ours.flatten().sort().values, real.flatten().sort().values)
 
 
 def test_random_model_keeps_shape_and_spread_and_leaves_the_model(llama):

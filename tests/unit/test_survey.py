@@ -40,7 +40,7 @@ from subspacelens.survey.construct import (
 )
 from subspacelens.survey.das_sites import Share
 from subspacelens.survey.distortion import distortion, r_squared, separators
-from subspacelens.survey.random_mlp import _Sandbox, random_mlp
+from subspacelens.survey.random_mlp import random_mlp
 from subspacelens.survey.weights import weight_facts
 from subspacelens.sweep import TaskSpec
 from subspacelens.tasks.pairset import Task
@@ -249,15 +249,6 @@ def test_distortion_is_measured_at_every_layer(lens):
     for each in found:
         assert each.before == ["gate_proj", "up_proj"] and set(each.alone) == set(each.before)
         assert 0 <= each.r2.low <= each.r2.high <= 1 and 0 <= each.transfer.held_out.value <= 1
-
-
-def test_the_sandbox_runs_the_mlp_as_the_model_does(lens, task):
-    captured = capture(lens, task.test[:8], [SITE, Site(1, "resid_mid", "END")])
-    box = _Sandbox(lens, SITE)
-    assert box.input_site == Site(1, "resid_mid", "END")
-    down = box.module.get_submodule(box.down_name)
-    hidden = box._hidden(box.module, down, captured.base[box.input_site])
-    torch.testing.assert_close(hidden, captured.base[SITE])
 
 
 def test_random_mlps_are_random_and_leave_the_model_alone(lens, task):

@@ -7,31 +7,28 @@ what the random MLP's output changes by when the direction is patched (arXiv 231
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from scipy import stats
 
 from ..audit.effects import Scorer
 from ..capture import Capture, capture
-from ..errors import SiteError
-from ..fit.das import retracted
+from ..fit import das
 from ..geometry import Split
-from ..hooks import on_input
 from ..model import LensModel
-from ..progress import track
+from ..patching import Full, Patch, SubspacePatch
+from ..progress import hiding_progress, track
+from ..random_weights import Weights, mlp_input
+from ..random_weights import random_mlp as one_random_mlp
 from ..replay import Replay
 from ..results import Estimate, _Record
 from ..site import Site
 from ..tasks.pairset import Task
 
-Weights = Literal["gaussian", "shuffled"]
 SEEDS = 10
 STEPS = 40
-LR = 0.03
 
 
 class RandomMLP(_Record):
@@ -62,46 +59,26 @@ def random_mlp(
     shifted: bool = False,
     memory: int | None = None,
 ) -> list[RandomMLP]:
-    """`site` is an `mlp_act` site. `gaussian`: entries are drawn from N(0, σ), σ the standard
-    deviation of the real matrix; `shuffled`: the real entries in random order.
-
-    Raises `SiteError` for another stream, or where the MLP cannot be run by itself.
-    """
-    if site.stream != "mlp_act":
-        raise SiteError(f"random MLPs are for mlp_act sites, not {site}")
-    if lens.map.writer(site) is None:
-        raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
-    mlp = _Sandbox(lens, site)
-    after = Site(site.layer, "resid_post", site.label)
+    """`site` is an `mlp_act` site. Raises `SiteError` for another stream, or where the MLP cannot
+    be run by itself."""
+    sites = [site, mlp_input(lens, site)]
     train, test = (
-        capture(lens, part[:pairs], [site, mlp.input_site, after], shifted=shifted)
-        for part in (task.train, task.test)
+        capture(lens, part[:pairs], sites, shifted=shifted) for part in (task.train, task.test)
     )
-    replays = [Replay(lens, part, after, memory=memory) for part in (train, test)]
-    scorer = Scorer.of(test)
-
-    def fldd(delta: Tensor) -> float:
-        drop = scorer.drop(replays[1].outcomes(delta.to(test.base[after])))
-        return float(drop.sum() / scorer.clean.sum())
-
-    real = test.difference(site) @ lens.map.writer(site).T.to(test.base[site])  # type: ignore[union-attr]
-    real_whole = fldd(real)
+    (real_whole,) = _fldd(lens, test, site, [Full()], memory)
     found = []
     for kind in kinds:
         rows = []
         for seed in track(range(seeds), f"random MLPs at {site} ({kind})"):
-            weight, (of_train, of_test) = mlp.randomised(kind, seed, (train, test))
-            v = _fit(replays[0], of_train, weight, steps, seed)
-            row = Split.of(weight).row(v[:, None])[:, 0].to(v)
-            part = float(row @ row)
-            rows.append(
-                (
-                    fldd(_written(of_test, v, weight)),
-                    fldd(of_test @ weight.T),
-                    fldd(_written(of_test, row / row.norm(), weight)),
-                    1 - part,
-                )
-            )
+            told, of_train = one_random_mlp(lens, train, site, seed, kind)
+            _, of_test = one_random_mlp(lens, test, site, seed, kind)
+            with hiding_progress():
+                v = das(told, of_train, site, seed=seed, steps=steps, memory=memory).basis.double()
+            weight = told.map.writer(site)
+            assert weight is not None
+            row = Split.of(weight).row(v)
+            patches = [SubspacePatch(v), Full(), SubspacePatch(row / row.norm())]
+            rows.append((*_fldd(told, of_test, site, patches, memory), 1 - float(row.norm() ** 2)))
         columns = [_interval(values) for values in zip(*rows, strict=True)]
         found.append(
             RandomMLP(
@@ -112,92 +89,19 @@ def random_mlp(
     return found
 
 
-def _written(change: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-    """What the output changes by: (vᵀΔ) W v, (n, d_model)."""
-    return (change @ v)[:, None] * (weight @ v)
-
-
-def _fit(replay: Replay, change: Tensor, weight: Tensor, steps: int, seed: int) -> Tensor:
-    """A unit direction (width,) by DAS on the random activation's changes (n, width)."""
-    generator = torch.Generator().manual_seed(seed)
-    free = torch.randn(change.shape[1], 1, generator=generator).div_(change.shape[1] ** 0.5)
-    free.requires_grad_(True)
-    optimiser = torch.optim.Adam([free], lr=LR)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, steps)
-    for _ in range(steps):
-        free.grad = None
-        for unit in replay.units():
-            v = retracted(free)[:, 0].to(change)
-            delta = _written(change[unit.pairs.to(change.device)], v, weight)[None]
-            loss = replay.logit_diff(unit, delta).sum() / len(change)
-            loss.backward(inputs=[free])
-        optimiser.step()
-        schedule.step()
-        with torch.no_grad():
-            free.copy_(retracted(free))
-    return retracted(free).detach()[:, 0].to(change)
-
-
-class _Sandbox:
-    """A copy of one block's MLP that runs by itself."""
-
-    def __init__(self, lens: LensModel, site: Site) -> None:
-        block = lens.map.block(site)
-        readers = [reader for reader in block.readers if not reader.attention]
-        assert block.down_proj is not None
-        parent = block.down_proj.name.rpartition(".")[0]
-        inside = dict(lens.model.named_modules())
-        self.norm = readers[0].norm if readers else None
-        module = inside.get(parent)
-        alone = module is not None and module is not block.module and bool(readers)
-        if not alone or any(not r.linear.name.startswith(f"{parent}.") for r in readers):
-            raise SiteError(f"site {site}: the MLP of this architecture is no module of its own")
-        stream = "resid_mid" if readers[0].mid else "resid_pre"
-        self.input_site = Site(site.layer, stream, site.label)
-        lens.map.block(self.input_site)
-        self.down = block.down_proj
-        self.down_name = block.down_proj.name.removeprefix(f"{parent}.")
-        self.module = module
-
-    def randomised(self, kind: Weights, seed: int, captures: Sequence[Capture]):
-        """The random down-projection (d_model, width) and the changes of the random hidden
-        activation between base and source, (n, width) each."""
-        assert self.module is not None
-        module = copy.deepcopy(self.module)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.ndim == 2:
-                    parameter.copy_(_random_like(parameter, kind, generator))
-            down = module.get_submodule(self.down_name)
-            weight = down.get_parameter("weight").detach()
-            weight = weight.T if self.down.transposed else weight
-            changes = [
-                self._hidden(module, down, part.source[self.input_site])
-                - self._hidden(module, down, part.base[self.input_site])
-                for part in captures
-            ]
-        return weight.float(), changes
-
-    def _hidden(self, module: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        with on_input(down, lambda h: seen.append(h.reshape(-1, h.shape[-1]))):
-            module((x if self.norm is None else self.norm(x))[:, None])
-        return seen[0].float()
-
-
-def _random_like(parameter: Tensor, kind: Weights, generator: torch.Generator) -> Tensor:
-    if kind == "shuffled":
-        order = torch.randperm(parameter.numel(), generator=generator)
-        return parameter.flatten()[order.to(parameter.device)].view_as(parameter)
-    noise = torch.randn(parameter.shape, generator=generator)
-    return noise.to(parameter) * parameter.std()
+def _fldd(
+    lens: LensModel, captured: Capture, site: Site, patches: Sequence[Patch], memory: int | None
+) -> list[float]:
+    base, source = captured.base[site], captured.source[site]
+    scorer = Scorer.of(captured)
+    deltas = torch.stack([patch.delta(base, source) for patch in patches])
+    patched = Replay(lens, captured, site, memory=memory).outcomes(deltas).logit_diff
+    drops = scorer.clean - patched.double().numpy()
+    return (drops.sum(1) / scorer.clean.sum()).tolist()
 
 
 def _interval(values: Sequence[float]) -> Estimate:
     """Mean and its 95 % interval by Student's t over draws."""
-    from scipy import stats
-
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
     if len(array) < 2 or np.ptp(array) == 0:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 
 from ...audit import Audit, audit
 from ...audit.audit import versions
+from ...errors import SiteError
 from ...maps import PatchingMap
 from ...model import LensModel
 from ...patching import Patch
 from ...progress import track
+from ...random_weights import mlp_input
 from ...site import Site
 from ...task_capture import capture_task
 from ...tasks import PairSet
@@ -153,11 +156,9 @@ def _sites(lens: LensModel, circuit: Circuit) -> list[Site]:
     found = []
     for place in circuit.places:
         found += [place.bottleneck, *place.mlps]
-        found += [
-            replace(site, stream="resid_mid")
-            for site in place.mlps
-            if "resid_mid" in lens.map.blocks[site.layer].entries
-        ]
+        for site in place.mlps:
+            with suppress(SiteError):
+                found.append(mlp_input(lens, site))
     return found
 
 
