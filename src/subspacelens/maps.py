@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from .capture import TOKENS_PER_BATCH, Capture, capture, check_pairs
-from .certify import require
+from .certify import require_streams
 from .errors import ResultError, SiteError, TaskError
 from .model import LensModel
 from .patching import Full
@@ -258,9 +258,7 @@ def patching_map(
     sites = [site for label in labels for site in _sites(lens, streams, label)]
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
-    for stream in streams:
-        layers = _sites(lens, (stream,), labels[0])
-        require(lens, layers[len(layers) // 2])
+    require_streams(lens, _sites(lens, streams, labels[0]))
     memory = memory or _free(lens.device) // 4
     grids = {
         (label, stream): Grid.empty(len(lens.map.blocks), _cells(lens, stream))

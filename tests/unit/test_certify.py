@@ -22,6 +22,7 @@ from subspacelens.certify import (
     doctor_rows,
     probing_pairs,
     require,
+    require_streams,
 )
 from subspacelens.errors import ModelError, SiteError, TaskError
 from subspacelens.geometry import Split
@@ -198,6 +199,14 @@ def test_probing_prompts_avoid_special_tokens(llama):
     only = type("Tokenizer", (), {"all_special_ids": [*range(96)], "__len__": lambda _: 97})()
     with pytest.raises(ModelError, match="fewer than two tokens"):
         probing_pairs(LensModel(llama.model, only, "llama", llama.map))
+
+
+def test_of_many_layers_the_middle_one_of_each_stream_is_tried(llama, monkeypatch):
+    tried = []
+    monkeypatch.setattr(certificate, "require", lambda _, site: tried.append(str(site)))
+    sites = [Site(layer, name, "X") for name in ("mlp_act", "resid_post") for layer in (3, 0, 1)]
+    require_streams(llama, sites)
+    assert tried == ["L1.mlp_act@X", "L1.resid_post@X"]
 
 
 # How long it holds.

@@ -5,7 +5,15 @@ short prompts of random tokens run through the untouched model with plain hooks,
 `capture` and `Replay`, and both must agree. A proof passes when its measured error is within its
 tolerance. Certificates are kept until a weight or a hook of the model changes."""
 
-from .certificate import Certificate, DoctorRow, centred, certify, doctor_rows, require
+from .certificate import (
+    Certificate,
+    DoctorRow,
+    centred,
+    certify,
+    doctor_rows,
+    require,
+    require_streams,
+)
 from .examination import KERNEL, TOLERANCES, Proof, Tolerance
 from .probes import probing_pairs
 
@@ -21,4 +29,5 @@ __all__ = [
     "doctor_rows",
     "probing_pairs",
     "require",
+    "require_streams",
 ]

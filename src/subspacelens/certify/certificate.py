@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -98,6 +98,16 @@ def require(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
             f"(error {proof.error:.2g}, at most {proof.tolerance:.2g} allowed)"
         )
     return certificate
+
+
+def require_streams(lens: LensModel, sites: Iterable[Site]) -> None:
+    """`require` for one site of every stream and label among `sites`, that of the middle layer: for
+    work over many layers of an architecture whose blocks are alike."""
+    grouped: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        grouped.setdefault((site.stream, site.label), []).append(site)
+    for group in grouped.values():
+        require(lens, sorted(group)[len(group) // 2])
 
 
 def centred(lens: LensModel) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..capture import Capture, capture
-from ..certify import centred
+from ..certify import centred, require_streams
 from ..corpus import Corpus
 from ..edit import (
     RankOneEdit,
@@ -84,6 +84,7 @@ def run_editing(
     subjects = [replace(base, new=source.answer) for base, source in chosen]
     pairs = pair_set(lens.tokenizer, chosen)
     sites = [Site(layer, "mlp_act", SUBJECT) for layer in plan.layers]
+    require_streams(lens, sites)
     captured = capture(lens, pairs, sites, shifted=True)
     moments = second_moments(lens, plan.layers, corpus)
     prompts = rome_prompts(lens, subjects, plan.layers, plan.rome)

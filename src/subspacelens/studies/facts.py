@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..audit.statistics import Units
 from ..capture import Capture, capture
-from ..certify import centred
+from ..certify import centred, require_streams
 from ..corpus import Corpus
 from ..edit import SecondMoment, edit_from_patch, second_moments, variance
 from ..errors import TaskError
@@ -82,6 +82,7 @@ def run_facts(
     sites = [Site(layer, "mlp_act", SUBJECT) for layer in plan.layers]
     resid = [Site(layer, "resid_post", SUBJECT) for layer in plan.resid_layers]
     whole = [Site(layer, "resid_post", SUBJECT) for layer in plan.layers]
+    require_streams(lens, [*sites, *whole])
     captured = capture(lens, own, [*sites, *resid, *whole], shifted=True)
     said = paraphrased(lens, chosen)
     again = capture(lens, said.pairs, [*sites, *resid], shifted=True)

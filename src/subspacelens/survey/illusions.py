@@ -20,7 +20,7 @@ from torch import Tensor
 from ..audit.effects import Scorer
 from ..audit.statistics import auroc, ratio
 from ..capture import Capture, capture, check_pairs
-from ..certify import centred
+from ..certify import centred, require_streams
 from ..errors import SiteError, TaskError
 from ..geometry import Split
 from ..maps import _groups
@@ -153,6 +153,7 @@ def illusion_map(
         check_pairs(test, site, shifted=shifted)
         if lens.map.writer(site) is None:
             raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
+    require_streams(lens, sites)
     memory = memory or psutil.virtual_memory().available // 4
     found: list[SiteIllusions] = []
     clean, split = 0.0, None
