@@ -18,7 +18,7 @@ from .results import write_atomically
 from .site import Site
 from .tasks.pairset import PairSet
 
-FORMAT = "subspacelens.capture/1"
+FORMAT = "subspacelens.capture/2"
 
 
 def kept_capture(
@@ -36,7 +36,7 @@ def kept_capture(
     for site in sites:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)
-    made_of = (lens.weights_sha256, str(lens.dtype), pairs.sha256, *map(str, sites))
+    made_of = (FORMAT, lens.weights_sha256, str(lens.dtype), pairs.sha256, *map(str, sites))
     name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     path = folder / f"capture-{name}.safetensors"
     if path.exists():
@@ -126,6 +126,7 @@ def _capture(
         return Bucket(
             part("pairs"),
             part("padding"),
+            part("ends"),
             {(kind, i): part(f"entry.{kind}.{i}", i) for kind, i in wanted},
             {i: part(f"keys.{i}", i) for i in layers},
             {i: part(f"values.{i}", i) for i in layers},
@@ -145,7 +146,7 @@ def _capture(
 
 
 def _parts(bucket: Bucket) -> dict[str, Tensor]:
-    named = {"pairs": bucket.pairs, "padding": bucket.padding}
+    named = {"pairs": bucket.pairs, "padding": bucket.padding, "ends": bucket.ends}
     named |= {f"entry.{kind}.{layer}": x for (kind, layer), x in bucket.entries.items()}
     named |= {f"keys.{layer}": x for layer, x in bucket.keys.items()}
     named |= {f"values.{layer}": x for layer, x in bucket.values.items()}

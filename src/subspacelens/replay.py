@@ -138,7 +138,7 @@ class Replay:
         added to the base activations of the unit's pairs; differentiable in `delta`."""
         check_ready(self.lens.model)
         bucket, model_map = self.buckets[unit.bucket], self.lens.map
-        patches, count = delta.shape[:2]
+        patches = len(delta)
         entry = bucket.entries[self.entry][unit.rows]
         entry = entry.expand(patches, *entry.shape).flatten(0, 1)
         start = self.entry[1]
@@ -149,7 +149,7 @@ class Replay:
             write = flat if self.writer is None else flat @ self.writer.T.to(flat)
             hidden = torch.cat([entry[:, :1] + write[:, None], entry[:, 1:]], dim=1)
         if start == len(model_map.blocks):
-            return hidden[:, -1].unflatten(0, (patches, count))
+            return _at_ends(hidden, bucket, unit, patches)
         whole, others, last = self._block_arguments(unit, patches, bucket)
         final = len(model_map.blocks) - 1
         with self.kernels.used():
@@ -161,7 +161,7 @@ class Replay:
                 args, kwargs = whole[layer - start]
                 with self._around(layer, flat):
                     hidden = first_tensor(block(hidden, *args, **kwargs))
-        return hidden[:, -1].unflatten(0, (patches, count))
+        return _at_ends(hidden, bucket, unit, patches)
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
@@ -188,8 +188,8 @@ class Replay:
         """What the model itself hands to each block for this suffix: masks, position codes, and a
         cache that answers with the captured prefix. Asked for once per unit shape.
 
-        Of the last block only the last column's output is needed; so for longer suffixes there are
-        also its arguments for the columns before the last, and for the last one alone.
+        Of the last block only the last column's output is needed; so for longer suffixes of one
+        length there are also its arguments for the columns before the last, and for it alone.
         """
         key = (unit.bucket, patches, unit.rows.start, unit.rows.stop)
         if key not in self._arguments:
@@ -197,7 +197,11 @@ class Replay:
             with torch.no_grad():
                 whole = self._ask(unit, patches, bucket, 0, suffix, self.entry[1])
                 others = last = None
-                if suffix > 1 and (final > self.entry[1] or self.kind in ("pre", "post")):
+                if (
+                    suffix > 1
+                    and bucket.even
+                    and (final > self.entry[1] or self.kind in ("pre", "post"))
+                ):
                     (others,) = self._ask(unit, patches, bucket, 0, suffix - 1, final)
                     (last,) = self._ask(unit, patches, bucket, suffix - 1, suffix, final)
             self._arguments[key] = (whole, others, last)
@@ -242,12 +246,23 @@ class Replay:
             use_cache=True,
         )
         if model_map.accepts_positions:
-            positions = columns[length:] - padding[:, None]
+            last = (length - padding + bucket.ends[unit.rows].repeat(patches) - begin)[:, None]
+            positions = (columns[length:] - padding[:, None]).minimum(last)
             arguments["position_ids"] = positions.to(self.lens.device)
         blocks = [block.module for block in model_map.blocks]
         with dry_run(self.lens.model), replaced_forward(blocks, skip):
             model_map.inner(**arguments)
         return found
+
+
+def _at_ends(hidden: Tensor, bucket: Bucket, unit: Unit, patches: int) -> Tensor:
+    """Every prompt's last column, (m, n, d_model), of (m n, S, d_model)."""
+    if bucket.even:
+        found = hidden[:, -1]
+    else:
+        ends = bucket.ends[unit.rows].repeat(patches).to(hidden.device)
+        found = hidden[torch.arange(len(ends), device=hidden.device), ends]
+    return found.unflatten(0, (patches, len(unit.pairs)))
 
 
 def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -> Tensor:

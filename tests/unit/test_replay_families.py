@@ -15,6 +15,7 @@ from subspacelens.replay import Replay
 from subspacelens.site import STREAMS, Site
 
 LENGTHS = [(9, 4), (12, 7), (9, 0), (11, 6), (8, 7), (9, 4), (10, 5)]
+EVEN = [(9, 4), (12, 7)]
 MIXTURES = ("mixtral", "qwen3_moe")
 PARALLEL = ("gpt_neox", "phi", "falcon")
 
@@ -54,8 +55,9 @@ def test_missing_streams_are_refused_by_name(lens):
     assert set(lens.map.blocks[1].entries) == set(STREAMS) - expected
 
 
-def test_values_and_gradients_equal_plain_hooks(lens):
-    pairs = random_pairs(LENGTHS)
+@pytest.mark.parametrize("lengths", [LENGTHS, EVEN])
+def test_values_and_gradients_equal_plain_hooks(lens, lengths):
+    pairs = random_pairs(lengths)
     captured = capture(lens, pairs, sites(lens))
     for site in sites(lens):
         expected_base = torch.stack([activation(lens, p.base, site) for p in pairs])
@@ -163,3 +165,33 @@ def test_nothing_is_left_on_the_model(lens):
     Replay(lens, captured, site).outcomes(captured.difference(site))
     assert hooks() == before
     assert all(torch.equal(v, weights[k]) for k, v in lens.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_padding_on_the_right_does_not_pass_the_last_position(family):
+    model = tiny_model(family)
+    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
+    site, pairs = Site(1, "mlp_act", "X"), random_pairs([(64, 50), (60, 30)])
+    captured = capture(lens, pairs, [site])
+    (bucket,) = captured.buckets["X"]
+    assert bucket.prefix + bucket.suffix > 64 and not bucket.even
+    delta = captured.difference(site)
+    found = Replay(lens, captured, site).outcomes(delta).logit_diff
+    for pair, change, value in zip(pairs, delta, found, strict=True):
+        column = pair.base.columns["X"]
+        full = hooked_logits(lens, pair.base.ids, site, column, lambda h, c=change: h + c)
+        expected = full[pair.answer] - full[pair.target]
+        assert float(value) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_buckets_are_joined_where_a_pass_costs_more_than_its_padding():
+    model = tiny_model("llama")
+    lens = LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    site = Site(1, "mlp_act", "X")
+
+    def sizes(lengths) -> list[tuple[int, int]]:
+        found = capture(lens, random_pairs(lengths), [site]).buckets["X"]
+        return [(len(bucket.pairs), bucket.suffix) for bucket in found]
+
+    assert sizes([(9, 7), (9, 3)]) == [(2, 6)]
+    assert sizes([(9, 7)] * 20 + [(12, 2)] * 20) == [(20, 2), (20, 10)]
