@@ -19,6 +19,7 @@ from ..replay import Replay
 from ..site import Site
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import Pair, PairSet
+from .peers import floor
 
 
 def bench_facts(
@@ -32,7 +33,8 @@ def bench_facts(
 ) -> list[dict[str, Any]]:
     """Seconds for `steps` gradient steps on the directions of `pairs` pairs, a layer a row. Plain
     hooks run `hook_steps` steps, one pair at a time, and are scaled to `steps`; the replay's time
-    includes its capture. `error`: largest difference of their logit differences, in nats."""
+    includes its capture; `floor_seconds` are the bare matrix products of the replayed columns, as
+    many times. `error`: largest difference of their logit differences, in nats."""
     known = known_facts(lens, facts)
     each = -(-pairs // max(1, len({fact.relation for fact in known})))
     chosen = fact_pairs(lens.tokenizer, known, per_relation=each, fewest=1)[:pairs]
@@ -60,12 +62,19 @@ def _layer(
     begin = time.perf_counter()
     hooked = _hooked(lens, data, captured.difference(site), site, first[0], hook_steps)
     plain = (time.perf_counter() - begin) * steps / hook_steps
+    products = floor(lens, captured, site)
+    products()
+    begin = time.perf_counter()
+    for _ in range(hook_steps):
+        products()
+    least = (time.perf_counter() - begin) * steps / hook_steps
     return {
         "site": str(site),
         "pairs": len(data),
         "steps": steps,
         "replay_seconds": replayed,
         "hooks_seconds": plain,
+        "floor_seconds": least,
         "hooks_steps_timed": hook_steps,
         "speedup": plain / replayed,
         "error": max(

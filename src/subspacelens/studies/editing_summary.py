@@ -195,10 +195,13 @@ def edit_findings(record: EditingRecord) -> list[str]:
         f"With the row part of its direction alone it scores at most {row:.2f} in size, which "
         f"{verb} with the paper's 0."
     )
-    whole = over_layers(record)["trace and rewrite score"]
+    name = "trace and rewrite score"
+    whole, within = over_layers(record)[name], [r.correlation[name] for r in rows]
     if whole.value is not None and whole.low is not None and whole.high is not None:
+        together = sum((found.low or 0) > 0 for found in within)
         said.append(
-            f"Over layers, the tracing effect at the subject and the rewrite score correlate with "
-            f"r = {whole.value:.2f} [{whole.low:.2f}, {whole.high:.2f}]."
+            f"Between layers, the tracing effect at the subject and the rewrite score correlate "
+            f"with r = {whole.value:.2f} [{whole.low:.2f}, {whole.high:.2f}]; fact by fact within "
+            f"a layer the interval of r is above 0 at {together} of {len(rows)} layers."
         )
     return said
