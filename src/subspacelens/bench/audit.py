@@ -27,6 +27,7 @@ from ..subspace import made_by
 from ..task_capture import capture_task
 from ..tasks import Task, contrast, ioi
 from .cases import CALIBRATION, HELD_OUT, Place, Planting, plantings, subspaces
+from .controls import controls
 from .planted import Bed, Units, make_units, planted
 
 SCHEMA = "subspacelens.bench.audit/1"
@@ -67,8 +68,10 @@ def bench_audit(
     places: Sequence[Place] = HELD_OUT,
     calibration: Sequence[Place] = CALIBRATION,
     cases: int | None = None,
+    controlled: bool = True,
 ) -> dict:
-    """Plants, audits and scores; `cases` ends each half early. The result is made of JSON types.
+    """Plants, audits and scores; `cases` ends each half early, `controlled` adds the controls on
+    the model as it is (`controls.py`). The result is made of JSON types.
 
     `auroc`: of the score, illusory against faithful, over tiers i and iii of the held-out half,
     with a 95 % bootstrap interval over planted models. `miss_rate`: illusory cases called faithful;
@@ -93,6 +96,7 @@ def bench_audit(
         "weights_sha256": lens.weights_sha256,
         **summary(held),
         "calibration": summary([r for r in found if r.half == "calibration"]),
+        "controls": controls(lens) if controlled else [],
         "skipped": skipped,
         "cases": [r.__dict__ for r in found],
     }

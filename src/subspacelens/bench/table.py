@@ -47,6 +47,17 @@ def audit_table(result: dict) -> str:
             _rate(row["undetermined"]),
         )
         lines.append("| " + " | ".join(cells) + " |")
+    if result["controls"]:
+        lines += [
+            "",
+            "| the model as it is | direction | FLDD | expected | verdict | score |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{row['site']}` | {row['kind']} | {_number(row['fldd'])} | {row['expected']} | "
+            f"{row['verdict']} | {row['score']:.2f} |"
+            for row in result["controls"]
+        ]
     if result["skipped"]:
         lines += ["", "Left out, because a planted unit does not do what it is meant to:", ""]
         lines += [f"- {text}" for text in result["skipped"]]

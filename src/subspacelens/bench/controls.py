@@ -1,0 +1,76 @@
+"""Controls on the model as it is: illusions built by hand, and DAS where the feature is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..audit import judge
+from ..certify import centred
+from ..fit import das
+from ..geometry import Split
+from ..model import LensModel
+from ..progress import track
+from ..site import Site
+from ..subspace import Subspace, made_by
+from ..survey.construct import constructions, sensed, targets
+from ..task_capture import TaskCapture, capture_task
+from ..tasks import ioi
+
+BUILT = (
+    "L16.mlp_act@S2", "L18.mlp_act@S2", "L19.mlp_act@S2", "L20.mlp_act@S2", "L19.mlp_act@END",
+    "L22.mlp_act@END",
+)  # fmt: skip
+"""MLPs of SmolLM2 between those that write IOI's feature and those that read it, and that do little
+themselves (`subspacelens survey`)."""
+FOUND = ("L17.resid_post@S2", "L18.resid_post@S2", "L20.resid_post@END", "L21.resid_post@END")
+"""The residual stream behind the attention that writes the feature."""
+PAIRS = 128
+STEPS = 80
+
+
+def controls(lens: LensModel) -> list[dict]:
+    """Verdicts on IOI: of an illusion at each of `BUILT` (arXiv 2311.17030 §3), and of what DAS
+    finds at each of `FOUND`. Nothing is planted here, so that `expected` is what the literature
+    says and not the truth by construction."""
+    sites = [Site.parse(text) for text in (*BUILT, *FOUND)]
+    behind = [_after(site) for site in sites]
+    task = ioi(lens.tokenizer, train=PAIRS, test=PAIRS, held_out=0)
+    captures = capture_task(lens, task, [*sites, *behind])
+    rows = []
+    for expected, subspace in track(_subspaces(lens, captures), "controls", total=len(sites)):
+        said = judge(lens, captures, subspace, budget="fast")
+        rows.append(
+            {
+                "site": str(subspace.site),
+                "kind": subspace.fit["method"],
+                "expected": expected,
+                "verdict": said.verdict.label,
+                "score": said.verdict.score,
+                "fldd": said.effects["subspace"]["fldd"].value,
+                "tests": {name: test.value for name, test in said.tests.items()},
+            }
+        )
+    return rows
+
+
+def _subspaces(lens: LensModel, captures: TaskCapture) -> Iterator[tuple[str, Subspace]]:
+    train = captures.train
+    for site in map(Site.parse, BUILT):
+        weight = lens.map.writer(site)
+        assert weight is not None
+        weight = weight.cpu().double()
+        if centred(lens):
+            weight = weight - weight.mean(dim=0)
+        split = Split.of(weight)
+        target = targets(lens, train, captures.test, _after(site))["gradient"]
+        feature = sensed(train, captures.test, site)
+        built = constructions(weight, split, feature, target)["transpose"]
+        fit = {"method": "constructed-illusion"}
+        yield "illusory", made_by(lens, site, built.direction.T, train.pairs.sha256, fit)
+    for site in map(Site.parse, FOUND):
+        yield "faithful", das(lens, train, site, steps=STEPS)
+
+
+def _after(site: Site) -> Site:
+    return replace(site, stream="resid_post")
