@@ -7,6 +7,7 @@ import torch
 
 from helpers_models import tiny_model
 from helpers_oracle import random_pairs
+from subspacelens.bench import audit_table
 from subspacelens.bench.audit import Result, summary
 from subspacelens.bench.cases import CALIBRATION, HELD_OUT, plantings, subspaces
 from subspacelens.bench.planted import ROLES, Units, planted
@@ -136,3 +137,17 @@ def test_scores_are_counted_as_they_should_be():
     assert found["auroc"]["value"] == pytest.approx(5 / 8)
     assert found["by_test"]["row_effect"]["value"] == pytest.approx(5 / 8)
     assert found["auroc"]["low"] <= 5 / 8 <= found["auroc"]["high"]
+
+
+def test_the_table_says_what_was_scored_controlled_and_left_out():
+    half = summary([made("faithful", "faithful", 0.1, 0), made("illusory", "faithful", 0.9, 1)])
+    row = dict(
+        site="L1.mlp_act@X", kind="das", fldd=0.5, expected="faithful", verdict="illusory",
+        score=0.75,
+    )  # fmt: skip
+    text = audit_table(half | {"calibration": half, "controls": [row], "skipped": ["one model"]})
+    assert "| illusory called faithful | 1 of 1, 100%" in text
+    assert "| `L1.mlp_act@X` | das | 0.50 | faithful | illusory | 0.75 |" in text
+    assert "- one model" in text
+    bare = audit_table(half | {"calibration": half, "controls": [], "skipped": []})
+    assert "expected" not in bare and "Left out" not in bare
