@@ -47,7 +47,7 @@ from .decomposition import (
 from .drawing import draw
 from .effects import Scorer, named_patches, outcomes_by_name, random_effects
 from .evidence import BUDGETS, TESTS, Case, Natural
-from .statistics import mean, proportion
+from .statistics import Units, mean, proportion
 from .support import EXPLAINED, SUPPORT_AT, split_by_support
 from .verdict import CONDITIONS, decide
 
@@ -157,7 +157,7 @@ def judge(
         found,
         effects["subspace"]["nats"],
         effects["subspace"]["fldd"],
-        int(scorer.units.of_pair.max()) + 1,
+        min(scorer.units.count, Units.of(captures.train.pairs).count),
         exact=parts is not None and parts.exact and not parts.degenerate,
         rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
     )
@@ -289,6 +289,8 @@ def _notes(case: Case) -> list[str]:
             f"the row/null split stands for the strongest attention readers {strongest}; "
             f"{mlps / total:.0%} of the attribution goes to MLPs, which read every direction"
         )
+    if case.subspace.fit.get("orthonormalised"):
+        notes.append("the columns that were given were not orthonormal: their span is audited")
     if case.test.z is None:
         notes.append("the pairs carry no z: the pictures show bases (0) and sources (1) instead")
     return notes

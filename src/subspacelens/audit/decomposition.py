@@ -152,15 +152,17 @@ def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[R
 
 
 def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
-    """Output of every reader at the patched column and the metric's gradient there."""
+    """Output of every reader at the patched column and the metric's gradient there. Left out: what
+    runs before the patch enters its block, and the last block's MLP where columns follow, which
+    reads the patched column for nobody."""
     outputs: dict[tuple[int, int], Tensor] = {}
     delta = delta.detach().requires_grad_(True)
-    rows = len(unit.pairs)
+    rows, last = len(unit.pairs), len(lens.map.blocks) - 1
+    columns = replay.buckets[unit.bucket].suffix
 
     def keep(key):
         def seen(y: Tensor) -> None:
-            if key not in outputs:
-                y.retain_grad() if y.requires_grad else None
+            if key not in outputs and y.requires_grad:
                 outputs[key] = y
 
         return seen
@@ -168,6 +170,8 @@ def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
     with ExitStack() as stack:
         for layer in range(replay.entry[1], len(lens.map.blocks)):
             for index, reader in enumerate(lens.map.blocks[layer].readers):
+                if layer == last and columns > 1 and not reader.attention:
+                    continue
                 if layer > replay.entry[1] or replay.kind != "mid" or reader.mid:
                     stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
         metric = replay.logit_diff(unit, delta).sum()

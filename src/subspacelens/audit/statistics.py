@@ -14,6 +14,7 @@ from ..results import Estimate
 from ..tasks.pairset import PairSet
 
 RESAMPLES = 2000
+AUROC_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Units:
         """One unit for every distinct base prompt."""
         seen: dict[tuple[int, ...], int] = {}
         return cls(np.array([seen.setdefault(p.base.ids, len(seen)) for p in pairs.pairs]))
+
+    @property
+    def count(self) -> int:
+        return int(self.of_pair.max()) + 1
 
     def sums(self, values: np.ndarray | Tensor) -> np.ndarray:
         """Sum over the pairs of each unit, (units,)."""
@@ -109,23 +114,23 @@ def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
     return float(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))
 
 
-def auroc_interval(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> Estimate:
-    """AUROC with a 95 % percentile bootstrap interval over the prompts of either class."""
+def auroc_interval(
+    scores: np.ndarray | Tensor, z: np.ndarray | Tensor, units: np.ndarray
+) -> Estimate:
+    """AUROC with a 95 % percentile bootstrap interval over `units` (n,), the unit of each score."""
     scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
-
-    def statistic(ones, zeros):
-        return float(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))
-
-    ones, zeros = scores[z == 1], scores[z == 0]
-    found = stats.bootstrap(
-        (ones, zeros),
-        statistic,
-        vectorized=False,
-        n_resamples=500,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(value=statistic(ones, zeros), low=float(found.low), high=float(found.high))
+    ones, zeros = np.flatnonzero(z == 1), np.flatnonzero(z == 0)
+    above = (1 + np.sign(scores[ones][:, None] - scores[zeros][None])) / 2
+    value, count = float(above.mean()), int(units.max()) + 1
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=AUROC_RESAMPLES).astype(float)
+    left, right = drawn[:, units[ones]], drawn[:, units[zeros]]
+    total = left.sum(axis=1) * right.sum(axis=1)
+    draws = np.einsum("ri,ij,rj->r", left, above, right, optimize=True)[total > 0]
+    if count < 2 or not len(draws):
+        return Estimate(value=value)
+    low, high = np.quantile(draws / total[total > 0], [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
 def between_class_share(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:

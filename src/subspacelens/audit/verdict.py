@@ -36,11 +36,13 @@ def decide(
     rank_too_low: bool = False,
 ) -> Verdict:
     """`effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
-    prompts; `exact` says that the row/null split is by construction. `rank_too_low`: what is read
-    downstream has at most one dimension more than the subspace, so that every direction which is
-    read at all acts alike and none can be told from another.
+    prompts in the smaller split; `exact` says that the row/null split is by construction.
+    `rank_too_low`: what is read downstream has at most one dimension more than the subspace, so
+    that every direction which is read at all acts alike and none can be told from another.
 
     `score`, from 0 (faithful) to 1 (illusory), is 1 less the product of what is left: see `_left`.
+    It ranks subspaces and decides nothing: a faithful one of which most is sensed by the
+    disconnected part has a high score.
     """
     needed = EXACT if exact else OTHER
     found = [name for name in needed if name in tests and tests[name].value is not None]
@@ -63,7 +65,10 @@ def decide(
     if units < SMALLEST_UNITS:
         return verdict(
             "undetermined",
-            [f"{units} distinct base prompts are too few: {SMALLEST_UNITS} at least"],
+            [
+                f"{units} distinct base prompts, to fit or to judge on, are too few: "
+                f"{SMALLEST_UNITS} at least"
+            ],
             "More pairs could settle it.",
         )
     if fldd.value is None or effect.low is None or effect.value is None:
@@ -71,6 +76,15 @@ def decide(
             "undetermined",
             ["the model has no logit difference on these pairs, so there is nothing to explain"],
             "Another metric, or pairs on which the model does the task, could settle it.",
+        )
+    if effect.high is not None and effect.high < 0:
+        return verdict(
+            "undetermined",
+            [
+                f"the patch makes the answer stronger: {effect.value:.2f} nats "
+                f"[{effect.low:.2f}, {effect.high:.2f}]"
+            ],
+            "What is to be explained is an effect towards the source's answer.",
         )
     if effect.low <= 0 or fldd.value < SMALLEST_FLDD:
         return verdict(
@@ -113,12 +127,17 @@ def decide(
             "A dormant channel that writes the same as a faithful one, and reads what follows z "
             "with the very same error, cannot be told from it by one site and natural activations.",
         )
+    beyond = [
+        f"{name} is beyond {most:g}: something else that follows the reading writes most of it"
+        for name, most in MOST.items()
+        if name in found and _value(tests[name]) >= most
+    ]
     missing = [
         f"{name}: {tests[name].reading}" for name in needed if name not in found and name in tests
     ]
     return verdict(
         "undetermined",
-        missing + [_reason(name, tests[name]) for name in found if name not in holding],
+        missing + [_reason(name, tests[name]) for name in found if name not in holding] + beyond,
         "The conditions contradict each other, their intervals are too wide, or one could not be "
         "tested; more pairs, or a site where the split is not void, could settle it.",
     )

@@ -156,26 +156,26 @@ def role_errors(
     as faithful ones are, dormant units do."""
     replay, clean = Replay(lens, captured, site), captured.clean.logit_diff
     difference = captured.difference(site).cpu().double()
-    width = difference.shape[1]
-    names, deltas = [], []
-    first = {role: units.direction({units.of(role)[0]: 1.0}, width) for role in
-             ("faithful", "sensor", "dormant")}  # fmt: skip
-    for role, direction in first.items():
-        names.append(role)
-        deltas.append((difference @ direction)[:, None] * direction)
-    names.append("woken")
-    deltas.append((difference @ first["faithful"])[:, None] * first["dormant"])
-    stacked = torch.stack(deltas).to(captured.base[site])
-    patched = replay.outcomes(stacked).logit_diff.double().mean(dim=1)
-    fldd = dict(zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True))
     moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
     if planting.plan.drift <= 0.1:
         moves["dormant"] = False
-    for name, moved in moves.items():
-        if moved and fldd[name] < SMALLEST_EFFECT:
-            return f"{name} units move the answer by {fldd[name]:.2f} only"
-        if not moved and abs(fldd[name]) > SILENT:
-            return f"{name} units move the answer by {fldd[name]:.2f}"
+    names, deltas = [], []
+    for channel in range(planting.channels):
+        reads = {
+            role: units.direction({units.of(role)[channel]: 1.0}, difference.shape[1])
+            for role in ("faithful", "sensor", "dormant")
+        }
+        for name in moves:
+            read, write = reads.get(name, reads["faithful"]), reads.get(name, reads["dormant"])
+            names.append(name)
+            deltas.append((difference @ read)[:, None] * write)
+    stacked = torch.stack(deltas).to(captured.base[site])
+    patched = replay.outcomes(stacked).logit_diff.double().mean(dim=1)
+    for name, fldd in zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True):
+        if moves[name] and fldd < SMALLEST_EFFECT:
+            return f"a {name} unit moves the answer by {fldd:.2f} only"
+        if not moves[name] and abs(fldd) > SILENT:
+            return f"a {name} unit moves the answer by {fldd:.2f}"
     return ""
 
 
@@ -191,6 +191,9 @@ def summary(results: Sequence[Result]) -> dict:
     names = sorted({name for r in judged for name in r.tests})
     return {
         "auroc": _auroc(judged),
+        "auroc_same_write": _auroc(
+            [r for r in results if r.tier == "ii" and r.noise >= 0.3 and r.drift <= 0.1]
+        ),
         "auroc_by_tier": {
             tier: _auroc([r for r in results if r.tier == tier and r.share in (0.0, 1.0)])
             for tier in ("i", "ii", "iii")
@@ -258,7 +261,7 @@ def _rate(results: Sequence[Result], hit: Callable[[Result], bool]) -> dict:
 
 
 def _spearman(mixed: Sequence[Result]) -> float | None:
-    if len({r.share for r in mixed}) < 2:
+    if len({r.share for r in mixed}) < 2 or len({r.score for r in mixed}) < 2:
         return None
     found = stats.spearmanr([r.share for r in mixed], [r.score for r in mixed])
     return float(found[0])  # type: ignore[arg-type]

@@ -13,6 +13,9 @@ def audit_table(result: dict) -> str:
         "AUROC, tier iii": lambda half: _estimate(half["auroc_by_tier"]["iii"]),
         "AUROC, tiers i to iii": lambda half: _estimate(half["all_tiers"]),
         "AUROC, tier ii": lambda half: _estimate(half["auroc_by_tier"]["ii"]),
+        "AUROC, tier ii, noise from .3, drift to .1": lambda half: _estimate(
+            half["auroc_same_write"]
+        ),
         "illusory called faithful": lambda half: _rate(half["miss_rate"]),
         "faithful called illusory": lambda half: _rate(half["false_alarm_rate"]),
         "undetermined": lambda half: _rate(half["undetermined_rate"]),

@@ -117,7 +117,8 @@ def bench_audit_command(
         raise LensError(f"--cases {cases}: at least one case is needed")
     writable(out)
     with showing_progress():
-        result = bench_audit(load_model(model, device=device, dtype=dtype), cases=cases)
+        lens = load_model(model, device=device, dtype=dtype)
+        result = bench_audit(lens, cases=cases, controlled=cases is None)
     table = audit_table(result)
     write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "audit.md", table.encode())

@@ -109,7 +109,9 @@ def _run(
     writable(out)
     facts = task == FACTS
     if facts and "das" in parts:
-        raise TaskError("facts have no direction in common for DAS to find: leave out --das")
+        raise TaskError(
+            "facts have no direction in common for DAS to find: leave out --das, or use --no-das"
+        )
     with showing_progress():
         if facts:
             lens = load_model(model, device=device, dtype=dtype)

@@ -15,7 +15,7 @@ from ..errors import EditError
 from .second_moments import SecondMoment
 
 SMALLEST = 1e-3
-"""Where the best β is not positive, this share of its size is taken."""
+"""A best β smaller in size than this share of the edits' median is taken as that share."""
 
 
 @dataclass(frozen=True, eq=False)

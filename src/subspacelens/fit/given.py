@@ -88,7 +88,13 @@ def _array(path: Path, key: str | None) -> Tensor:
         names = ", ".join(sorted(arrays)) or "none"
         what = "name one with --key" if key is None else f"no array '{key}'"
         raise SubspaceError(f"{path}: {what}; it holds {names}")
-    return torch.as_tensor(array)
+    try:
+        found = torch.as_tensor(array)
+    except TypeError as error:
+        raise SubspaceError(f"{path}: not an array of numbers: {_line(error)}") from None
+    if found.is_complex() or found.dtype == torch.bool:
+        raise SubspaceError(f"{path}: an array of {found.dtype}: give real numbers")
+    return found
 
 
 def _line(error: BaseException) -> str:

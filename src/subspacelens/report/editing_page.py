@@ -16,6 +16,7 @@ from ..studies.editing_summary import (
     edit_findings,
     edit_summary,
     over_layers,
+    unedited,
 )
 from .document import Plot, document
 from .facts_page import Line, estimate, lines_figure
@@ -40,6 +41,7 @@ def write_editing_page(record: EditingRecord, directory: Path) -> Path:
         record=record,
         rows=rows,
         before=record.before,
+        unedited=unedited(record),
         relations=sorted({pair.relation for pair in record.pairs}),
         pairings=PAIRINGS,
         over=over_layers(record),

@@ -57,6 +57,7 @@ def render_survey(found: Prevalence) -> str:
         share=SHARE,
         mark=MARK,
         smallest=SMALLEST_FLDD,
+        failed=found.das_failed,
     )
 
 

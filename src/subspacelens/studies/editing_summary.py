@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ PAIRINGS = {
     "trace and full component": ("trace", "full"),
     "full component and rewrite score": ("full", "rewrite"),
     "patch and rewrite score": ("patch", "rewrite"),
+    "patch and full component": ("patch", "full"),
 }
 
 
@@ -66,20 +68,14 @@ def edit_summary(record: EditingRecord) -> list[EditSummary]:
 def _row(record: EditingRecord, layer: EditLayer) -> EditSummary:
     units = Units(np.arange(len(record.pairs)))
 
-    def average(values) -> Estimate:
-        kept = np.array([x for x in values if x is not None], dtype=float)
-        if not len(kept):
-            return Estimate(value=None)
-        return mean(kept, Units(np.arange(len(kept))))
-
     quantities = per_fact(record, layer)
     return EditSummary(
         layer.layer,
         mean(quantities["rewrite"], units),
         proportion(np.array(layer.rome.top, float), units),
-        average(layer.side.paraphrase),
-        average(layer.side.neighbour),
-        average(layer.side.neighbour_top),
+        _average(layer.side.paraphrase),
+        _average(layer.side.neighbour),
+        _average(layer.side.neighbour_top),
         median(np.array(layer.side.essence)),
         mean(rewritten(record, layer.zero), units),
         mean(rewritten(record, layer.zero_everywhere), units),
@@ -105,6 +101,22 @@ def per_fact(record: EditingRecord, layer: EditLayer) -> dict[str, np.ndarray]:
         "patch": clean - np.array(layer.patch.logit_diff),
         "full": clean - np.array(layer.full.logit_diff),
     }
+
+
+def unedited(record: EditingRecord) -> dict[str, Estimate]:
+    """What paraphrases and neighbours do before any edit, by the names of `EditSummary`."""
+    side = record.side_before
+    return {
+        "paraphrase": _average(side.paraphrase),
+        "neighbour": _average(side.neighbour),
+        "neighbour_top": _average(side.neighbour_top),
+    }
+
+
+def _average(values: Sequence[float | None]) -> Estimate:
+    """Mean over facts that have a value."""
+    kept = np.array([x for x in values if x is not None], dtype=float)
+    return mean(kept, Units(np.arange(len(kept)))) if len(kept) else Estimate(value=None)
 
 
 def rewritten(record: EditingRecord, scores: Scores) -> np.ndarray:

@@ -136,7 +136,10 @@ def paraphrased(lens: LensModel, chosen: Sequence[tuple[Fact, Fact]]) -> Paraphr
             sets.append(pair_set(lens.tokenizer, [(base, source)], paraphrase=which))
             owner.append(number)
     if not sets:
-        raise TaskError("the facts have no paraphrases")
+        raise TaskError(
+            "no two facts of a pair have paraphrases, by which a direction is judged beyond its "
+            "own pair: give 'paraphrase_prompts'"
+        )
     pairs = PairSet("facts", "paraphrases", tuple(part.pairs[0] for part in sets))
     right = torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
     tops = [

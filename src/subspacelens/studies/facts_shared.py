@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..capture import capture
+from ..errors import TaskError
 from ..fit.das import das
 from ..model import LensModel
 from ..patching import Full, SubspacePatch
@@ -22,8 +23,8 @@ STEPS = 40
 def shared_subspaces(
     lens: LensModel, known: Sequence[Fact], layers: Sequence[int], *, dim: int, seed: int = 0
 ) -> list[SharedRecord]:
-    """For every relation with at least `FEWEST` known facts a half: DAS on pairs of the even facts,
-    tried on pairs of the odd ones, at each of `layers`."""
+    """For every relation with at least `FEWEST` known facts and pairs a half: DAS on pairs of the
+    even facts, tried on pairs of the odd ones, at each of `layers`."""
     if not layers:
         return []
     found: list[SharedRecord] = []
@@ -34,15 +35,18 @@ def shared_subspaces(
     for relation, facts in groups.items():
         if len(facts) < 2 * FEWEST:
             continue
-        train, test = (
-            pair_set(
-                lens.tokenizer,
-                fact_pairs(
-                    lens.tokenizer, facts[half::2], per_relation=PAIRS, fewest=FEWEST, seed=seed
-                ),
+        try:
+            train, test = (
+                pair_set(
+                    lens.tokenizer,
+                    fact_pairs(
+                        lens.tokenizer, facts[half::2], per_relation=PAIRS, fewest=FEWEST, seed=seed
+                    ),
+                )
+                for half in (0, 1)
             )
-            for half in (0, 1)
-        )
+        except TaskError:
+            continue
         captures = [capture(lens, pairs, sites, shifted=True) for pairs in (train, test)]
         for site in sites:
             fitted = das(lens, captures[0], site, dim=dim, seed=seed, steps=STEPS, batch=PAIRS)

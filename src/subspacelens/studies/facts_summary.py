@@ -160,8 +160,8 @@ def findings(record: FactsRecord) -> list[str]:
     if band:
         said.append(
             f"At {listed([row.layer for row in band])} one direction flips at least {FACTOR} times "
-            "as many pairs as the whole MLP that it is a part of, with intervals apart: the "
-            "paper's illusion is there."
+            "as many pairs as the whole MLP that it is a part of, the interval of the difference "
+            "above 0: the paper's illusion is there."
         )
     else:
         said.append(

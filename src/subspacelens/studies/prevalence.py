@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,7 @@ class Prevalence(_Record):
     corpus: str
     random_mlps: list[RandomMLP]
     das: list[DasSite]
+    das_failed: int = 0
     seconds: dict[str, float]
 
 
@@ -90,13 +91,21 @@ def prevalence(
             lambda: [
                 each
                 for site in sites
-                for each in random_mlp(lens, task, site, seeds=seeds, memory=memory)
+                for each in random_mlp(
+                    lens, task, site, seeds=seeds, shifted=shifted, memory=memory
+                )
             ],
         )
     das: list[DasSite] = []
+    failed = 0
     if "das" in wanted and directory is not None and task_spec is not None:
-        grid = das_grid(model, task_spec, found.labels, pairs=pairs, steps=steps)
-        das = timed("das", lambda: das_sites(lens, task, grid, directory / "das", workers=workers))
+        settings: dict[str, Any] = {"shifted": shifted, "dtype": str(lens.dtype).split(".")[-1]}
+        if memory is not None:
+            settings["memory"] = f"{memory}B"
+        grid = das_grid(model, task_spec, found.labels, pairs=pairs, steps=steps, **settings)
+        das, failed = timed(
+            "das", lambda: das_sites(lens, task, grid, directory / "das", workers=workers)
+        )
     return Prevalence(
         schema="subspacelens.prevalence/1",
         illusions=found,
@@ -105,6 +114,7 @@ def prevalence(
         corpus=corpus.name if corpus and distorted else "",
         random_mlps=randoms,
         das=das,
+        das_failed=failed,
         seconds=seconds,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy import stats
@@ -77,9 +78,16 @@ def shares(sites: Sequence[DasSite]) -> dict[str, Share]:
 
 
 def das_grid(
-    model: str, task: TaskSpec, labels: Sequence[str], *, pairs: int, steps: int, seed: int = 0
+    model: str,
+    task: TaskSpec,
+    labels: Sequence[str],
+    *,
+    pairs: int,
+    steps: int,
+    seed: int = 0,
+    **settings: Any,
 ) -> Grid:
-    """An audit of one DAS direction at every MLP and label."""
+    """An audit of one DAS direction at every MLP and label; `settings` are those of `Grid`."""
     return Grid(
         models=(model,),
         tasks=(task,),
@@ -87,6 +95,7 @@ def das_grid(
         fits=(FitSpec(method="das", steps=steps),),
         seeds=(seed,),
         pairs=pairs,
+        **settings,
     )
 
 
@@ -98,16 +107,17 @@ def das_sites(
     *,
     backend: Backend = "local",
     workers: int | None = None,
-) -> list[DasSite]:
-    """Runs the grid, or what is missing of it, into the store `directory`, and reads it."""
-    run_sweep(grid, directory, backend=backend, workers=workers)
+) -> tuple[list[DasSite], int]:
+    """Runs the grid, or what is missing of it, into the store `directory`, and reads it; with the
+    number of sites that failed."""
+    tally = run_sweep(grid, directory, backend=backend, workers=workers)
     labels = {pattern.rsplit("@", 1)[1] for pattern in grid.sites}
     table = results(directory, "status = 'done'")
     rows = [row for row in table.iter_rows(named=True) if row["label"] in labels]
     store = Store(directory, create=False)
     folders = {Site.parse(row["site"]): store.path(row["key"]) for row in rows}
     if not folders:
-        return []
+        return [], tally.failed
     captured = capture(lens, task.test[: grid.pairs], folders, shifted=grid.shifted)
     found = []
     for site, folder in folders.items():
@@ -124,7 +134,7 @@ def das_sites(
                 sees_row=_sees(record.figures.row_projection),
             )
         )  # fmt: skip
-    return found
+    return found, tally.failed
 
 
 def _cosines(lens: LensModel, site: Site, basis: torch.Tensor, change: torch.Tensor):

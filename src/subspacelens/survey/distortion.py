@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..certify import centred
 from ..corpus import Corpus
+from ..errors import TaskError
 from ..geometry import Split
 from ..hooks import check_ready, on_input, on_output
 from ..model import LensModel
@@ -29,6 +30,7 @@ from ..results import Estimate, _Record
 
 TOKENS = 1000
 TUPLES = 20_000
+FEWEST = 100
 FIFTHS = 5
 SVM_TOKENS = 300
 DIRECTIONS = 10
@@ -66,8 +68,14 @@ class Distortion(_Record):
 def distortion(
     lens: LensModel, corpus: Corpus, *, tokens: int = TOKENS, seed: int = 0
 ) -> list[Distortion]:
-    """Both measures at every layer with an MLP, on `tokens` tokens of the text drawn by `seed`."""
+    """Both measures at every layer with an MLP, on `tokens` tokens of the text drawn by `seed`.
+    Raises `TaskError` for a text of fewer than `FEWEST`."""
     check_ready(lens.model)
+    if corpus.tokens < FEWEST:
+        raise TaskError(
+            f"corpus {corpus.name}: {corpus.tokens} tokens are too few, {FEWEST} at least: give "
+            "more text"
+        )
     layers = [i for i, block in enumerate(lens.map.blocks) if "mlp_act" not in block.missing]
     chunks = [layers[i : i + LAYERS_A_PASS] for i in range(0, len(layers), LAYERS_A_PASS)]
     found = []

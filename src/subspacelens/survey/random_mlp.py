@@ -15,6 +15,7 @@ from scipy import stats
 
 from ..audit.effects import Scorer
 from ..capture import Capture, capture
+from ..certify import centred
 from ..fit import das
 from ..geometry import Split
 from ..model import LensModel
@@ -65,6 +66,7 @@ def random_mlp(
     train, test = (
         capture(lens, part[:pairs], sites, shifted=shifted) for part in (task.train, task.test)
     )
+    is_centred = centred(lens)
     (real_whole,) = _fldd(lens, test, site, [Full()], memory)
     found = []
     for kind in kinds:
@@ -76,7 +78,7 @@ def random_mlp(
                 v = das(told, of_train, site, seed=seed, steps=steps, memory=memory).basis.double()
             weight = told.map.writer(site)
             assert weight is not None
-            row = Split.of(weight).row(v)
+            row = Split.of(weight, centred=is_centred).row(v)
             patches = [SubspacePatch(v), Full(), SubspacePatch(row / row.norm())]
             rows.append((*_fldd(told, of_test, site, patches, memory), 1 - float(row.norm() ** 2)))
         columns = [_interval(values) for values in zip(*rows, strict=True)]

@@ -65,15 +65,22 @@ class RayWorker:
 class RayPool:
     """Actors that each hold `threads` CPUs, and a GPU where the cluster has some.
 
-    As many as `workers`, by default one a GPU, or as many as the CPUs allow. One that dies is
-    replaced while the cluster has room for it.
+    As many as the nodes have room for, one a GPU where there are some, and `workers` at most. One
+    that dies is replaced while there is room for it. Raises `LensError` where no node has `threads`
+    CPUs.
     """
 
     def __init__(self, workers: int | None, threads: int, jobs: int) -> None:
         self._ray = _ray()
         self._threads = threads
-        self._gpus = 1 if self._has("GPU") >= 1 else 0
-        count = max(1, min(workers or self._room(), jobs))
+        self._gpus = 1 if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        room = self._room()
+        if room == 0:
+            raise LensError(
+                f"no node of the Ray cluster has {threads} CPUs for a worker: lower `threads` in "
+                "the grid"
+            )
+        count = min(workers or room, room, jobs)
         self._actors = {name: self._start() for name in range(count)}
         self._running: dict[Any, int] = {}
 
@@ -112,11 +119,12 @@ class RayPool:
         return actor.remote(self._threads)
 
     def _room(self) -> int:
-        by_cpu = int(self._has("CPU")) // self._threads
-        return max(1, min(by_cpu, int(self._has("GPU"))) if self._gpus else by_cpu)
-
-    def _has(self, resource: str) -> float:
-        return self._ray.cluster_resources().get(resource, 0.0)
+        """Actors that fit: each needs its CPUs, and its GPU, on one node."""
+        living = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        by_cpu = [int(has.get("CPU", 0)) // self._threads for has in living]
+        if not self._gpus:
+            return sum(by_cpu)
+        return sum(min(n, int(has.get("GPU", 0))) for n, has in zip(by_cpu, living, strict=True))
 
 
 def _ray() -> Any:

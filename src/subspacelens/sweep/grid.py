@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import LensError, TaskError
 from .pattern import check_pattern
 
+FACTS = "facts"
 Kind = Literal["audit", "fit", "pair"]
 Method = Literal["das", "mean-difference", "gradient", "probe", "pca", "random", "per-pair"]
 
@@ -82,11 +83,6 @@ class Grid(_Strict):
     memory: str = "1GB"
     tries: Annotated[int, Field(ge=1)] = 3
 
-    @field_validator("models", "tasks", "sites", "fits", "dims", "seeds", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
     @field_validator("tasks", mode="before")
     @classmethod
     def _named_task(cls, value: Any) -> Any:
@@ -96,6 +92,13 @@ class Grid(_Strict):
     @classmethod
     def _named_fit(cls, value: Any) -> Any:
         return tuple({"method": v} if isinstance(v, str) else v for v in value)
+
+    @field_validator("models", "tasks", "sites", "fits", "dims", "seeds", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"give a list: [{value!r}]")
+        return tuple(value)
 
     @field_validator("fits")
     @classmethod
@@ -127,6 +130,13 @@ class Grid(_Strict):
         for fit in self.fits:
             if (fit.method == "per-pair") != (self.kind == "pair"):
                 raise ValueError(f"fit {fit.method} does not go with kind {self.kind}")
+        for task in self.tasks:
+            if task.name == FACTS and self.kind != "pair":
+                raise ValueError(
+                    'facts have no direction in common, only one a pair: use kind = "pair"'
+                )
+            if task.name == FACTS and task.test:
+                raise ValueError("the facts are embedded: leave test out")
         if self.kind == "pair" and self.dims != (1,):
             raise ValueError("a pair has one direction: leave dims out")
         return self

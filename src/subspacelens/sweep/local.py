@@ -27,7 +27,14 @@ def default_workers(threads: int) -> int:
     """A worker a GPU, or as many as the cores this process may use can give `threads` to."""
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    return max(1, _cores() // threads)
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 @dataclass
@@ -89,7 +96,8 @@ class LocalPool:
 
     def _start(self, name: int) -> _Process:
         ours, theirs = self._context.Pipe()
-        device = f"cuda:{name}" if torch.cuda.is_available() else None
+        gpus = torch.cuda.device_count()
+        device = f"cuda:{name % gpus}" if gpus else None
         process = self._context.Process(
             target=_serve, args=(theirs, name, self._threads, device), daemon=True
         )

@@ -19,17 +19,16 @@ from ..site import Site
 from ..tasks import Task
 from ..tasks.facts import embedded_facts, fact_pairs, pair_set
 from ..tasks.named import named_task
-from .grid import FitSpec, Grid, Kind, TaskSpec
+from .grid import FACTS, FitSpec, Grid, Kind, TaskSpec
 from .pattern import Shape, expand
 
 ROOMS = (
     "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
     "prefix.py", "patching.py", "geometry.py", "subspace.py", "task_capture.py", "capture_file.py",
-    "results.py", "recall.py", "certify", "tasks", "fit", "audit", "sweep/cell.py",
+    "results.py", "recall.py", "random_weights.py", "certify", "tasks", "fit", "audit",
+    "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""
-
-FACTS = "facts"
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ def _cell(
         "seed": seed,
         "shifted": grid.shifted,
         "memory": grid.memory_bytes,
+        "threads": grid.threads,
         "code": code_sha256(),
     } | ({} if pair is None else {"pair": pair})
     return Cell(

@@ -69,8 +69,9 @@ def run_sweep(
 
 
 def look(store: Store, cells: Sequence[Cell], *, retry: bool = False) -> tuple[Tally, list[Cell]]:
-    """What the store has of these cells, and those that are still to be computed."""
-    missing = [cell for cell in cells if not store.has(cell.key)]
+    """What the store has of these cells, and those that are still to be computed. Nothing is
+    changed."""
+    missing = [cell for cell in cells if store.load(cell.key) is None]
     failed = [] if retry else [cell for cell in missing if store.failure(cell.key)]
     dropped = {cell.key for cell in failed}
     tally = Tally(len(cells), len(cells) - len(missing), 0, len(failed))

@@ -57,20 +57,7 @@ def make_index(store: Store) -> pl.DataFrame:
     ]
     names = {name: None for row in rows for name in row}
     table = pl.DataFrame([{n: row.get(n) for n in names} for row in rows], infer_schema_length=None)
-    order = (
-        "model",
-        "task",
-        "label",
-        "stream",
-        "layer",
-        "head",
-        "fit",
-        "dim",
-        "seed",
-        "pair",
-        "key",
-    )
-    return table.sort(order) if rows else table
+    return table.sort(ORDER) if rows else table
 
 
 def write_index(store: Store) -> pl.DataFrame:

@@ -140,7 +140,7 @@ def as_counterfact(facts: Iterable[Fact]) -> list[dict]:
 
 @cache
 def embedded_facts() -> tuple[Fact, ...]:
-    """About 900 facts of ten relations between countries, cities, regions, languages and money,
+    """About 1,100 facts of ten relations between countries, cities, regions, languages and money,
     each with two paraphrases. The new object is another one of the relation. Neighbours are other
     subjects with the same object, or, where the relation has none, with their own."""
     raw = json.loads(
@@ -205,14 +205,18 @@ def fact_pairs(
 
     Raises `TaskError` if no relation has enough."""
     fewest = per_relation if fewest is None else fewest
-    groups: dict[tuple[str, str], list[Fact]] = {}
+    groups: dict[str, list[Fact]] = {}
     for fact in facts:
-        groups.setdefault((fact.relation, fact.template), []).append(fact)
+        groups.setdefault(fact.relation, []).append(fact)
     chosen: list[tuple[Fact, Fact]] = []
-    for (relation, template), group in groups.items():
+    for relation, group in groups.items():
         tokens = {fact.id: object_token(tokenizer, fact.answer) for fact in group}
-        able = [(a, b) for a, b in permutations(group, 2) if tokens[a.id] != tokens[b.id]]
-        random.Random(f"pairs/{relation}/{template}/{seed}").shuffle(able)
+        able = [
+            (a, b)
+            for a, b in permutations(group, 2)
+            if a.template == b.template and tokens[a.id] != tokens[b.id]
+        ]
+        random.Random(f"pairs/{relation}/{group[0].template}/{seed}").shuffle(able)
         used: dict[str, int] = {}
         ranked = []
         for place, pair in enumerate(able):

@@ -99,13 +99,13 @@ def vacuity(case: Case) -> Test:
     if not _repeatable(case):
         return void("the method is not one that could be run again")
     pairs = case.captures.test.pairs
-    blank = random_model(case.lens, case.seed)
     together = PairSet(pairs.name, "all", (*case.captures.train.pairs.pairs, *pairs.pairs))
-    captured = capture(blank, together, [case.site], shifted=True)
     count = len(case.captures.train.pairs)
-    train = captured.select(case.captures.train.pairs, torch.arange(count))
-    test = captured.select(pairs, torch.arange(count, len(together)))
     try:
+        blank = random_model(case.lens, case.seed)
+        captured = capture(blank, together, [case.site], shifted=True)
+        train = captured.select(case.captures.train.pairs, torch.arange(count))
+        test = captured.select(pairs, torch.arange(count, len(together)))
         basis = _again(case, blank, train, case.seed).basis
     except LensError as error:
         return void(f"the method fails in a copy with random matrices: {error}")

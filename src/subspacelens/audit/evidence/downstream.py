@@ -30,7 +30,7 @@ def hidden_pathway(case: Case) -> Test:
     """
     sites = _next_mlps(case)
     if not sites:
-        return void("no MLP reads what this site writes at its own column")
+        return void("no MLP whose units can be held reads what this site writes at its own column")
     ranges = {site.layer: _range(x) for site, x in _natural(case, sites).items()}
     replay = case.replay.subset(torch.arange(min(PAIRS, len(case.captures.test.pairs))))
     base, source = replay.captured.base[case.site], replay.captured.source[case.site]

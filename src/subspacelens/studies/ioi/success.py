@@ -97,11 +97,12 @@ def success(
     basis = v_resid.basis
     base, source = captured.base[site], captured.source[site]
     delta = SubspacePatch(basis).delta(base, source)
+    units = np.tile(Units.of(evaluation.pairs).of_pair, 2)
     z = np.array([pair.z for pair in evaluation.pairs.pairs]).T.flatten()
     along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
     return Success(
         site=str(site),
-        separation=_oriented(auroc_interval(along, z)),
+        separation=_oriented(auroc_interval(along, z, units)),
         projection=Scatter(z0=along[z == 0].tolist(), z1=along[z == 1].tolist()),
         cosines={
             f"{a} · {b}": abs(float(x.basis[:, 0] @ y.basis[:, 0]))
