@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,11 +16,12 @@ from subspacelens.audit.decomposition import attribute_readers
 from subspacelens.audit.evidence import TESTS
 from subspacelens.audit.evidence.downstream import _held, _range
 from subspacelens.audit.evidence.path import _frozen
+from subspacelens.audit.statistics import auroc, auroc_interval
 from subspacelens.audit.verdict import EXACT, decide
 from subspacelens.bench.planted import Units, planted
 from subspacelens.capture import capture
 from subspacelens.errors import LensError
-from subspacelens.fit import das
+from subspacelens.fit import das, mean_difference
 from subspacelens.hooks import on_input
 from subspacelens.model import LensModel
 from subspacelens.modelmap import build_map
@@ -180,6 +182,69 @@ def test_all_tests_say_something(lens, task, units):
     assert "_proj" in found.tests["path"].reading
     assert found.tests["generalisation"].value is None
     assert set(found.effects) >= {"random", "reversed"}
+
+
+def test_a_patch_that_strengthens_the_answer_is_no_small_effect():
+    effect = Estimate(value=-1.0, low=-1.1, high=-0.9)
+    verdict = decide(shares(), effect, Estimate(value=-0.4, low=-0.5, high=-0.3), 64, exact=True)
+    assert verdict.label == "undetermined" and "stronger" in verdict.reasons[0]
+
+
+def test_a_slope_beyond_the_ceiling_is_named():
+    verdict = decide(shares(covariation=(2.3, 2.4, 2.5)), LARGE, LARGE, 64, exact=True)
+    assert any("covariation is beyond 2" in reason for reason in verdict.reasons)
+
+
+def test_repeated_training_prompts_are_one_unit(lens, task, units):
+    thin = Task("thin", task.train[:20], task.test)
+    often = Task("often", PairSet("random", "train", task.train.pairs[:20] * 5), task.test)
+    found = [
+        judged(lens, each, units, {0: 0.8, 1: 0.6}, budget="fast").tests["covariation"]
+        for each in (thin, often)
+    ]
+    assert found[0].value == pytest.approx(found[1].value)
+    assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high), abs=1e-6)
+    few = Task("few", task.train[:10], task.test)
+    assert "10 distinct" in judged(lens, few, units, {0: 1.0}, budget="fast").verdict.reasons[0]
+
+
+def test_auroc_intervals_are_over_units():
+    scores, z = np.arange(8.0), np.array([0, 0, 1, 0, 1, 0, 1, 1])
+    alone = auroc_interval(scores, z, np.arange(8))
+    assert alone.value == pytest.approx(auroc(scores, z)) and alone.low < alone.value < alone.high
+    again = auroc_interval(np.tile(scores, 4), np.tile(z, 4), np.tile(np.arange(8), 4))
+    assert (again.low, again.high) == pytest.approx((alone.low, alone.high))
+    assert auroc_interval(scores[:3], z[:3], np.zeros(3, dtype=int)).low is None
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "gpt_neox", "gpt2"])
+def test_every_stream_of_other_families_is_audited(family, task):
+    model = tiny_model(family)
+    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
+    streams = [name for name in lens.map.blocks[1].entries if name != "resid_mid"]
+    sites = [replace(SITE, stream=stream) for stream in streams]
+    captures = capture_task(lens, task, sites)
+    for site in sites:
+        subspace = mean_difference(lens, captures.train, site)
+        found = judge(lens, captures, subspace)
+        assert set(found.tests) == set(chosen_tests("standard"))
+
+
+def test_readers_are_the_same_however_prompts_are_put_together(lens):
+    """Three prompts of one length after the label are replayed to the last column alone; beside a
+    shorter one they are not."""
+    even = random_pairs([(9, 4)] * 3)
+    site = Site(2, "mlp_act", "X")
+    both = PairSet("random", "test", (*even.pairs, random_pairs([(9, 6)], seed=5)[0]))
+    alone, beside = (capture(lens, pairs, [site]) for pairs in (even, both))
+    assert alone.buckets["X"][0].even and not beside.buckets["X"][0].even
+    beside = Replay(lens, beside, site).subset(torch.arange(3)).captured
+    found = [
+        {r.name: r.attribution for r in attribute_readers(lens, replay, alone.difference(site))}
+        for replay in (Replay(lens, alone, site), Replay(lens, beside, site))
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    assert not any("gate_proj" in name for name in found[0])
 
 
 @pytest.mark.parametrize("stream", ["mlp_act", "resid_post"])

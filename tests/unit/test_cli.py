@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -217,6 +218,9 @@ def test_subspace_of_another_model_site_or_shape(refused, audited, tiny_folder, 
     assert "not orthonormal" in refused(*common, "--subspace", other)
     save_file({"weights": basis}, other)
     assert "not a subspace file" in refused(*common, "--subspace", other)
+    np.save(tmp_path / "v.npy", basis.numpy())
+    assert "name its --site" in refused(*common, "--subspace", tmp_path / "v.npy")
+    assert "No such file" in refused(*common, "--subspace", tmp_path / "none.npy")
     other.write_bytes(file.read_bytes()[:-20])
     assert "cannot be read" in refused(*common, "--subspace", other)
 

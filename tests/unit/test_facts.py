@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,12 @@ def test_pairs_share_a_relation_and_differ_in_object(lens):
         assert base.relation == source.relation and base.answer != source.answer
     with pytest.raises(TaskError, match="no relation has 1000 pairs"):
         fact_pairs(lens.tokenizer, facts, per_relation=1000)
+    odd = [
+        replace(fact, template=f"Now: {fact.template}") if i % 2 else fact
+        for i, fact in enumerate(facts)
+    ]
+    mixed = fact_pairs(lens.tokenizer, odd, per_relation=4)
+    assert len(mixed) == 8 and all(base.template == source.template for base, source in mixed)
     said = pair_set(lens.tokenizer, pairs[:1], paraphrase=0)
     assert said.pairs[0].base.text == pairs[0][0].paraphrases[0]
     with pytest.raises(TaskError, match="no paraphrase number 3"):

@@ -23,6 +23,7 @@ from subspacelens.results import (
     load_audit,
     save_audit,
 )
+from subspacelens.results import Test as PValue
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\"'&\u2028"
 
@@ -269,6 +270,23 @@ def test_summary_of_one_and_of_three():
         "the effect is illusory at L18.mlp_act@S2, faithful at L17.resid_post@S2, "
         "and undetermined at L16.mlp_act@S2."
     )
+
+
+def test_chance_is_corrected_for_the_number_of_sites():
+    def with_p(p: float | None):
+        test = PValue(value=p, reading="p")
+        found = make_record("illusory")
+        return found.model_copy(update={"tests": found.tests | {"chance": test}})
+
+    told = page.corrected([with_p(0.01), with_p(0.04), with_p(None), with_p(0.03)])
+    readings = [each.tests["chance"].reading for each in told]
+    assert readings == [
+        "p; 0.03 among 3 sites",
+        "p; 0.04 among 3 sites",
+        "p",
+        "p; 0.04 among 3 sites",
+    ]
+    assert page.corrected([with_p(0.01)])[0].tests["chance"].reading == "p"
 
 
 def test_write_report_reads_every_site_in_order(tmp_path):

@@ -23,6 +23,7 @@ from subspacelens.sweep import (
     run_sweep,
 )
 from subspacelens.sweep.cell import Outcome, Worker
+from subspacelens.sweep.cluster import RayPool
 from subspacelens.sweep.pattern import Shape, expand
 from subspacelens.sweep.plan import code_sha256
 from subspacelens.sweep.run import look
@@ -128,6 +129,8 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
         ('sites = ["L0.mlp_act@END"]\nseed = [1]', "seed: Extra"),
         ('sites = ["L0.mlp_act@END"]\nmemory = "much"', "not a size"),
         ('sites = "', "not TOML"),
+        ('sites = "L0.mlp_act@END"', r"sites: .* give a list: \['L0.mlp_act@END'\]"),
+        ('sites = ["L0.mlp_act@END"]\nfits = 5', "fits: .* give a list"),
     ],
 )
 def test_a_grid_that_is_wrong_is_refused_in_one_line(tmp_path, line, says):
@@ -138,6 +141,36 @@ def test_a_grid_that_is_wrong_is_refused_in_one_line(tmp_path, line, says):
     assert "\n" not in str(error.value) or "TOML" in says
 
 
+@pytest.mark.parametrize(
+    ("task", "kind", "says"),
+    [
+        ('"facts"', "audit", 'use kind = "pair"'),
+        ('{name = "facts", test = "more.jsonl"}', "pair", "leave test out"),
+    ],
+)
+def test_facts_are_for_single_pairs(tmp_path, task, kind, says):
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        f'models = ["m"]\ntasks = [{task}]\nsites = ["L0.mlp_act@subject"]\nkind = "{kind}"\n'
+    )
+    with pytest.raises(TaskError, match=says):
+        read_grid(path)
+
+
+def test_a_cluster_has_room_for_workers_that_fit_on_one_node():
+    def room(threads: int, gpus: int, *nodes: dict) -> int:
+        pool = object.__new__(RayPool)
+        pool._threads, pool._gpus = threads, gpus
+        listed = [{"Alive": True, "Resources": has} for has in nodes]
+        dead = {"Alive": False, "Resources": {"CPU": 64.0}}
+        pool._ray = type("Ray", (), {"nodes": staticmethod(lambda: [*listed, dead])})
+        return pool._room()
+
+    assert room(1, 0, {"CPU": 2.0}, {"CPU": 3.0}) == 5
+    assert room(4, 0, {"CPU": 2.0}, {"CPU": 2.0}) == 0
+    assert room(2, 1, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}) == 1
+
+
 def test_cells_are_every_combination_known_by_what_their_numbers_depend_on(grid, models):
     cells = cells_of(grid, models)
     assert len(cells) == 3 * 2 * 2 and len({cell.key for cell in cells}) == 12
@@ -145,6 +178,8 @@ def test_cells_are_every_combination_known_by_what_their_numbers_depend_on(grid,
     other = cells_of(grid.model_copy(update={"memory": "65MB"}), models)
     assert not {cell.key for cell in other} & {cell.key for cell in cells}
     assert all(cell.inputs["code"] == code_sha256() for cell in cells)
+    threads = cells_of(grid.model_copy(update={"threads": 2}), models)
+    assert not {cell.key for cell in threads} & {cell.key for cell in cells}
     twice = grid.model_copy(update={"sites": (*grid.sites, "L1.mlp_act@END")})
     assert len(cells_of(twice, models)) == 12
 

@@ -114,7 +114,8 @@ def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, r
     if sites and len(sites) > 1:
         raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
     site = Site.parse(sites[0]) if sites else None
-    if not path.exists() or (key is None and row is None and Subspace.is_ours(path)):
+    ours = Subspace.is_ours(path) or (site is None and path.suffix == ".safetensors")
+    if not path.exists() or (key is None and row is None and ours):
         return Subspace.load(path, lens, site)
     if site is None:
         raise SiteError(f"{path} does not say where it belongs: name its --site")

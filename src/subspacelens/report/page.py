@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
+from scipy.stats import false_discovery_control
 
 from ..errors import ResultError
 from ..results import AuditRecord, Estimate, Scatter, Test, load_audit, write_atomically
@@ -24,6 +25,7 @@ def render(records: Sequence[AuditRecord], title: str) -> str:
     """
     if not records:
         raise ResultError("nothing to report: no audit record was given")
+    records = corrected(records)
     return document(
         "report.html.j2",
         _FILTERS,
@@ -34,6 +36,24 @@ def render(records: Sequence[AuditRecord], title: str) -> str:
         patch_words=PATCH_WORDS,
         metric_words=METRIC_WORDS,
     )
+
+
+def corrected(records: Sequence[AuditRecord]) -> list[AuditRecord]:
+    """The records, in each reading of `chance` also the p-value that is left when all sites of the
+    report are looked at together (Benjamini and Hochberg's false discovery rate)."""
+    found = [record.tests.get("chance") for record in records]
+    values = [test.value for test in found if test is not None and test.value is not None]
+    if len(values) < 2:
+        return list(records)
+    adjusted = iter(false_discovery_control(values))
+    told = []
+    for record, test in zip(records, found, strict=True):
+        if test is not None and test.value is not None:
+            reading = f"{test.reading}; {next(adjusted):.2g} among {len(values)} sites"
+            tests = record.tests | {"chance": test.model_copy(update={"reading": reading})}
+            record = record.model_copy(update={"tests": tests})
+        told.append(record)
+    return told
 
 
 def write_report(directory: Path | str) -> Path:
