@@ -44,11 +44,14 @@ def row_effect(case: Case) -> Test:
             f"without its disconnected part ({1 - norm:.0%} of its squared norm) the subspace "
             f"keeps {found.value:.0%} of its effect",
         )
-    sizes = ", ".join(f"{count}: {share:.0%}" for count, share in _by_reader_count(case))
+    by_count = _by_reader_count(case)
+    sizes = ", ".join(f"{count}: {share:.0%}" for count, share in by_count)
+    shares = [share for _, share in by_count]
+    depends = ", so it depends on how many one takes" if max(shares) - min(shares) > 0.2 else ""
     return test_of(
         found,
         f"a proxy: along what the {len(case.parts.readers)} strongest attention readers see, "
-        f"{found.value:.0%} of the effect remains; by number of readers {sizes}",
+        f"{found.value:.0%} of the effect remains; by number of readers {sizes}{depends}",
     )
 
 
