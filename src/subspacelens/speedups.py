@@ -137,24 +137,26 @@ class Kernels:
             yield
 
 
-_known: WeakKeyDictionary[LensModel, Kernels] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Kernels]] = WeakKeyDictionary()
 
 
 def kernels_of(lens: LensModel) -> Kernels:
-    """The kernels that were proven on this model; the proof is made once."""
-    if lens not in _known:
-        blocks = [block.module for block in lens.map.blocks]
+    """The kernels that were proven on this model; the proof is made once for the same modules."""
+    blocks = [block.module for block in lens.map.blocks]
+    proved = _known.setdefault(lens.model, {})
+    modules = tuple(id(module) for block in blocks for module in block.modules())
+    if modules not in proved:
         norms = [m for block in blocks for m in block.modules() if _is_leaf_with_gain(m)]
         norms += [m for m in lens.map.tail.norms if _is_leaf_with_gain(m)]
         proven = ((m, _fused(m)) for m in dict.fromkeys(norms))
         fast = Kernels((), tuple(_attention_configs(blocks)))
         same = _changes_nothing(lens, fast)
-        _known[lens] = Kernels(
+        proved[modules] = Kernels(
             tuple((m, fused) for m, fused in proven if fused is not None),
             fast.configs if same else (),
             same and _may_split(lens, fast),
         )
-    return _known[lens]
+    return proved[modules]
 
 
 def _changes_nothing(lens: LensModel, kernels: Kernels) -> bool:
