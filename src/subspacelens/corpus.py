@@ -103,6 +103,22 @@ def embedded_corpus(lens: LensModel, *, tokens: int = 20_000, seed: int = 0) -> 
     return Corpus(f"embedded, {tokens} tokens, seed {seed}", half + _sampled(lens, rows, seed))
 
 
+def reference_windows(
+    tokenizer: PreTrainedTokenizerBase, count: int, length: int, *, seed: int = 0
+) -> tuple[tuple[int, ...], ...]:
+    """`count` pieces of `length` tokens of CPython's reference text, from documents drawn by
+    `seed`, none of them overlapping."""
+    names = sorted(topics)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    found: list[tuple[int, ...]] = []
+    for place in order:
+        ids = encode(tokenizer, topics[names[place]])
+        found += [tuple(ids[i : i + length]) for i in range(0, len(ids) - length + 1, length)][:4]
+        if len(found) >= count:
+            return tuple(found[:count])
+    raise TaskError(f"CPython's reference text has fewer than {count} pieces of {length} tokens")
+
+
 def sample(lens: LensModel, rows: int, length: int, seed: int) -> Tensor:
     """Token ids (rows, length), drawn from the model at temperature 1; each row begins with one of
     `OPENINGS`. Deterministic in `seed`."""

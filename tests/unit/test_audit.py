@@ -23,7 +23,7 @@ from subspacelens.capture import capture
 from subspacelens.errors import LensError
 from subspacelens.fit import das, mean_difference
 from subspacelens.hooks import on_input
-from subspacelens.model import LensModel
+from subspacelens.model import LensModel, load_model
 from subspacelens.modelmap import build_map
 from subspacelens.replay import Replay
 from subspacelens.results import Estimate
@@ -31,7 +31,7 @@ from subspacelens.results import Test as Found
 from subspacelens.site import Site
 from subspacelens.subspace import made_by
 from subspacelens.task_capture import TaskCapture, capture_task
-from subspacelens.tasks import Task
+from subspacelens.tasks import Task, ioi
 from subspacelens.tasks.pairset import PairSet
 
 SITE = Site(1, "mlp_act", "X")
@@ -260,6 +260,22 @@ def test_sixteen_dimensions(lens, task, stream):
     assert all(test.reading for test in found.tests.values())
     row, null = (found.effects[name]["nats"].value for name in ("row", "null"))
     assert row is not None and null is not None
+
+
+def test_the_whole_component_moves_other_text_as_much_as_itself(tiny_folder):
+    lens = load_model(tiny_folder, dtype="float64")
+    site = Site(1, "attn_out", "END")
+    small = ioi(lens.tokenizer, train=20, test=20, held_out=0)
+    captures = capture_task(lens, small, [site])
+    whole = torch.eye(lens.map.dim(site), dtype=torch.float64)
+    few = {}
+    for name, basis in (("whole", whole), ("one", whole[:, :1])):
+        subspace = made_by(lens, site, basis, small.train.sha256, {"method": "planted"})
+        few[name] = judge(lens, captures, subspace, budget="fast", tests=["unrelated_text"])
+    tests = {name: found.tests["unrelated_text"] for name, found in few.items()}
+    assert tests["whole"].value == pytest.approx(1, abs=1e-6) == tests["whole"].control
+    assert 0 < tests["one"].value < 1 and 0 < tests["one"].control < 1
+    assert "nothing to do with the task" in tests["one"].reading
 
 
 def test_budgets_and_names():

@@ -86,4 +86,8 @@ TEST_WORDS = {
         "What else does it move?",
         "KL beside the answers ÷ that of the full component",
     ),
+    "unrelated_text": (
+        "Does it move text that the task has nothing to do with?",
+        "KL on other text ÷ that of the full component",
+    ),
 }

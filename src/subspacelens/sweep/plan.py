@@ -25,7 +25,7 @@ from .pattern import Shape, expand
 ROOMS = (
     "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
     "prefix.py", "patching.py", "geometry.py", "subspace.py", "task_capture.py", "capture_file.py",
-    "results.py", "recall.py", "random_weights.py", "certify", "tasks", "fit", "audit",
+    "results.py", "recall.py", "corpus.py", "random_weights.py", "certify", "tasks", "fit", "audit",
     "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...results import Test
-from . import choice, downstream, effects, landing, nature, path
+from . import choice, downstream, effects, elsewhere, landing, nature, path
 from .case import Case, Natural
 
 BUDGETS = ("fast", "standard", "full")
@@ -31,7 +31,8 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "chance": ("standard", choice.chance),
     "path": ("standard", path.path),
     "gradient_agreement": ("standard", choice.gradient_agreement),
-    "selectivity": ("standard", choice.selectivity),
+    "selectivity": ("standard", elsewhere.selectivity),
+    "unrelated_text": ("standard", elsewhere.unrelated_text),
     "generalisation": ("standard", effects.generalisation),
     "stability": ("full", choice.stability),
     "vacuity": ("full", choice.vacuity),

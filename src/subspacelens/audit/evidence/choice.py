@@ -24,7 +24,6 @@ from ..statistics import ratio
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64
-SIDE_PAIRS = 64
 SETTINGS = ("steps", "batch", "lr", "loss")
 DIGITS = 9
 """Of a cosine: the last bits of a gradient depend on where its memory lies."""
@@ -146,38 +145,3 @@ def _again(case: Case, lens: LensModel, captured: Capture, seed: int) -> Subspac
     settings = {name: record[name] for name in SETTINGS if name in record and name in known}
     memory = {"memory": case.replay.memory} if "memory" in known else {}
     return fit(lens, captured, case.site, dim=dim, seed=seed, **settings, **memory)
-
-
-def selectivity(case: Case) -> Test:
-    """What else does it move? KL divergence in nats of the next-token distribution without the two
-    answers, patched from clean, over that of the full-component patch."""
-    captured = case.captures.test
-    some = torch.arange(min(SIDE_PAIRS, len(captured.pairs)))
-    replay = case.replay.subset(some)
-    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
-    whole = SubspacePatch(case.basis).delta(base, source)
-    deltas = torch.stack([torch.zeros_like(whole), whole, source - base])
-    divergences = np.zeros((2, len(some)))
-    with torch.no_grad():
-        for unit in replay.units(1, gradients=False):
-            rows = torch.arange(len(unit.pairs))
-            logits = []
-            for delta in deltas:
-                found = (
-                    replay.logits(unit, delta[None, unit.pairs.to(delta.device)])[0].double().cpu()
-                )
-                found[rows[:, None], replay.answers[unit.pairs]] = -torch.inf
-                logits.append(found.log_softmax(-1))
-            clean = logits[0]
-            for which, patched in enumerate(logits[1:]):
-                kl = (patched.exp() * (patched - clean)).nan_to_num(0).sum(-1)
-                divergences[which, unit.pairs.numpy()] = kl.numpy()
-    units = type(case.scorer.units).of(replay.captured.pairs)
-    found = ratio(divergences[0], divergences[1], units)
-    if found.value is None:
-        return void("the whole component changes nothing")
-    return test_of(
-        found,
-        f"beside the two answers the patch moves the prediction by {divergences[0].mean():.2g} "
-        f"nats, the whole component by {divergences[1].mean():.2g}",
-    )
