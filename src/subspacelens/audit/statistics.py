@@ -33,6 +33,11 @@ class Units:
     def count(self) -> int:
         return int(self.of_pair.max()) + 1
 
+    @property
+    def of_prompts(self) -> np.ndarray:
+        """The units of all bases and then all sources, (2n,)."""
+        return np.tile(self.of_pair, 2)
+
     def sums(self, values: np.ndarray | Tensor) -> np.ndarray:
         """Sum over the pairs of each unit, (units,)."""
         return np.bincount(self.of_pair, weights=np.asarray(values, dtype=np.float64))

@@ -64,7 +64,7 @@ def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -
     if case.train.z is None or case.test.z is None:
         return void("the pairs carry no z, or only one value of it")
     scores = class_scores(case.train, case.test, basis)
-    found = auroc_interval(scores, case.test.z, np.tile(case.scorer.units.of_pair, 2))
+    found = auroc_interval(scores, case.test.z, case.scorer.units.of_prompts)
     control = [auroc(class_scores(case.train, case.test, b), case.test.z) for b in controls]
     between = between_class_share(scores, case.test.z)
     return test_of(
@@ -125,7 +125,7 @@ def covariation(case: Case) -> Test:
         )
     read = within @ mix.T[:, keep]
     written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
-    units = Units(np.tile(Units.of(case.captures.train.pairs).of_pair, 2))
+    units = Units(Units.of(case.captures.train.pairs).of_prompts)
     found = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
     if found.value is None:
         return void("the reading does not vary within the classes")

@@ -97,7 +97,7 @@ def success(
     basis = v_resid.basis
     base, source = captured.base[site], captured.source[site]
     delta = SubspacePatch(basis).delta(base, source)
-    units = np.tile(Units.of(evaluation.pairs).of_pair, 2)
+    units = Units.of(evaluation.pairs).of_prompts
     z = np.array([pair.z for pair in evaluation.pairs.pairs]).T.flatten()
     along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
     return Success(
