@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from helpers_tokenizer import ioi_tokenizer
+
 VOCABULARY = 97
 
 _ROPE = dict(
@@ -83,3 +85,17 @@ def tiny_model(
         else:
             parameter.copy_(parameter * (1 + 0.1 * torch.randn_like(parameter)))
     return model
+
+
+def hub_folder(folder, family: str, **shape) -> str:
+    """A random model of the family in hub layout, with a tokenizer that knows the words of IOI."""
+    tokenizer = ioi_tokenizer()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES[family] | shape)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -8,10 +8,8 @@ import warnings
 import pytest
 import torch
 from scipy.stats import DegenerateDataWarning
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers_models import FAMILIES
-from helpers_tokenizer import ioi_tokenizer
+from helpers_models import hub_folder
 from subspacelens import Site, load_model
 from subspacelens.audit.decomposition import exact_split, reader_matrix
 from subspacelens.certify import centred
@@ -28,22 +26,8 @@ TINY = Sizes(
     map=4, train=12, test=16, held_out=8, heads=6, fresh=24,
     steps=3, control_steps=2, batch=12, seeds=2, random_mlps=1,
 )  # fmt: skip
-SMALL_GPT2 = dict(n_embd=48, n_layer=12, n_head=12, n_positions=256)
-
-
-def hub_folder(folder, family: str, **shape) -> str:
-    """A random model of the family in hub layout, with a tokenizer that knows the words of IOI."""
-    tokenizer = ioi_tokenizer()
-    torch.manual_seed(0)
-    shape = FAMILIES[family] | dict(bos_token_id=0, eos_token_id=1) | shape
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **shape)
-    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+SPECIAL = dict(bos_token_id=0, eos_token_id=1)
+SMALL_GPT2 = SPECIAL | dict(n_embd=48, n_layer=12, n_head=12, n_positions=256)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +122,7 @@ def test_presets(gpt2, tmp_path):
     assert preset_for(named, None) is PRESETS["gpt2"]
     with pytest.raises(ModelError, match="unknown preset 'gpt3': one of gpt2"):
         preset_for(gpt2, "gpt3")
-    small = load_model(hub_folder(tmp_path, "gpt2"))
+    small = load_model(hub_folder(tmp_path, "gpt2", **SPECIAL))
     with pytest.raises(ModelError, match=r"needs 11 layers of 10 heads; .* has 4 of 4"):
         preset_for(small, "gpt2")
     small.tokenizer.bos_token = None
