@@ -8,7 +8,7 @@ import torch
 
 from helpers_tokenizer import ioi_data
 from subspacelens import LensModel
-from subspacelens.recall import recall
+from subspacelens.engine.recall import recall
 from subspacelens.tasks.facts import Fact, fact_prompt, object_token
 
 TEMPLATES = {

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from helpers_models import VOCABULARY
-from subspacelens.model import LensModel
-from subspacelens.site import Site
+from subspacelens.core.site import Site
+from subspacelens.model.lens import LensModel
 from subspacelens.tasks.pairset import Pair, PairSet, Prompt
 
 

@@ -6,13 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from subspacelens.results import (
+from subspacelens.audit.record import (
     AuditRecord,
     Clean,
     DoseResponse,
-    Estimate,
     Figures,
-    ModelRecord,
     Scatter,
     SubspaceRecord,
     SupportCurve,
@@ -21,6 +19,7 @@ from subspacelens.results import (
     Verdict,
     Written,
 )
+from subspacelens.core.records import Estimate, ModelRecord
 
 Label = Literal["faithful", "illusory", "undetermined"]
 

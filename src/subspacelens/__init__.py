@@ -9,27 +9,22 @@
 >>> result = sl.audit(lens, captures, subspace)
 """
 
-from . import fit, patching
+from . import fit
 from .audit import Audit, audit
-from .capture import Capture, capture
+from .audit.record import AuditRecord, load_audit
 from .certify import certify
-from .errors import (
-    LensError,
-    ModelError,
-    ResultError,
-    SiteError,
-    SubspaceError,
-    TaskError,
-)
+from .core.errors import LensError, ModelError, ResultError, SiteError, SubspaceError, TaskError
+from .core.progress import showing_progress
+from .core.site import STREAMS, Site
+from .engine import patches as patching
+from .engine.capture import Capture, capture
+from .engine.replay import Replay
+from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
-from .model import LensModel, load_model, wrap
-from .progress import showing_progress
-from .replay import Replay
+from .fit.subspace import Subspace
+from .model.lens import LensModel, wrap
+from .model.loading import load_model
 from .report import write_report
-from .results import AuditRecord, load_audit
-from .site import STREAMS, Site
-from .subspace import Subspace
-from .task_capture import TaskCapture, capture_task
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
 
 __all__ = [

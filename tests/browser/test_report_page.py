@@ -8,13 +8,13 @@ import pytest
 from helpers_models import tiny_model
 from helpers_oracle import random_pairs
 from helpers_records import make_record
-from subspacelens.maps import patching_map
-from subspacelens.model import LensModel
-from subspacelens.modelmap import build_map
+from subspacelens.audit.record import save_audit
+from subspacelens.measure.maps import patching_map
+from subspacelens.model.lens import LensModel
+from subspacelens.model.mapping.probing import build_map
 from subspacelens.report import write_report
 from subspacelens.report.map_page import write_map_page
 from subspacelens.report.toy_page import write_toy
-from subspacelens.results import save_audit
 from subspacelens.studies.toy import run_toy
 
 pytestmark = pytest.mark.browser

@@ -25,7 +25,7 @@ from subspacelens.bench.crash import (
     small_grid,
 )
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
-from subspacelens.errors import ResultError
+from subspacelens.core.errors import ResultError
 from subspacelens.sweep import Store, Tally, cells_of, run_sweep
 from subspacelens.sweep.cell import Worker
 from subspacelens.sweep.local import LocalPool

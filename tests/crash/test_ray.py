@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 
 from subspacelens.bench.crash import contents, small_grid
-from subspacelens.errors import LensError
+from subspacelens.core.errors import LensError
 from subspacelens.sweep import Store, run_sweep
 
 SCRIPT = """

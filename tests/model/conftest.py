@@ -5,11 +5,10 @@ from importlib.util import find_spec
 import pytest
 from transformers.utils import logging
 
-from subspacelens import Site, capture_task, das, ioi, load_model
+from helpers_real import FAITHFUL, ILLUSORY
+from subspacelens import capture_task, das, ioi, load_model
 
 logging.disable_progress_bar()
-
-ILLUSORY, FAITHFUL = Site.parse("L18.mlp_act@S2"), Site.parse("L17.resid_post@S2")
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import FAITHFUL, ILLUSORY
+from helpers_real import FAITHFUL, ILLUSORY
 from subspacelens import Replay, audit, das
+from subspacelens.engine.patches import Full, SubspacePatch
 from subspacelens.fit import random
-from subspacelens.patching import Full, SubspacePatch
 
 pytestmark = pytest.mark.model
 

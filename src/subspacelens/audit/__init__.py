@@ -1,5 +1,5 @@
 """The audit of a subspace: effects, evidence, verdict."""
 
-from .audit import Audit, Judgement, audit, judge
+from .run import Audit, Judgement, audit, judge
 
 __all__ = ["Audit", "Judgement", "audit", "judge"]

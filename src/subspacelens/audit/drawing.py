@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..patching import ReadWrite, SubspacePatch
-from ..results import DoseResponse, Figures, Scatter, SupportCurve, Written
+from ..engine.patches import ReadWrite, SubspacePatch
 from .evidence.case import Case, class_scores
+from .record import DoseResponse, Figures, Scatter, SupportCurve, Written
 
 DOSES = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 DOSE_PAIRS = 64

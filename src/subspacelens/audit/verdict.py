@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from math import inf, prod
 
-from ..results import Estimate, Test, Verdict
+from ..core.records import Estimate
+from .record import Test, Verdict
 
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "support")

@@ -15,16 +15,16 @@ import torch
 from scipy import stats
 
 from ..audit import judge
-from ..audit.statistics import auroc
 from ..audit.verdict import SMALLEST_FLDD
-from ..capture import Capture, capture
-from ..errors import TaskError
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..site import Site
-from ..subspace import made_by
-from ..task_capture import capture_task
+from ..core.errors import TaskError
+from ..core.progress import track
+from ..core.site import Site
+from ..core.statistics import auroc
+from ..engine.capture import Capture, capture
+from ..engine.replay import Replay
+from ..engine.task_capture import capture_task
+from ..fit.subspace import made_by
+from ..model.lens import LensModel
 from ..tasks import Task, contrast, ioi
 from .cases import CALIBRATION, HELD_OUT, Place, Planting, plantings, subspaces
 from .controls import controls

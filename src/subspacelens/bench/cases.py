@@ -17,8 +17,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..geometry import haar
-from ..site import Site
+from ..core.geometry import haar
+from ..core.site import Site
 from .planted import Plan, Units
 
 ANGLES = (30, 45, 60)

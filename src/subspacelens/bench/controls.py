@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from ..audit import judge
 from ..certify import centred
+from ..core.geometry import Split
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import das
-from ..geometry import Split
-from ..model import LensModel
-from ..progress import track
-from ..site import Site
-from ..subspace import Subspace, made_by
+from ..fit.subspace import Subspace, made_by
+from ..model.lens import LensModel
 from ..survey.construct import constructions, sensed, targets
-from ..task_capture import TaskCapture, capture_task
 from ..tasks import ioi
 
 BUILT = (

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from ..errors import ResultError
-from ..progress import bar
+from ..core.errors import ResultError
+from ..core.progress import bar
 from ..sweep.grid import FitSpec, Grid, TaskSpec
 from ..sweep.local import LocalPool
 from ..sweep.plan import Cell, ModelFacts, cells_of, facts_of

@@ -11,14 +11,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..audit.audit import peak_rss_bytes
-from ..capture import Capture, answers_of, capture
-from ..errors import TaskError
-from ..hooks import first_tensor, on_output
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..site import Site
+from ..core.errors import TaskError
+from ..core.machine import peak_rss_bytes
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.buckets import answers_of
+from ..engine.capture import Capture, capture
+from ..engine.replay import Replay
+from ..model.hooks import first_tensor, on_output
+from ..model.lens import LensModel
 from ..tasks import ioi
 from ..tasks.pairset import Pair, PairSet, Prompt
 from . import peers

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture import capture, place_of
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.buckets import place_of
+from ..engine.capture import capture
+from ..engine.recall import known_facts
+from ..engine.replay import Replay
 from ..fit.per_pair import evaluated
-from ..hooks import on_input
-from ..model import LensModel
-from ..progress import track
-from ..recall import known_facts
-from ..replay import Replay
-from ..site import Site
+from ..model.hooks import on_input
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import Pair, PairSet
 from .peers import floor

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..capture import Capture, answers_of, capture
+from ..core.site import Site
+from ..engine.buckets import answers_of
+from ..engine.capture import Capture, capture
+from ..engine.replay import Replay
 from ..fit.das import retracted
-from ..hooks import first_tensor, on_input, on_output
-from ..model import LensModel
-from ..modelmap import ModelMap
-from ..replay import Replay
-from ..site import Site
+from ..model.hooks import first_tensor, on_input, on_output
+from ..model.lens import LensModel
+from ..model.mapping.values import ModelMap
 from ..tasks.pairset import PairSet
 
 LR = 0.03

@@ -22,14 +22,14 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
-from ..capture import Capture
-from ..errors import SiteError
+from ..core.errors import SiteError
+from ..core.geometry import haar
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..engine.replay import Replay
 from ..fit.closed_form import by_class, gradients
-from ..geometry import haar
-from ..model import LensModel
-from ..modelmap import Linear
-from ..replay import Replay
-from ..site import Site
+from ..model.lens import LensModel
+from ..model.mapping.values import Linear
 
 DISTRACTORS = 4
 NOISE_AXES = 40

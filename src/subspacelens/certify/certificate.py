@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..errors import ModelError, SiteError
-from ..model import LensModel
-from ..progress import hiding_progress, track
-from ..site import STREAMS, Site
+from ..core.errors import ModelError, SiteError
+from ..core.progress import hiding_progress, track
+from ..core.site import STREAMS, Site
+from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .examination import Examination, Proof
 from .probes import is_centred

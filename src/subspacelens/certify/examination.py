@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..capture import Capture, capture
-from ..errors import LensError, ModelError, TaskError
-from ..geometry import Split
-from ..hooks import on_output
-from ..model import LensModel
-from ..replay import Replay
-from ..site import Site
+from ..core.errors import LensError, ModelError, TaskError
+from ..core.geometry import Split
+from ..core.site import Site
+from ..engine.capture import Capture, capture
+from ..engine.replay import Replay
+from ..model.hooks import on_output
+from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet
 from .probes import (
     Watched,

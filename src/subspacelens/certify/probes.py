@@ -11,10 +11,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..hooks import on_input, on_output
-from ..model import LensModel
-from ..site import Site
+from ..core.errors import ModelError
+from ..core.site import Site
+from ..model.hooks import on_input, on_output
+from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet, Prompt
 
 _LENGTHS = ((8, 4), (10, 6))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ..errors import LensError
+from ..core.errors import LensError
 from . import audit, bench, facts, look, reproduce, survey, sweep
 
 app = typer.Typer(

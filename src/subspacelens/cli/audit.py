@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..progress import showing_progress
+from ..core.progress import showing_progress
 from .options import (
     BudgetName,
     Captures,
@@ -35,7 +35,7 @@ from .options import (
     prepared,
     sites_of,
     writable,
-)  # fmt: skip
+)
 
 
 def audit(
@@ -74,7 +74,7 @@ def audit(
     site where DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
-    from ..audit.audit import chosen_tests
+    from ..audit.run import chosen_tests
     from ..report import write_report
 
     space = bytes_of(memory)
@@ -120,7 +120,7 @@ def fit_command(
 
     Writes OUT/<site>/subspace.safetensors.
     """
-    from ..audit.audit import SUBSPACE_FILE
+    from ..audit.run import SUBSPACE_FILE
 
     budget = bytes_of(memory)
     writable(out)

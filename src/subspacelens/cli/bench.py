@@ -9,16 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..errors import LensError
-from ..progress import showing_progress
-from ..site import Site
-from .options import (
-    Device,
-    Dtype,
-    Model,
-    Seed,
-    writable,
-)  # fmt: skip
+from ..core.errors import LensError
+from ..core.progress import showing_progress
+from ..core.site import Site
+from .options import Device, Dtype, Model, Seed, writable
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
 
@@ -42,8 +36,8 @@ def bench_engine_command(
     import json
 
     from ..bench import bench_engine, growth_figure
-    from ..model import load_model
-    from ..results import write_atomically
+    from ..core.files import write_atomically
+    from ..model.loading import load_model
 
     with showing_progress():
         result = bench_engine(load_model(model, device=device, dtype=dtype), quick=quick)
@@ -80,7 +74,7 @@ def bench_profile_command(
 ) -> None:
     """Show where the time of a training step of the engine goes, by operation."""
     from ..bench import profile_step
-    from ..model import load_model
+    from ..model.loading import load_model
 
     where = Site.parse(site)
     with showing_progress():
@@ -110,8 +104,8 @@ def bench_audit_command(
     import json
 
     from ..bench import audit_table, bench_audit, roc_figure
-    from ..model import load_model
-    from ..results import write_atomically
+    from ..core.files import write_atomically
+    from ..model.loading import load_model
 
     if cases is not None and cases < 1:
         raise LensError(f"--cases {cases}: at least one case is needed")
@@ -149,9 +143,9 @@ def bench_facts_command(
     import json
 
     from ..bench import bench_facts
-    from ..errors import LensError
-    from ..model import load_model
-    from ..results import write_atomically
+    from ..core.errors import LensError
+    from ..core.files import write_atomically
+    from ..model.loading import load_model
     from ..tasks.facts import embedded_facts
 
     if min(pairs, steps) < 1:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..progress import showing_progress
+from ..core.progress import showing_progress
 from .options import Device, Dtype, Model
 
 commands = typer.Typer(help="Facts that a model may know.", no_args_is_help=True)
@@ -35,9 +35,9 @@ def known_command(
     import json
     from collections import Counter
 
-    from ..model import load_model
-    from ..recall import known_facts
-    from ..results import write_atomically
+    from ..core.files import write_atomically
+    from ..engine.recall import known_facts
+    from ..model.loading import load_model
     from ..tasks.facts import as_counterfact
 
     with showing_progress():
@@ -57,7 +57,7 @@ def known_command(
 
 def facts_of(path: Path | None, limit: int | None = None):
     """The facts of a file, or the embedded ones."""
-    from ..errors import TaskError
+    from ..core.errors import TaskError
     from ..tasks.facts import embedded_facts, read_facts
 
     if limit is not None and limit < 1:

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..progress import showing_progress
-from ..site import STREAMS
+from ..core.progress import showing_progress
+from ..core.site import STREAMS
 from .options import (
     Device,
     Dtype,
@@ -23,7 +23,7 @@ from .options import (
     bytes_of,
     prepared,
     writable,
-)  # fmt: skip
+)
 
 
 def map_command(
@@ -49,7 +49,7 @@ def map_command(
     Writes OUT/map.json, OUT/map.svg and OUT/map.html. By default the streams resid_post, mlp_act,
     attn_out and head_z at S2 and END.
     """
-    from ..maps import patching_map
+    from ..measure.maps import patching_map
     from ..report.map_page import write_map_page
 
     budget = bytes_of(memory)
@@ -78,8 +78,8 @@ def doctor(
     that the model has fails a proof.
     """
     from ..certify import doctor_rows
-    from ..model import load_model
-    from ..site import Site
+    from ..core.site import Site
+    from ..model.loading import load_model
 
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
@@ -104,7 +104,7 @@ def models() -> None:
     """List the models that come embedded in PyPI packages, and what else --model takes."""
     import importlib.util
 
-    from ..model import EMBEDDED
+    from ..model.loading import EMBEDDED
 
     table = Table("--model", "package", "installed")
     for name, (package, _file) in EMBEDDED.items():

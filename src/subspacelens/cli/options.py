@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LensError, ResultError, SiteError
-from ..site import Site
+from ..core.errors import LensError, ResultError, SiteError
+from ..core.site import Site
 
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
 
@@ -98,7 +98,7 @@ def prepared(
     device: str | None, dtype: str,
 ):  # fmt: skip
     """The model and the task."""
-    from ..model import load_model
+    from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
     check_task(task, test_pairs, pairs)
@@ -109,7 +109,7 @@ def prepared(
 def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):
     """The subspace in a file: ours, which knows its site, or another tool's, which does not."""
     from ..fit import given
-    from ..subspace import Subspace
+    from ..fit.subspace import Subspace
 
     if sites and len(sites) > 1:
         raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
@@ -132,8 +132,8 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
 
 def captured(lens, task, sites, dim: int, shifted: bool, keep: Path | None = None):
     from ..certify import require
+    from ..engine.task_capture import capture_task
     from ..fit.das import check_dim
-    from ..task_capture import capture_task
 
     for site in sites:
         check_dim(site, dim, lens.map.dim(site))

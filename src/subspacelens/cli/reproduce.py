@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..progress import showing_progress
+from ..core.progress import showing_progress
 from .facts import FactsFile, facts_of
 from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
 
@@ -59,7 +59,7 @@ def reproduce_facts(
 
     Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
     """
-    from ..model import load_model
+    from ..model.loading import load_model
     from ..report.facts_page import markdown, write_facts
     from ..studies.facts import facts_plan, run_facts
 
@@ -90,7 +90,7 @@ def reproduce_editing(
 
     Writes OUT/editing.json, OUT/editing.md and OUT/report.html.
     """
-    from ..model import load_model
+    from ..model.loading import load_model
     from ..report.editing_page import markdown, write_editing
     from ..studies.editing import editing_plan, run_editing
 
@@ -107,7 +107,7 @@ def reproduce_editing(
 
 def corpus_of(lens, text: Path | None, quick: bool):
     """The user's text, or the embedded one."""
-    from ..corpus import embedded_corpus, read_corpus
+    from ..engine.text import embedded_corpus, read_corpus
 
     if text is not None:
         return read_corpus(text, lens.tokenizer)
@@ -138,7 +138,7 @@ def reproduce_ioi(
 
     Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
     """
-    from ..model import load_model
+    from ..model.loading import load_model
     from ..report.ioi_page import markdown, write_ioi
     from ..studies.ioi import reproduce_ioi as run_ioi
 

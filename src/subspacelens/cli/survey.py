@@ -7,18 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import TaskError
-from ..progress import showing_progress
-from .options import (
-    Device,
-    Dtype,
-    Memory,
-    Model,
-    Shifted,
-    bytes_of,
-    prepared,
-    writable,
-)
+from ..core.errors import TaskError
+from ..core.progress import showing_progress
+from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
 
 TaskName = Annotated[
     str,
@@ -97,8 +88,8 @@ def _run(
     model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
     shifted, out,
 ) -> None:  # fmt: skip
-    from ..corpus import read_corpus
-    from ..model import load_model
+    from ..engine.text import read_corpus
+    from ..model.loading import load_model
     from ..report.survey_page import markdown, reading, write_survey
     from ..studies.prevalence import prevalence
     from ..sweep.grid import TaskSpec

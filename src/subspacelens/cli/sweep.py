@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import LensError
-from ..progress import showing_progress
+from ..core.errors import LensError
+from ..core.progress import showing_progress
 
 
 class Backend(StrEnum):
@@ -97,7 +97,7 @@ def results_command(
     ] = None,
 ) -> None:
     """Show what a sweep found, as a table; with --csv or --parquet all columns go to a file."""
-    from ..results import write_atomically
+    from ..core.files import write_atomically
     from ..sweep import results
     from ..sweep.table import to_parquet
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import EditError
+from ..core.errors import EditError
 from .second_moments import SecondMoment
 
 SMALLEST = 1e-3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import EditError
+from ..core.errors import EditError
 from .rank_one import RankOneEdit
 from .second_moments import SecondMoment
 

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import EditError
-from ..hooks import on_output
-from ..model import LensModel
-from ..modelmap import Linear
-from ..results import write_atomically
-from ..site import Site
+from ..core.errors import EditError
+from ..core.files import write_atomically
+from ..core.site import Site
+from ..model.hooks import on_output
+from ..model.lens import LensModel
+from ..model.mapping.values import Linear
 
 FORMAT = "subspacelens.rank-one-edit/1"
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..capture import Capture, capture
-from ..corpus import sample
-from ..errors import EditError
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..site import Site
+from ..core.errors import EditError
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.capture import Capture, capture
+from ..engine.replay import Replay
+from ..engine.text import sample
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_prompt, object_token
 from ..tasks.pairset import Pair, PairSet, Prompt
 from .patch_to_edit import key_vector

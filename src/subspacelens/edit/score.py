@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..model import LensModel
-from ..recall import Around, last_hidden, recall
+from ..engine.recall import Around, last_hidden, recall
+from ..model.lens import LensModel
 from ..tasks.facts import Fact, fact_prompt, object_token
 from ..tasks.pairset import Prompt
 from .rank_one import RankOneEdit, edited_each

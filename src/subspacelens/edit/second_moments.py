@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..capture import place_of
-from ..corpus import Corpus, keep
-from ..errors import EditError
-from ..hooks import check_ready
-from ..model import LensModel, cache_folder
-from ..progress import track
-from ..site import Site
+from ..core.errors import EditError
+from ..core.files import cache_folder
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.buckets import place_of
+from ..engine.text import Corpus, keep
+from ..model.hooks import check_ready
+from ..model.lens import LensModel
 
 FORMAT = "subspacelens.second-moment/1"
 SINGULAR = 1e10

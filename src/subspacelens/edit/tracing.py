@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..capture import place_of
-from ..errors import EditError
-from ..hooks import check_ready, on_output
-from ..model import LensModel
-from ..site import Site
+from ..core.errors import EditError
+from ..core.site import Site
+from ..engine.buckets import place_of
+from ..model.hooks import check_ready, on_output
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, SUBJECT_START
 from ..tasks.pairset import Prompt
 

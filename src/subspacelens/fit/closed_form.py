@@ -6,14 +6,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ..capture import Capture
-from ..errors import SubspaceError, TaskError
-from ..geometry import haar
-from ..model import LensModel
-from ..replay import Replay
-from ..site import Site
-from ..subspace import Subspace, made_by
+from ..core.errors import SubspaceError, TaskError
+from ..core.geometry import haar
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..engine.replay import Replay
+from ..model.lens import LensModel
 from .das import check_dim
+from .subspace import Subspace, made_by
 
 
 def mean_difference(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..capture import Capture
-from ..errors import SubspaceError
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..site import Site
-from ..subspace import Subspace, made_by
+from ..core.errors import SubspaceError
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..engine.replay import Replay
+from ..model.lens import LensModel
+from .subspace import Subspace, made_by
 
 LOSSES = ("logit-difference", "cross-entropy")
 

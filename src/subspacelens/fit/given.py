@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import SubspaceError
-from ..model import LensModel
-from ..results import file_sha256
-from ..site import Site
-from ..subspace import Subspace, made_by
+from ..core.errors import SubspaceError
+from ..core.files import file_sha256
+from ..core.site import Site
+from ..model.lens import LensModel
+from .subspace import Subspace, made_by
 
 
 def given(

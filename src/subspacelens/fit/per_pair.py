@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..capture import Capture
-from ..errors import SubspaceError
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..site import Site
+from ..core.errors import SubspaceError
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..engine.replay import Replay
+from ..model.lens import LensModel
 
 
 @dataclass(frozen=True)

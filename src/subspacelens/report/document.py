@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ..errors import ResultError
+from ..core.errors import ResultError
 
 
 @dataclass(frozen=True)

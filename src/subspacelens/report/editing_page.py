@@ -6,7 +6,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from ..results import write_atomically
+from ..core.files import write_atomically
 from ..studies.editing_record import EditingRecord
 from ..studies.editing_summary import (
     PAIRINGS,

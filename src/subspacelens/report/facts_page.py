@@ -8,7 +8,8 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from ..results import Estimate, write_atomically
+from ..core.files import write_atomically
+from ..core.records import Estimate
 from ..studies.facts_record import FactsRecord
 from ..studies.facts_summary import (
     FACTOR,

@@ -15,7 +15,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..results import PATCHES, AuditRecord, Estimate, Scatter, Written
+from ..audit.record import PATCHES, AuditRecord, Scatter, Written
+from ..core.records import Estimate
 
 Metric = Literal["nats", "fldd", "iia", "iia_pair"]
 Part = Literal["subspace", "row", "null"]

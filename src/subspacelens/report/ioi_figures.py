@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from ..maps import PatchingMap
-from ..results import Estimate
+from ..core.records import Estimate
+from ..measure.maps import PatchingMap
 from ..studies.ioi import Generalisation
 from ..studies.ioi.data import FRESH
 from ..studies.ioi.table import Row

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from ..results import AuditRecord, Estimate, write_atomically
+from ..audit.record import AuditRecord
+from ..core.files import write_atomically
+from ..core.records import Estimate
 from ..studies.ioi import IoiRecord, IoiStudy
 from ..studies.ioi.claims import Claim
 from ..studies.ioi.contrast import Contrast

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from ..maps import Cell, PatchingMap
-from ..results import write_atomically
+from ..core.files import write_atomically
+from ..measure.maps import Cell, PatchingMap
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
 from .page import amount, fixed

@@ -9,8 +9,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 from scipy.stats import false_discovery_control
 
-from ..errors import ResultError
-from ..results import AuditRecord, Estimate, Scatter, Test, load_audit, write_atomically
+from ..audit.record import AuditRecord, Scatter, Test, load_audit
+from ..core.errors import ResultError
+from ..core.files import write_atomically
+from ..core.records import Estimate
 from . import figures
 from .document import Plot, document
 from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..audit.verdict import SMALLEST_FLDD
-from ..results import write_atomically
+from ..core.files import write_atomically
 from ..studies.prevalence import Prevalence
 from ..survey.das_sites import shares
 from ..survey.illusions import SHARE, WORKS, IllusionMap, SiteIllusions

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..patching import SubspacePatch
-from ..results import write_atomically
+from ..core.files import write_atomically
+from ..engine.patches import SubspacePatch
 from ..studies.toy import PATCHES, ToyResult, hidden, illusory, output
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT

@@ -15,9 +15,12 @@ from math import isnan
 import torch
 from torch import Tensor
 
-from ..capture import Capture, capture
 from ..certify import centred, require_streams
-from ..corpus import Corpus
+from ..core.errors import TaskError
+from ..core.geometry import Split
+from ..core.progress import track
+from ..core.records import ModelRecord
+from ..core.site import Site
 from ..edit import (
     RankOneEdit,
     RomePrompts,
@@ -30,16 +33,13 @@ from ..edit import (
 )
 from ..edit.score import EditScores, Probe, essence_logs, probe, score
 from ..edit.tracing import ROLES, Trace, TraceRecipe, trace
-from ..errors import TaskError
+from ..engine.capture import Capture, capture
+from ..engine.patches import Full, PairwisePatch, PairwiseZeroSetting
+from ..engine.recall import known_facts
+from ..engine.replay import Replay
+from ..engine.text import Corpus
 from ..fit.per_pair import Recipe, per_pair
-from ..geometry import Split
-from ..model import LensModel
-from ..patching import Full, PairwisePatch, PairwiseZeroSetting
-from ..progress import track
-from ..recall import known_facts
-from ..replay import Replay
-from ..results import ModelRecord
-from ..site import Site
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, fact_prompt, object_token, pair_set
 from .editing_record import EditingRecord, EditLayer, Scores, SideEffects
 from .facts_record import PairRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from ..results import ModelRecord, read_record
+from ..core.records import ModelRecord, read_record
 from .facts_record import PairRecord, Strict, Tried
 
 

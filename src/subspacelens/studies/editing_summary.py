@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..audit.statistics import Units, mean, proportion
-from ..results import Estimate
+from ..core.records import Estimate
+from ..core.statistics import Units, mean, proportion
 from .editing_record import EditingRecord, EditLayer, Scores
 from .facts_summary import listed, median
 

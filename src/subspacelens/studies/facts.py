@@ -14,20 +14,19 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from ..audit.statistics import Units
-from ..capture import Capture, capture
 from ..certify import centred, require_streams
-from ..corpus import Corpus
+from ..core.errors import TaskError
+from ..core.geometry import Split, haar
+from ..core.records import ModelRecord
+from ..core.site import Site
 from ..edit import SecondMoment, edit_from_patch, second_moments, variance
-from ..errors import TaskError
+from ..engine.capture import Capture, capture
+from ..engine.patches import Full, PairwisePatch, Patch
+from ..engine.recall import known_facts, recall
+from ..engine.replay import Replay
+from ..engine.text import Corpus
 from ..fit.per_pair import PAPER, PairDirections, Recipe, per_pair
-from ..geometry import Split, haar
-from ..model import LensModel
-from ..patching import Full, PairwisePatch, Patch
-from ..recall import known_facts, recall
-from ..replay import Replay
-from ..results import ModelRecord
-from ..site import Site
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import PairSet
 from .facts_record import FactsRecord, LayerRecord, PairRecord, Shape, Tried
@@ -102,7 +101,7 @@ def run_facts(
         facts=len(facts),
         known=len(known),
         pairs=[PairRecord.of(base, source) for base, source in chosen],
-        units=Units.of(own).of_pair.tolist(),
+        units=own.units.of_pair.tolist(),
         clean=captured.clean.logit_diff.double().tolist(),
         paraphrase_of=said.pair.tolist(),
         paraphrase_known=said.known.tolist(),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ..results import ModelRecord, read_record
+from ..core.records import ModelRecord, read_record
 from ..tasks.facts import Fact
 
 PATCHES = ("v", "full", "row", "null", "read_row", "read_null", "edit")

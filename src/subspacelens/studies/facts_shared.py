@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..capture import capture
-from ..errors import TaskError
+from ..core.errors import TaskError
+from ..core.site import Site
+from ..engine.capture import capture
+from ..engine.patches import Full, SubspacePatch
+from ..engine.replay import Replay
 from ..fit.das import das
-from ..model import LensModel
-from ..patching import Full, SubspacePatch
-from ..replay import Replay
-from ..site import Site
+from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from .facts_record import SharedRecord
 from .trying import tried

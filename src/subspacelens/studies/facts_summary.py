@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..audit.statistics import Units, mean, proportion
-from ..results import Estimate
+from ..core.records import Estimate
+from ..core.statistics import Units, mean, proportion
 from .facts_record import PATCHES, FactsRecord, LayerRecord, Tried
 
 PAPER_LAYERS = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..corpus import Corpus, embedded_corpus
-from ..model import LensModel
-from ..results import _Record
-from ..site import Site
+from ..core.records import Record
+from ..core.site import Site
+from ..engine.text import Corpus, embedded_corpus
+from ..model.lens import LensModel
 from ..survey.das_sites import DasSite, das_grid, das_sites
 from ..survey.distortion import Distortion, distortion
 from ..survey.illusions import IllusionMap, illusion_map
@@ -24,7 +24,7 @@ from ..tasks.pairset import Task
 PARTS = ("weights", "distortion", "random", "das")
 
 
-class Prevalence(_Record):
+class Prevalence(Record):
     """Schema `subspacelens.prevalence/1`. Parts that were not asked for are empty."""
 
     schema_: Literal["subspacelens.prevalence/1"] = Field(

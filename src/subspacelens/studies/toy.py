@@ -13,10 +13,11 @@ from math import cos, pi, sin
 import torch
 from torch import Tensor
 
+from ..audit.record import Test, Verdict
 from ..audit.verdict import decide
-from ..geometry import Split, Support
-from ..patching import Full, Patch, ReadWrite, SubspacePatch
-from ..results import Estimate, Test, Verdict
+from ..core.geometry import Split, Support
+from ..core.records import Estimate
+from ..engine.patches import Full, Patch, ReadWrite, SubspacePatch
 
 READ_IN = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
 READ_OUT = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float64)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..capture import Outcomes
 from ..edit.rank_one import RankOneEdit, edited_each
-from ..model import LensModel
-from ..patching import Patch
-from ..recall import recall
-from ..replay import Replay
+from ..engine.buckets import Outcomes
+from ..engine.patches import Patch
+from ..engine.recall import recall
+from ..engine.replay import Replay
+from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .editing_record import Scores
 from .facts_record import Tried

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..capture import Capture
+from ..core.geometry import Split
+from ..core.site import Site
+from ..engine.capture import Capture
 from ..fit.closed_form import by_class, gradients
-from ..geometry import Split
-from ..model import LensModel
-from ..site import Site
+from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 
 WRITINGS = ("pseudoinverse", "transpose")

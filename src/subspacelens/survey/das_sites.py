@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from scipy import stats
 
-from ..audit.audit import AUDIT_FILE, SUBSPACE_FILE
-from ..audit.statistics import auroc
+from ..audit.record import Scatter, load_audit
+from ..audit.run import AUDIT_FILE, SUBSPACE_FILE
 from ..audit.verdict import SMALLEST_FLDD
-from ..capture import capture
 from ..certify import centred
-from ..geometry import Split
-from ..model import LensModel
-from ..results import Estimate, Scatter, _Record, load_audit
-from ..site import Site
-from ..subspace import Subspace
+from ..core.geometry import Split
+from ..core.records import Estimate, Record
+from ..core.site import Site
+from ..core.statistics import auroc
+from ..engine.capture import capture
+from ..fit.subspace import Subspace
+from ..model.lens import LensModel
 from ..sweep.grid import FitSpec, Grid, TaskSpec
 from ..sweep.run import Backend, run_sweep
 from ..sweep.store import Store
@@ -26,7 +27,7 @@ from ..sweep.table import results
 from ..tasks.pairset import Task
 
 
-class DasSite(_Record):
+class DasSite(Record):
     """The audit of DAS at one MLP. `cos_null`, `cos_row`: mean absolute cosine of the difference Δ
     with the disconnected and the connected part of the direction. `sees_null`, `sees_row`: how well
     either part alone tells the classes apart (AUROC)."""
@@ -50,7 +51,7 @@ class DasSite(_Record):
         return (found.low or 0.0) > 0 and (found.value or 0.0) >= SMALLEST_FLDD
 
 
-class Share(_Record):
+class Share(Record):
     """`count` of `total`, with Wilson's 95 % interval."""
 
     count: int

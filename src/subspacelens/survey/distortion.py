@@ -20,13 +20,13 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from ..certify import centred
-from ..corpus import Corpus
-from ..errors import TaskError
-from ..geometry import Split
-from ..hooks import check_ready, on_input, on_output
-from ..model import LensModel
-from ..progress import track
-from ..results import Estimate, _Record
+from ..core.errors import TaskError
+from ..core.geometry import Split
+from ..core.progress import track
+from ..core.records import Estimate, Record
+from ..engine.text import Corpus
+from ..model.hooks import check_ready, on_input, on_output
+from ..model.lens import LensModel
 
 TOKENS = 1000
 TUPLES = 20_000
@@ -40,7 +40,7 @@ SVM_STEPS = 100_000
 """Where the margin is so thin that the solver needs more, its last separator is taken."""
 
 
-class Transfer(_Record):
+class Transfer(Record):
     """Accuracies of linear separators fitted before the nonlinearity: `fitted`, after it on the
     tokens that they were fitted on, as in the paper, where each token helps to classify itself;
     `shuffled`, the same with shuffled dual coefficients; `held_out`, after it on other tokens;
@@ -52,7 +52,7 @@ class Transfer(_Record):
     before: Estimate
 
 
-class Distortion(_Record):
+class Distortion(Record):
     """One layer. `r2`: of products of differences, after against before, by ordinary least squares;
     the interval is the range over fifths of the text. `alone`: the same before each projection
     alone. `transfer`: accuracy after the nonlinearity of separators fitted before it, mean and

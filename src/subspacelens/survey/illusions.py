@@ -17,18 +17,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..audit.effects import Scorer
-from ..audit.statistics import auroc, ratio
-from ..capture import Capture, capture, check_pairs
 from ..certify import centred, require_streams
-from ..errors import SiteError, TaskError
-from ..geometry import Split
-from ..maps import _groups
-from ..model import LensModel
-from ..progress import track
-from ..replay import Replay
-from ..results import Estimate, ModelRecord, _Record, read_record, write_atomically
-from ..site import Site
+from ..core.errors import SiteError, TaskError
+from ..core.files import write_atomically
+from ..core.geometry import Split
+from ..core.progress import track
+from ..core.records import Estimate, ModelRecord, Record, read_record
+from ..core.site import Site
+from ..core.statistics import auroc, ratio
+from ..engine.capture import Capture, capture, check_pairs
+from ..engine.replay import Replay
+from ..measure.effects import Scorer
+from ..measure.maps import _groups
+from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Task
 from .construct import (
     Construction,
@@ -46,7 +47,7 @@ WORKS = 0.15
 SHARE = 1 / 3
 
 
-class Illusion(_Record):
+class Illusion(Record):
     """One construction. `effect`: FLDD of its patch; `connected`: of the patch along its connected
     part d alone. `degrees`: θ (of the median pair). `amplification`: mean change along d that the
     patch writes, over the mean change along d between natural base and source. `carries`: how well
@@ -60,7 +61,7 @@ class Illusion(_Record):
     carries: float | None
 
 
-class SiteIllusions(_Record):
+class SiteIllusions(Record):
     """One MLP at one label. `illusions["transpose of gradient"]`: by writing and target (see
     `construct.py`). `whole`: FLDD of patching the whole activation. `random`: FLDD with the
     same reading and random writings of the row space, mean and range. `sensed`: AUROC of n."""
@@ -86,7 +87,7 @@ class SiteIllusions(_Record):
         return effect >= WORKS and all(abs(o or 0.0) < SHARE * effect for o in others)
 
 
-class IllusionMap(_Record):
+class IllusionMap(Record):
     """Schema `subspacelens.illusions/1`. `one_for_all`: one direction a site, built on
     `train_pairs` others; else each pair has a direction of its own, built on itself."""
 

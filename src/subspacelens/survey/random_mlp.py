@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..audit.effects import Scorer
-from ..capture import Capture, capture
 from ..certify import centred
+from ..core.geometry import Split
+from ..core.progress import hiding_progress, track
+from ..core.records import Estimate, Record
+from ..core.site import Site
+from ..engine.capture import Capture, capture
+from ..engine.patches import Full, Patch, SubspacePatch
+from ..engine.random_weights import Weights, mlp_input
+from ..engine.random_weights import random_mlp as one_random_mlp
+from ..engine.replay import Replay
 from ..fit import das
-from ..geometry import Split
-from ..model import LensModel
-from ..patching import Full, Patch, SubspacePatch
-from ..progress import hiding_progress, track
-from ..random_weights import Weights, mlp_input
-from ..random_weights import random_mlp as one_random_mlp
-from ..replay import Replay
-from ..results import Estimate, _Record
-from ..site import Site
+from ..measure.effects import Scorer
+from ..model.lens import LensModel
 from ..tasks.pairset import Task
 
 SEEDS = 10
 STEPS = 40
 
 
-class RandomMLP(_Record):
+class RandomMLP(Record):
     """One kind of random weights at one site, over `seeds` draws: FLDD on test pairs of the fitted
     direction, of the whole random activation and of the direction's connected part, mean and 95 %
     interval over draws; `null_share`: how much of the direction's squared norm is in the kernel.

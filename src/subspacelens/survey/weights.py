@@ -6,18 +6,18 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from ..errors import SiteError
-from ..model import LensModel
-from ..modelmap import Block
-from ..progress import track
-from ..results import _Record
+from ..core.errors import SiteError
+from ..core.progress import track
+from ..core.records import Record
+from ..model.lens import LensModel
+from ..model.mapping.values import Block
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 RELATIVE = 1e-6
 """Singular values below this share of the largest count as zero."""
 
 
-class MatrixFacts(_Record):
+class MatrixFacts(Record):
     """One projection. `kernel`: inputs minus rank, the directions that it does not read.
     `singular_values`: their `QUANTILES`."""
 
@@ -31,7 +31,7 @@ class MatrixFacts(_Record):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class LayerWeights(_Record):
+class LayerWeights(Record):
     """The down-projection and the projections that read the residual stream into one MLP."""
 
     layer: int

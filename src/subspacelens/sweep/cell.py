@@ -9,20 +9,23 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..audit.audit import AUDIT_FILE, SUBSPACE_FILE, audit, versions
-from ..audit.decomposition import exact_split
-from ..audit.effects import Scorer, named_patches, outcomes_by_name
-from ..capture import Capture
+from ..audit.record import AuditRecord
+from ..audit.run import AUDIT_FILE, SUBSPACE_FILE, audit
 from ..certify import centred, require
-from ..errors import LensError, ModelError, TaskError
+from ..core.errors import LensError, ModelError, TaskError
+from ..core.machine import versions
+from ..core.records import Estimate
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..engine.replay import Replay
+from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import FITS
 from ..fit.per_pair import per_pair
-from ..model import LensModel, load_model
-from ..replay import Replay
-from ..results import AuditRecord, Estimate
-from ..site import Site
-from ..subspace import Subspace, made_by
-from ..task_capture import TaskCapture, capture_task
+from ..fit.subspace import Subspace, made_by
+from ..measure.effects import Scorer, named_patches, outcomes_by_name
+from ..measure.splits import exact_split
+from ..model.lens import LensModel
+from ..model.loading import load_model
 from ..tasks import Task
 from .plan import Cell, canonical, task_hashes, task_of
 

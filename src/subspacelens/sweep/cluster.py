@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import LensError
+from ..core.errors import LensError
 from .grid import Grid
 from .plan import ModelFacts, facts_of
 from .pool import Report

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from ..audit.drawing import DOSE_PAIRS, DOSES
-from ..audit.effects import RANDOM_DRAWS, RANDOM_PAIRS
-from ..audit.support import EXPLAINED
+from ..measure.effects import RANDOM_DRAWS, RANDOM_PAIRS
+from ..measure.support import EXPLAINED
 from .grid import Grid
 from .local import default_workers
 from .plan import Cell, ModelFacts

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..errors import LensError, TaskError
+from ..core.errors import LensError, TaskError
 from .pattern import check_pattern
 
 FACTS = "facts"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import SiteError
-from ..modelmap import ModelMap
-from ..site import STREAMS, Site
+from ..core.errors import SiteError
+from ..core.site import STREAMS, Site
+from ..model.mapping.values import ModelMap
 
 _NUMBERS = r"\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
 _FORM = re.compile(rf"L({_NUMBERS})\.([a-z_]+|\*)(?:\.({_NUMBERS}))?@([^@\s/\\]+)")

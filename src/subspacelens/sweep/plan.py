@@ -13,9 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..model import LensModel, load_model
-from ..recall import known_facts
-from ..site import Site
+from ..core.site import Site
+from ..engine.recall import known_facts
+from ..model.lens import LensModel
+from ..model.loading import load_model
 from ..tasks import Task
 from ..tasks.facts import embedded_facts, fact_pairs, pair_set
 from ..tasks.named import named_task

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..progress import bar
+from ..core.progress import bar
 from .grid import Grid
 from .local import LocalPool, default_workers
 from .plan import Cell, ModelFacts, cells_of, facts_of

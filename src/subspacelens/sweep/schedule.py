@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from ..site import Site
+from ..core.site import Site
 from .plan import Cell
 
 SITES_PER_CAPTURE = 8

@@ -27,8 +27,8 @@ from typing import Any
 
 import psutil
 
-from ..errors import ResultError
-from ..results import file_sha256, write_atomically
+from ..core.errors import ResultError
+from ..core.files import file_sha256, write_atomically
 from .cell import Outcome
 from .plan import Cell, canonical
 

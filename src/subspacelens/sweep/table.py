@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from ..errors import ResultError
-from ..results import write_atomically
+from ..core.errors import ResultError
+from ..core.files import write_atomically
 from .store import Store
 
 INDEX = "index.parquet"

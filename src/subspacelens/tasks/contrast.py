@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .pairset import Pair, PairSet, Task
 from .tokens import answer_token, encode, tokenize_prompt
 

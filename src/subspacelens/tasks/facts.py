@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .pairset import Pair, PairSet, Prompt
 from .tokens import encode, tokenize_prompt
 

@@ -26,7 +26,7 @@ from importlib.resources import files
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .pairset import Pair, PairSet, Task
 from .tokens import encode, tokenize_prompt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .contrast import CONTRASTS, contrast
 from .ioi import ioi
 from .pairs import pairs_task

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .pairset import Pair, PairSet, Task
 from .tokens import answer_token, tokenize_prompt
 

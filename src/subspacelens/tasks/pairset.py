@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
-from ..errors import TaskError
+from ..core.errors import TaskError
+from ..core.statistics import Units
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class PairSet(Sequence[Pair]):
             for pair in self.pairs
         ]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+    @cached_property
+    def units(self) -> Units:
+        """What could have come out otherwise: pairs that share a base prompt are one unit."""
+        return Units.of(pair.base.ids for pair in self.pairs)
 
     def swapped(self) -> PairSet:
         """Base and source exchanged; which of the two tokens is now right is for the model to say

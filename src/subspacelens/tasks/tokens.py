@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import TaskError
+from ..core.errors import TaskError
 from .pairset import Prompt
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...results import Test
+from ..record import Test
 from . import choice, downstream, effects, elsewhere, landing, nature, path
 from .case import Case, Natural
 

@@ -8,18 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...capture import Capture, Outcomes
-from ...geometry import haar
-from ...model import LensModel
-from ...replay import Replay
-from ...results import Estimate, Test
-from ...site import Site
-from ...subspace import Subspace
-from ...task_capture import TaskCapture
-from ..decomposition import Decomposition, ReaderShare
-from ..effects import Scorer
-from ..statistics import ratio
-from ..support import SupportSplit
+from ...core.geometry import haar
+from ...core.records import Estimate
+from ...core.site import Site
+from ...core.statistics import ratio
+from ...engine.buckets import Outcomes
+from ...engine.capture import Capture
+from ...engine.replay import Replay
+from ...engine.task_capture import TaskCapture
+from ...fit.subspace import Subspace
+from ...measure.effects import Scorer
+from ...measure.readers import ReaderShare
+from ...measure.splits import Decomposition
+from ...measure.support import SupportSplit
+from ...model.lens import LensModel
+from ..record import Test
 
 CONTROL_DRAWS = 50
 SMALLEST_NATS = 1e-4

@@ -8,19 +8,21 @@ from inspect import signature
 import numpy as np
 import torch
 
-from ...capture import Capture, Outcomes, capture
-from ...errors import LensError
+from ...core.errors import LensError
+from ...core.geometry import principal_angles
+from ...core.records import Estimate
+from ...core.statistics import ratio
+from ...engine.buckets import Outcomes
+from ...engine.capture import Capture, capture
+from ...engine.patches import SubspacePatch
+from ...engine.random_weights import random_model
+from ...engine.replay import Replay
 from ...fit import FITS
 from ...fit.closed_form import gradients
-from ...geometry import principal_angles
-from ...model import LensModel
-from ...patching import SubspacePatch
-from ...random_weights import random_model
-from ...replay import Replay
-from ...results import Estimate, Test
-from ...subspace import Subspace
+from ...fit.subspace import Subspace
+from ...model.lens import LensModel
 from ...tasks.pairset import PairSet
-from ..statistics import ratio
+from ..record import Test
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64

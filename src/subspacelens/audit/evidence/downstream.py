@@ -8,14 +8,14 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from ...capture import capture
-from ...hooks import on_input
-from ...patching import SubspacePatch
-from ...replay import Replay, Unit
-from ...results import Test
-from ...site import Site
-from ..effects import Scorer
-from ..statistics import ratio
+from ...core.site import Site
+from ...core.statistics import ratio
+from ...engine.capture import capture
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay, Unit
+from ...measure.effects import Scorer
+from ...model.hooks import on_input
+from ..record import Test
 from .case import SMALLEST_NATS, Case, test_of, void
 from .landing import RANGE
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...patching import SubspacePatch
-from ...replay import Replay
-from ...results import Estimate, Test
-from ..decomposition import READERS_IN_PROXY, proxy_split
-from ..effects import Scorer
-from ..statistics import ratio
+from ...core.records import Estimate
+from ...core.statistics import ratio
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
+from ...measure.effects import Scorer
+from ...measure.splits import READERS_IN_PROXY, proxy_split
+from ..record import Test
 from .case import Case, test_of, void
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...capture import capture
-from ...corpus import reference_windows
-from ...errors import LensError
-from ...patching import SubspacePatch
-from ...replay import Replay
-from ...results import Test
+from ...core.errors import LensError
+from ...core.statistics import ratio
+from ...engine.capture import capture
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
+from ...engine.text import reference_windows
 from ...tasks.pairset import Pair, PairSet, Prompt
-from ..statistics import Units, ratio
+from ..record import Test
 from .case import Case, test_of, void
 
 SIDE_PAIRS = 64
@@ -31,7 +31,7 @@ def selectivity(case: Case) -> Test:
     base, source = replay.captured.base[case.site], replay.captured.source[case.site]
     deltas = [SubspacePatch(case.basis).delta(base, source), source - base]
     ours, whole = divergences(replay, torch.stack(deltas), without_answers=True)
-    found = ratio(ours, whole, Units.of(replay.captured.pairs))
+    found = ratio(ours, whole, replay.captured.pairs.units)
     if found.value is None:
         return void("the whole component changes nothing")
     return test_of(
@@ -59,7 +59,7 @@ def unrelated_text(case: Case) -> Test:
     bases = [case.basis, *case.haar()[:TEXT_CONTROLS]]
     deltas = [source - base, *(SubspacePatch(b).delta(base, source) for b in bases)]
     whole, ours, *random = divergences(replay, torch.stack(deltas))
-    found = ratio(ours, whole, Units.of(pairs))
+    found = ratio(ours, whole, pairs.units)
     if found.value is None:
         return void("the whole component changes nothing in other text")
     return test_of(

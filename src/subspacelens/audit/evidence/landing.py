@@ -8,9 +8,9 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from ...geometry import Support
-from ...results import Test
-from ..statistics import proportion, ratio
+from ...core.geometry import Support
+from ...core.statistics import proportion, ratio
+from ..record import Test
 from .case import Case, test_of, void
 
 RANGE = (0.005, 0.995)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ...certify import centred
-from ...results import Test
-from ..statistics import Units, auroc, auroc_interval, between_class_share, ratio
-from ..support import SUPPORT_AT
+from ...core.statistics import Units, auroc, auroc_interval, between_class_share, ratio
+from ...measure.support import SUPPORT_AT
+from ..record import Test
 from .case import Case, class_scores, test_of, void
 
 RANK = 1e-3
@@ -125,7 +125,7 @@ def covariation(case: Case) -> Test:
         )
     read = within @ mix.T[:, keep]
     written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
-    units = Units(Units.of(case.captures.train.pairs).of_prompts)
+    units = Units(case.captures.train.pairs.units.of_prompts)
     found = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
     if found.value is None:
         return void("the reading does not vary within the classes")

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from ...hooks import on_output
-from ...patching import SubspacePatch
-from ...replay import Replay
-from ...results import Test
-from ..decomposition import ReaderShare, attribute_readers
-from ..effects import Scorer
-from ..statistics import ratio
+from ...core.statistics import ratio
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
+from ...measure.effects import Scorer
+from ...measure.readers import ReaderShare, attribute_readers
+from ...model.hooks import on_output
+from ..record import Test
 from .case import SMALLEST_NATS, Case, test_of, void
 
 PAIRS = 64

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...audit.decomposition import ReaderShare, attribute_readers
-from ...capture import capture
-from ...errors import TaskError
-from ...maps import PatchingMap, patching_map
-from ...model import LensModel
-from ...replay import Replay
-from ...results import _Record
-from ...site import Site
+from ...core.errors import TaskError
+from ...core.records import Record
+from ...core.site import Site
+from ...engine.capture import capture
+from ...engine.replay import Replay
+from ...measure.maps import PatchingMap, patching_map
+from ...measure.readers import ReaderShare, attribute_readers
+from ...model.lens import LensModel
 from ...tasks import PairSet
 from .heads import Head, query_maps, watch
 from .plan import Preset
@@ -34,7 +34,7 @@ READERS = 3
 _MEASURES = {"fldd": "FLDD", "nats": "nats"}
 
 
-class Role(_Record):
+class Role(Record):
     """Who does what, and the number that says so. `value` is in `unit`."""
 
     label: str
@@ -44,7 +44,7 @@ class Role(_Record):
     unit: str
 
 
-class PlaceRecord(_Record):
+class PlaceRecord(Record):
     """Where the study looks at one label, and whom the split at the bottleneck stands for."""
 
     label: str
@@ -53,7 +53,7 @@ class PlaceRecord(_Record):
     readers: list[str]
 
 
-class CircuitRecord(_Record):
+class CircuitRecord(Record):
     """`places`: where the study looks. `roles`: all the evidence for who does what."""
 
     places: list[PlaceRecord]

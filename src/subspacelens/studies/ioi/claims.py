@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from ...results import Estimate, _Record
+from ...core.records import Estimate, Record
 from .contrast import KEPT, READ, UNREAD, WHOLE, Contrast
 from .controls import Control
 from .dormant import Dormant
@@ -18,7 +18,7 @@ SMALL_FLDD = 0.1
 APART = 0.95
 
 
-class Claim(_Record):
+class Claim(Record):
     """One claim of the paper, at one site of this model. `agrees` is None where the numbers cannot
     say (no effect to speak of)."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ...capture import Capture
-from ...errors import SubspaceError
+from ...core.errors import SubspaceError
+from ...core.geometry import Split
+from ...core.site import Site
+from ...engine.capture import Capture
 from ...fit.closed_form import by_class
-from ...geometry import Split
-from ...model import LensModel
-from ...site import Site
-from ...subspace import Subspace, made_by
+from ...fit.subspace import Subspace, made_by
+from ...model.lens import LensModel
 
 
 def constructed_illusion(

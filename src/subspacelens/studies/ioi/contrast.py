@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...results import Estimate, _Record
-from ...site import Site
+from ...core.records import Estimate, Record
+from ...core.site import Site
 from .table import Evaluation
 
 WHOLE = 1 / 4
@@ -21,7 +21,7 @@ KEPT = 0.8
 """Of a feature at least this share is left along what its readers read."""
 
 
-class Contrast(_Record):
+class Contrast(Record):
     """A DAS direction on pairs of one kind. `effect` and `unread` are FLDD, of the direction and of
     the part that nothing downstream (at the residual site: none of the readers) reads; `whole` and
     `read` are shares of the direction's effect: what the whole component and the part that is read

@@ -11,24 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...audit.decomposition import exact_split
-from ...audit.effects import Scorer, named_patches, outcomes_by_name
-from ...audit.statistics import mean, proportion, ratio
-from ...capture import Capture, Outcomes
 from ...certify import centred
-from ...errors import SiteError
+from ...core.errors import SiteError
+from ...core.geometry import haar, principal_angles
+from ...core.progress import track
+from ...core.records import Estimate, Record
+from ...core.site import Site
+from ...core.statistics import mean, proportion, ratio
+from ...engine.buckets import Outcomes
+from ...engine.capture import Capture
+from ...engine.patches import NoOp, Patch, SubspacePatch
+from ...engine.random_weights import random_mlp, random_model
+from ...engine.replay import Replay
+from ...engine.task_capture import TaskCapture, capture_task
 from ...fit import das
 from ...fit.das import LOSSES
-from ...geometry import haar, principal_angles
-from ...model import LensModel
-from ...patching import NoOp, Patch, SubspacePatch
-from ...progress import track
-from ...random_weights import random_mlp, random_model
-from ...replay import Replay
-from ...results import Estimate, _Record
-from ...site import Site
-from ...subspace import Subspace
-from ...task_capture import TaskCapture, capture_task
+from ...fit.subspace import Subspace
+from ...measure.effects import Scorer, named_patches, outcomes_by_name
+from ...measure.splits import exact_split
+from ...model.lens import LensModel
 from .constructed import constructed_illusion
 from .data import shuffled_labels
 from .directions import Directions, parts_of
@@ -37,7 +38,7 @@ from .plan import Sizes
 RANDOM_MODEL = "model of random weights"
 
 
-class Control(_Record):
+class Control(Record):
     """One patch of one control, on pairs that were not fitted. `fldd` is None where there is no
     clean logit difference to divide by (a model of random weights). `fitted_nats`: the effect that
     the fit reached on its own pairs, towards what it was asked for."""
@@ -53,7 +54,7 @@ class Control(_Record):
     fitted_nats: float | None = None
 
 
-class Stability(_Record):
+class Stability(Record):
     """DAS from several seeds: FLDD of each, and principal angles in degrees between the directions
     of each two, beside those of random directions (mean and 2.5 % quantile)."""
 
@@ -65,7 +66,7 @@ class Stability(_Record):
     random_low: float
 
 
-class Selectivity(_Record):
+class Selectivity(Record):
     """IIA of DAS in the trained model beside that in a copy of random weights, at the same site and
     for as many steps, and the difference (Sutter et al.)."""
 
@@ -75,7 +76,7 @@ class Selectivity(_Record):
     selectivity: float
 
 
-class LossRow(_Record):
+class LossRow(Record):
     """DAS with one of the losses, on pairs that were not fitted; `cosine`: absolute, with the
     direction that the other loss finds."""
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ...errors import TaskError
-from ...model import LensModel
+from ...core.errors import TaskError
+from ...model.lens import LensModel
 from ...tasks import Pair, PairSet, Prompt, Task, ioi
 from ...tasks.ioi_variants import ioi_variants
 from .plan import Sizes

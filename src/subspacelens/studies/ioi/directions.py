@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ...audit.decomposition import Decomposition, exact_split, proxy_split
-from ...audit.effects import named_patches
-from ...capture import Capture
 from ...certify import centred
+from ...core.site import Site
+from ...engine.capture import Capture
+from ...engine.patches import Patch
 from ...fit import das, mean_difference
-from ...model import LensModel
-from ...patching import Patch
-from ...site import Site
-from ...subspace import Subspace, made_by
+from ...fit.subspace import Subspace, made_by
+from ...measure.effects import named_patches
+from ...measure.splits import Decomposition, exact_split, proxy_split
+from ...model.lens import LensModel
 from ...tasks import PairSet
 from .circuit import Place
 from .heads import Head, score_gradients

@@ -6,20 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...audit.decomposition import exact_split
-from ...audit.effects import Scorer, named_patches, outcomes_by_name
-from ...capture import Capture
+from ...audit.record import Scatter, Written
 from ...certify import centred
-from ...model import LensModel
-from ...patching import SubspacePatch
-from ...replay import Replay
-from ...results import Estimate, Scatter, Written, _Record
-from ...subspace import Subspace
+from ...core.records import Estimate, Record
+from ...engine.capture import Capture
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
+from ...fit.subspace import Subspace
+from ...measure.effects import Scorer, named_patches, outcomes_by_name
+from ...measure.splits import exact_split
+from ...model.lens import LensModel
 
 NATURAL = (0.005, 0.995)
 
 
-class Dormant(_Record):
+class Dormant(Record):
     """Of one MLP direction. `effect`, `read_row` and `read_null` are FLDD: of the patch, and of
     writing the whole direction while only its part that is read downstream, or only its part that
     nothing reads, senses the source. `along_v_grad`: projection of the MLP's output on the unit

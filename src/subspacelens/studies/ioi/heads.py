@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...audit.decomposition import ReaderShare, norm_gain
-from ...capture import place_of
-from ...errors import ModelError
-from ...hooks import on_input, on_output
-from ...model import LensModel
-from ...site import Site
+from ...core.errors import ModelError
+from ...core.site import Site
+from ...engine.buckets import place_of
+from ...measure.readers import ReaderShare, norm_gain
+from ...model.hooks import on_input, on_output
+from ...model.lens import LensModel
 from ...tasks import PairSet
 
 Head = tuple[int, int]

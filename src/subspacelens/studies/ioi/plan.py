@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import ModelError
-from ...model import LensModel
-from ...site import Site
+from ...core.errors import ModelError
+from ...core.site import Site
+from ...model.lens import LensModel
 from .heads import Head
 
 

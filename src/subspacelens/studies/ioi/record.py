@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from ...results import Estimate, ModelRecord, _Record
+from ...core.records import Estimate, ModelRecord, Record
 from .circuit import CircuitRecord
 from .claims import Claim
 from .contrast import Contrast
@@ -18,7 +18,7 @@ from .table import Row
 SCHEMA = "subspacelens.ioi/1"
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """What the audit says of a direction; `direction` is `das` or `constructed`."""
 
     site: str
@@ -27,7 +27,7 @@ class Verdict(_Record):
     score: float
 
 
-class Generalisation(_Record):
+class Generalisation(Record):
     """The table again on pairs of another kind; the model does the task there if it prefers the
     answer."""
 
@@ -39,7 +39,7 @@ class Generalisation(_Record):
     rows: list[Row]
 
 
-class IoiRecord(_Record):
+class IoiRecord(Record):
     """The whole study. `contrasts`: the paper's two rules at every site, on the pairs of the table
     and on every kind of `generalisation`."""
 

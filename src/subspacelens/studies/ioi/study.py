@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from ...audit import Audit, audit
-from ...audit.audit import versions
-from ...errors import SiteError
-from ...maps import PatchingMap
-from ...model import LensModel
-from ...patching import Patch
-from ...progress import track
-from ...random_weights import mlp_input
-from ...site import Site
-from ...task_capture import capture_task
+from ...core.errors import SiteError
+from ...core.machine import versions
+from ...core.progress import track
+from ...core.site import Site
+from ...engine.patches import Patch
+from ...engine.random_weights import mlp_input
+from ...engine.task_capture import capture_task
+from ...measure.maps import PatchingMap
+from ...model.lens import LensModel
 from ...tasks import PairSet
 from .circuit import Circuit, find_circuit
 from .claims import claims

@@ -12,17 +12,19 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ...audit.decomposition import ReaderShare, attribute_readers
-from ...audit.effects import Scorer
-from ...audit.statistics import Units, auroc_interval, proportion, ratio
-from ...capture import Capture, Outcomes, capture, outcomes_of
-from ...hooks import on_output
-from ...model import LensModel
-from ...patching import SubspacePatch
-from ...replay import Replay
-from ...results import Estimate, Scatter, _Record
-from ...site import Site
-from ...subspace import Subspace
+from ...audit.record import Scatter
+from ...core.records import Estimate, Record
+from ...core.site import Site
+from ...core.statistics import Units, auroc_interval, proportion, ratio
+from ...engine.buckets import Outcomes, outcomes_of
+from ...engine.capture import Capture, capture
+from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
+from ...fit.subspace import Subspace
+from ...measure.effects import Scorer
+from ...measure.readers import ReaderShare, attribute_readers
+from ...model.hooks import on_output
+from ...model.lens import LensModel
 from ...tasks import PairSet
 from .directions import Directions
 from .heads import Watched, watch
@@ -32,7 +34,7 @@ HEADS = 8
 WRITERS = 8
 
 
-class HeadRow(_Record):
+class HeadRow(Record):
     """One head at the last token, clean and patched, means over pairs: `score` and `attention` are
     IO minus S1, `pushes` is direct logit attribution in nats."""
 
@@ -42,21 +44,21 @@ class HeadRow(_Record):
     pushes: tuple[float, float]
 
 
-class WriterRow(_Record):
+class WriterRow(Record):
     """A component's share of vᵀΔ: what it adds to the residual stream, projected on v."""
 
     component: str
     share: float
 
 
-class FrozenRow(_Record):
+class FrozenRow(Record):
     """Share of the effect that is left while readers keep what they read without the patch."""
 
     what: str
     left: Estimate
 
 
-class Leak(_Record):
+class Leak(Record):
     """Accuracy of logistic regression from the scalar vᵀh, on prompts that it was not fitted to;
     `chance`: of always saying what was most frequent where it was fitted."""
 
@@ -66,7 +68,7 @@ class Leak(_Record):
     chance: float
 
 
-class Success(_Record):
+class Success(Record):
     """Evidence at one bottleneck. `cosines` are absolute; `random_cosine` is their mean between
     random directions."""
 
@@ -97,7 +99,7 @@ def success(
     basis = v_resid.basis
     base, source = captured.base[site], captured.source[site]
     delta = SubspacePatch(basis).delta(base, source)
-    units = Units.of(evaluation.pairs).of_prompts
+    units = evaluation.pairs.units.of_prompts
     z = np.array([pair.z for pair in evaluation.pairs.pairs]).T.flatten()
     along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
     return Success(

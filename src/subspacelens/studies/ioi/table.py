@@ -9,28 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...audit.effects import Scorer, outcomes_by_name
-from ...audit.statistics import Units, mean, proportion, ratio
-from ...capture import Outcomes, capture
-from ...model import LensModel
-from ...patching import Patch
-from ...progress import track
-from ...replay import Replay
-from ...results import Estimate, _Record
-from ...site import Site
+from ...core.progress import track
+from ...core.records import Estimate, Record
+from ...core.site import Site
+from ...core.statistics import mean, proportion, ratio
+from ...engine.buckets import Outcomes
+from ...engine.capture import capture
+from ...engine.patches import Patch
+from ...engine.replay import Replay
+from ...measure.effects import Scorer, outcomes_by_name
+from ...model.lens import LensModel
 from ...tasks import PairSet
 
 CHUNK = 256
 
 
-class Paper(_Record):
+class Paper(Record):
     """What the paper has for GPT-2 small in the corresponding row."""
 
     fldd: float
     iia: float
 
 
-class Row(_Record):
+class Row(Record):
     """One patch at one site. `iia_no_op`: IIA of no patch at all on the same pairs."""
 
     site: str
@@ -140,7 +141,7 @@ def evaluate(
         for site in keep:
             kept[site].append((captured.base[site], captured.source[site]))
     targets = np.array([pair.target for pair in pairs.pairs])
-    scorer = Scorer(torch.cat(clean).double().numpy(), targets, Units.of(pairs))
+    scorer = Scorer(torch.cat(clean).double().numpy(), targets, pairs.units)
     return Evaluation(
         pairs,
         scorer,

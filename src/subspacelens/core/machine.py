@@ -1,0 +1,25 @@
+"""This machine and this process: versions of what numbers rest on, and memory."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size of this process so far."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers rest on."""
+    found = {"python": platform.python_version()}
+    for name in ("subspacelens", "torch", "transformers", "numpy", "scipy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

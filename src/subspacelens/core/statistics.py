@@ -1,0 +1,149 @@
+"""Intervals and controls. Whatever is resampled is a base prompt: pairs that share one are one
+unit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from .records import Estimate
+
+RESAMPLES = 2000
+AUROC_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit, a number from 0, that each pair belongs to."""
+
+    of_pair: np.ndarray
+
+    @classmethod
+    def of(cls, keys: Iterable[Hashable]) -> Units:
+        """One unit for every distinct key, a key a pair."""
+        numbers: dict[Hashable, int] = {}
+        return cls(np.array([numbers.setdefault(key, len(numbers)) for key in keys]))
+
+    @property
+    def count(self) -> int:
+        return int(self.of_pair.max()) + 1
+
+    @property
+    def of_prompts(self) -> np.ndarray:
+        """The units of all bases and then all sources, (2n,)."""
+        return np.tile(self.of_pair, 2)
+
+    def sums(self, values: np.ndarray | Tensor) -> np.ndarray:
+        """Sum over the pairs of each unit, (units,)."""
+        return np.bincount(self.of_pair, weights=np.asarray(values, dtype=np.float64))
+
+
+def ratio(
+    numerator: np.ndarray | Tensor,
+    denominator: np.ndarray | Tensor,
+    units: Units,
+    *,
+    offset: float = 0.0,
+    factor: float = 1.0,
+) -> Estimate:
+    """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
+    over units. No interval where resampling finds none."""
+    n, d = units.sums(numerator), units.sums(denominator)
+    if abs(d.sum()) < 1e-12:
+        return Estimate(value=None)
+    value = offset + factor * n.sum() / d.sum()
+    share = n / np.where(d == 0, 1, d)
+    if len(n) < 2 or (np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12):
+        return Estimate(value=value, low=value, high=value)
+
+    def statistic(top, bottom, axis=-1):
+        return offset + factor * top.sum(axis=axis) / bottom.sum(axis=axis)
+
+    low, high = _bca((n, d), statistic)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Estimate(value=value)
+    return Estimate(value=value, low=low, high=high)
+
+
+def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
+    """Mean over pairs with a 95 % BCa interval over units."""
+    values = np.asarray(values, dtype=np.float64)
+    return ratio(values, np.ones_like(values), units)
+
+
+def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
+    """Share of pairs with a BCa interval; Wilson's where all pairs agree and resampling cannot
+    show how unsure that leaves us."""
+    hits = np.asarray(hits, dtype=np.float64)
+    if hits.min() == hits.max():
+        count = len(units.sums(hits))
+        interval = stats.binomtest(int(hits[0]) * count, count).proportion_ci(method="wilson")
+        return Estimate(value=float(hits.mean()), low=interval.low, high=interval.high)
+    return mean(hits, units)
+
+
+def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            data,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        if not (np.isfinite(found.low) and np.isfinite(found.high)):
+            found = stats.bootstrap(
+                data,
+                statistic,
+                paired=True,
+                vectorized=True,
+                n_resamples=RESAMPLES,
+                method="percentile",
+                rng=np.random.default_rng(0),
+            ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
+    """Chance that a prompt with z = 1 scores above one with z = 0, ties counting half."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+    ones, zeros = scores[z == 1], scores[z == 0]
+    return float(stats.mannwhitneyu(ones, zeros).statistic / (len(ones) * len(zeros)))
+
+
+def auroc_interval(
+    scores: np.ndarray | Tensor, z: np.ndarray | Tensor, units: np.ndarray
+) -> Estimate:
+    """AUROC with a 95 % percentile bootstrap interval over `units` (n,), the unit of each score."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+    ones, zeros = np.flatnonzero(z == 1), np.flatnonzero(z == 0)
+    above = (1 + np.sign(scores[ones][:, None] - scores[zeros][None])) / 2
+    value, count = float(above.mean()), int(units.max()) + 1
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=AUROC_RESAMPLES).astype(float)
+    left, right = drawn[:, units[ones]], drawn[:, units[zeros]]
+    total = left.sum(axis=1) * right.sum(axis=1)
+    draws = np.einsum("ri,ij,rj->r", left, above, right, optimize=True)[total > 0]
+    if count < 2 or not len(draws):
+        return Estimate(value=value)
+    low, high = np.quantile(draws / total[total > 0], [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def between_class_share(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
+    """Share of the variance of `scores` that lies between the two classes (η²)."""
+    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
+    total = scores.var()
+    if total == 0:
+        return 0.0
+    means = np.array([scores[z == c].mean() for c in (0, 1)])
+    weights = np.array([(z == c).mean() for c in (0, 1)])
+    return float((weights * (means - scores.mean()) ** 2).sum() / total)

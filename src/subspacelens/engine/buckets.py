@@ -1,0 +1,114 @@
+"""What a replay starts from, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.site import Site
+from ..model.hooks import on_input, on_output
+from ..model.mapping.values import ModelMap
+from ..tasks.pairset import PairSet
+
+Entry = tuple[str, int]
+"""A place in the residual stream: `("pre", l)` before block l, `("mid", l)` inside it."""
+
+
+def entry_of(model_map: ModelMap, site: Site) -> Entry:
+    """Where the replay of a patch at `site` starts. Raises `SiteError` if the site is not there."""
+    kind = model_map.block(site).entries[site.stream]
+    if kind == "post":
+        return "pre", site.layer + 1
+    return ("mid" if kind == "mid" else "pre"), site.layer
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pairs whose base prompts are replayed together.
+
+    `pairs` (n,) are positions in the pair set. `padding` (n,) counts unused columns on the left of
+    the prefix. `ends` (n,) is where the last column is among the S from the label's on; what
+    follows it is padding, which no earlier column sees. `entries[e]` (n, S, d) is the residual
+    stream at a place. `keys[l]` and `values[l]` (n, heads, P, width) belong to the columns before
+    the label's.
+    """
+
+    pairs: Tensor
+    padding: Tensor
+    ends: Tensor
+    entries: dict[Entry, Tensor]
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+    def select(self, place: Tensor) -> Bucket | None:
+        """The pairs i with `place[i]` >= 0, renamed to `place[i]`; None if there are none."""
+        rows = (place[self.pairs] >= 0).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+
+        def of(tensors):
+            return {name: x[rows.to(x.device)] for name, x in tensors.items()}
+
+        return Bucket(
+            place[self.pairs[rows]],
+            self.padding[rows],
+            self.ends[rows],
+            of(self.entries),
+            of(self.keys),
+            of(self.values),
+        )
+
+    @property
+    def suffix(self) -> int:
+        return next(iter(self.entries.values())).shape[1]
+
+    @property
+    def even(self) -> bool:
+        """No prompt has fewer columns than another from the label's on."""
+        return bool((self.ends == self.suffix - 1).all())
+
+    @property
+    def prefix(self) -> int:
+        return int(next(iter(self.keys.values())).shape[2]) if self.keys else 0
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the model answers. `logit_diff`: logit(answer) - logit(target) in nats. `top`: the most
+    likely token over the whole vocabulary. Both (..., n)."""
+
+    logit_diff: Tensor
+    top: Tensor
+
+
+def place_of(
+    model_map: ModelMap, site: Site
+) -> tuple[Callable[..., AbstractContextManager[None]], nn.Module]:
+    """The hook (`on_input` or `on_output`) and the module that see a site's activation."""
+    block = model_map.block(site)
+    if site.stream == "resid_pre":
+        return on_input, block.module
+    if site.stream == "resid_mid":
+        assert block.mid_reader is not None
+        return on_input, block.mid_reader
+    if site.stream == "resid_post":
+        return on_output, block.module
+    linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
+    assert linear is not None
+    return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
+
+
+def answers_of(pairs: PairSet) -> Tensor:
+    """Token ids of answer and target, (n, 2)."""
+    return torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
+
+
+def outcomes_of(logits: Tensor, answers: Tensor) -> Outcomes:
+    """Logits (..., n, vocabulary) and answers (n, 2) to outcomes (..., n)."""
+    index = answers.expand(*logits.shape[:-1], 2)
+    picked = logits.gather(-1, index)
+    return Outcomes(picked[..., 0] - picked[..., 1], logits.argmax(-1))

@@ -1,0 +1,105 @@
+"""What a model says after prompts: plain forward passes in batches, nothing patched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.progress import track
+from ..model.hooks import check_ready, first_tensor
+from ..model.lens import LensModel
+from ..tasks.facts import Fact, fact_prompt, object_token
+from ..tasks.pairset import Prompt
+from .batches import padded, prompt_batches
+
+LOGIT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Recall:
+    """`top` (n,): the most likely next token over the whole vocabulary. `log_probs` (n, m): of the
+    tokens asked for, in nats."""
+
+    top: Tensor
+    log_probs: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+
+Around = Callable[[list[int]], AbstractContextManager[None]]
+"""What to do to the model while it reads the prompts of these numbers, one a row."""
+
+
+def recall(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    tokens: Tensor,
+    what: str = "recall",
+    around: Around | None = None,
+) -> Recall:
+    """The next token after each prompt, and how likely `tokens` (n, m) are. The weights are used
+    as they are at the moment, edits included."""
+    hidden = last_hidden(lens, prompts, what, around)
+    tops, found = [], []
+    with torch.no_grad():
+        for rows, wanted in zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True):
+            logs = lens.map.tail.logits(rows).float().log_softmax(-1).cpu()
+            tops.append(logs.argmax(-1))
+            found.append(logs.gather(1, wanted))
+    return Recall(torch.cat(tops), torch.cat(found))
+
+
+def last_hidden(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    what: str = "recall",
+    around: Around | None = None,
+) -> Tensor:
+    """The last block's output at the last column of each prompt, (n, d_model). Without `around`
+    each distinct prompt runs once."""
+    check_ready(lens.model)
+    first: dict[tuple[int, ...], int] = {}
+    same = [
+        first.setdefault(prompt.ids, number) if around is None else number
+        for number, prompt in enumerate(prompts)
+    ]
+    batches = prompt_batches(
+        sorted(set(same)), lambda number: len(prompts[number].ids), lens.map.pads
+    )
+    found: dict[int, Tensor] = {}
+    final: list[Tensor] = []
+
+    def stop(_module, _args, output):
+        final.append(first_tensor(output)[:, -1])
+        raise _Stop
+
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(lens.map.blocks[-1].module.register_forward_hook(stop).remove)
+        for batch in track(batches, what):
+            ids, mask, positions = (
+                tensor.to(lens.device) for tensor in padded([prompts[i].ids for i in batch])
+            )
+            extra = {"position_ids": positions} if lens.map.accepts_positions else {}
+            with nullcontext() if around is None else around(batch), suppress(_Stop):
+                lens.map.inner(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+            found |= zip(batch, final.pop(), strict=True)
+    return torch.stack([found[number] for number in same])
+
+
+def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
+    """The facts whose prompt the model continues, as its most likely token over the whole
+    vocabulary, with the first token of the object."""
+    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
+    right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
+    known = recall(lens, prompts, right[:, None], "facts").top == right
+    return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
+
+
+class _Stop(Exception):
+    pass

@@ -1,0 +1,123 @@
+"""Who reads the residual stream after a site, and how much of an effect goes through each."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.replay import Replay
+from ..model.hooks import on_output
+from ..model.lens import LensModel
+from ..model.mapping.values import Reader
+
+
+@dataclass(frozen=True)
+class ReaderShare:
+    """One reader of the residual stream, at the patched column: a head's queries, keys or values,
+    or an MLP. `attribution` is its share of the effect by gradient times change, in nats a pair,
+    positive where it pushes the logit difference down as the patch does."""
+
+    name: str
+    layer: int
+    reader: Reader
+    rows: slice
+    attribution: float
+
+
+def reader_matrix(share: ReaderShare) -> Tensor:
+    """W diag(γ), for LayerNorm W diag(γ) C with C = I - 11ᵀ/d: what the reader sees of the
+    residual stream up to its scale, float64 (rows, d)."""
+    weight = share.reader.linear.weight[share.rows].cpu().double()
+    if share.reader.norm is None:
+        return weight
+    gamma, centres = norm_gain(share.reader.norm, weight.shape[1])
+    weight = weight * gamma
+    return weight - weight.mean(dim=1, keepdim=True) if centres else weight
+
+
+def norm_gain(norm: nn.Module, dim: int) -> tuple[Tensor, bool]:
+    """The gain γ of a norm, float64 (dim,), and whether it subtracts the mean, found by probing:
+    norm(x) - norm(-x) = 2 γ · x / rms(x), or the same for centred x."""
+    parameter = next(norm.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, dim, generator=generator) + torch.linspace(-1, 1, 8)[:, None]
+    with torch.no_grad():
+        probe = x.to(parameter)
+        odd = ((norm(probe) - norm(-probe)) / 2).cpu().double()
+    x = x.double()
+    best = None
+    for centres in (False, True):
+        unit = x - x.mean(dim=1, keepdim=True) if centres else x
+        unit = unit / unit.pow(2).mean(dim=1, keepdim=True).sqrt()
+        gamma = (odd * unit).sum(0) / unit.pow(2).sum(0)
+        error = float((odd - gamma * unit).norm())
+        if best is None or error < best[0]:
+            best = error, gamma, centres
+    assert best is not None
+    return best[1], best[2]
+
+
+def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[ReaderShare, ...]:
+    """Readers of the patched column in the blocks after the site, strongest first: the mean over
+    both ends of the patch of ∂metric/∂(reader's output) times the output's change."""
+    sums: dict[tuple[int, int], Tensor] = {}
+    for unit in replay.units():
+        moved = delta[unit.pairs.to(delta.device)][None]
+        ends = [_reader_states(lens, replay, unit, moved * scale) for scale in (0.0, 1.0)]
+        for key, (clean, clean_grad) in ends[0].items():
+            patched, patched_grad = ends[1][key]
+            share = ((clean_grad + patched_grad) / 2 * (patched - clean)).sum(0)
+            sums[key] = sums.get(key, torch.zeros_like(share)) + share
+    width = lens.map.blocks[0].out_proj.weight.shape[1] // lens.map.blocks[0].n_heads
+    found = []
+    for (layer, index), share in sums.items():
+        reader = lens.map.blocks[layer].readers[index]
+        own = reader.linear.name.rsplit(".", 1)[-1]
+        rows = len(share)
+        size = width if reader.attention and rows % width == 0 else rows
+        for start in range(0, rows, size):
+            part = slice(start, start + size)
+            head = f".{start // size}" if size < rows else ""
+            value = -float(share[part].sum()) / len(replay.captured.pairs)
+            found.append(ReaderShare(f"L{layer}.{own}{head}", layer, reader, part, value))
+    return tuple(sorted(found, key=lambda r: -abs(r.attribution)))
+
+
+def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
+    """Output of every reader at the patched column and the metric's gradient there. Left out: what
+    runs before the patch enters its block, and the last block's MLP where columns follow, which
+    reads the patched column for nobody."""
+    outputs: dict[tuple[int, int], Tensor] = {}
+    delta = delta.detach().requires_grad_(True)
+    rows, last = len(unit.pairs), len(lens.map.blocks) - 1
+    columns = replay.buckets[unit.bucket].suffix
+
+    def keep(key):
+        def seen(y: Tensor) -> None:
+            if key not in outputs and y.requires_grad:
+                outputs[key] = y
+
+        return seen
+
+    with ExitStack() as stack:
+        for layer in range(replay.entry[1], len(lens.map.blocks)):
+            for index, reader in enumerate(lens.map.blocks[layer].readers):
+                if layer == last and columns > 1 and not reader.attention:
+                    continue
+                if layer > replay.entry[1] or replay.kind != "mid" or reader.mid:
+                    stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
+        metric = replay.logit_diff(unit, delta).sum()
+    keys = list(outputs)
+    if not keys:
+        return {}
+    grads = torch.autograd.grad(metric, [outputs[k] for k in keys], allow_unused=True)
+    states = {}
+    for key, grad in zip(keys, grads, strict=True):
+        y = outputs[key].detach()
+        grad = torch.zeros_like(y) if grad is None else grad
+        both = (t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad))
+        states[key] = tuple(both)
+    return states

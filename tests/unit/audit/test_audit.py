@@ -1,0 +1,354 @@
+"""The rule of the verdict, the tests on planted units, and what budgets run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers_models import tiny_model
+from helpers_oracle import random_pairs
+from subspacelens.audit import judge
+from subspacelens.audit.evidence import TESTS
+from subspacelens.audit.evidence.downstream import _held, _range
+from subspacelens.audit.evidence.path import _frozen
+from subspacelens.audit.record import Test as Found
+from subspacelens.audit.run import chosen_tests
+from subspacelens.audit.verdict import EXACT, decide
+from subspacelens.bench.planted import Units, planted
+from subspacelens.core.errors import LensError
+from subspacelens.core.records import Estimate
+from subspacelens.core.site import Site
+from subspacelens.core.statistics import auroc, auroc_interval
+from subspacelens.engine.capture import capture
+from subspacelens.engine.replay import Replay
+from subspacelens.engine.task_capture import TaskCapture, capture_task
+from subspacelens.fit import das, mean_difference
+from subspacelens.fit.subspace import made_by
+from subspacelens.measure.readers import attribute_readers
+from subspacelens.model.hooks import on_input
+from subspacelens.model.lens import LensModel
+from subspacelens.model.loading import load_model
+from subspacelens.model.mapping.probing import build_map
+from subspacelens.tasks import Task, ioi
+from subspacelens.tasks.pairset import PairSet
+
+SITE = Site(1, "mlp_act", "X")
+LARGE = Estimate(value=1.0, low=0.9, high=1.1)
+
+
+def shares(**values: tuple[float, float, float] | None) -> dict[str, Found]:
+    def test(bounds) -> Found:
+        if bounds is None:
+            return Found(value=None, reading="void")
+        return Found(value=bounds[1], low=bounds[0], high=bounds[2], reading="said")
+
+    usual = dict.fromkeys(("full_component", "row_effect", "covariation", "support"), (0.8, 0.9, 1))
+    return {name: test(bounds) for name, bounds in (usual | values).items()}
+
+
+LOW, HIGH, WIDE = (-0.1, 0.0, 0.2), (0.5, 0.9, 1.2), (0.1, 0.4, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("exact", "values", "label"),
+    [
+        (True, {}, "faithful"),
+        *((True, {name: LOW}, "illusory") for name in EXACT),
+        *((True, {name: WIDE}, "undetermined") for name in EXACT),
+        *((True, {name: None}, "undetermined") for name in EXACT),
+        (True, {"covariation": (1.9, 2.1, 2.3)}, "undetermined"),
+        (True, {"row_effect": (1.9, 2.1, 2.3)}, "faithful"),
+        (True, {"support": LOW}, "faithful"),
+        (True, {"covariation": None, "row_effect": LOW}, "illusory"),
+        (False, {}, "faithful"),
+        (False, {"row_effect": LOW, "covariation": LOW}, "faithful"),
+        (False, {"support": LOW}, "undetermined"),
+        (False, {"support": LOW, "full_component": LOW}, "illusory"),
+    ],
+)
+def test_the_rule(exact, values, label):
+    verdict = decide(shares(**values), LARGE, LARGE, 64, exact=exact)
+    assert verdict.label == label
+    assert verdict.reasons and verdict.assumptions and verdict.objection
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (dict(units=15), "too few"),
+        (dict(effect=Estimate(value=0.1, low=-0.1, high=0.3)), "too small"),
+        (dict(fldd=Estimate(value=0.14, low=0.12, high=0.16)), "too small"),
+        (dict(fldd=Estimate(value=None)), "nothing to explain"),
+        (dict(rank_too_low=True), "too low a rank"),
+    ],
+)
+def test_what_cannot_be_known_is_undetermined(changes, word):
+    arguments = dict(effect=LARGE, fldd=LARGE, units=64) | changes
+    verdict = decide(shares(**{name: LOW for name in EXACT}), exact=True, **arguments)
+    assert verdict.label == "undetermined" and word in verdict.reasons[0]
+
+
+def test_the_score_falls_with_every_share_that_is_left():
+    def score(**values) -> float:
+        tests = shares(**values) | {"read_source": Found(value=0.0, reading="")}
+        return decide(tests, LARGE, LARGE, 64, exact=True).score
+
+    assert score() == 0 and score(row_effect=LOW) == 1
+    for name in EXACT:
+        values = [score(**{name: (x, x, x)}) for x in (0.1, 0.2, 0.4, 0.5, 3.0)]
+        assert values == sorted(values, reverse=True)
+        assert len(set(values[:4])) == 4 and values[3] == values[4] == 0
+
+
+def test_the_score_ranks_by_what_the_connected_part_reads():
+    def score(share: float) -> float:
+        tests = shares() | {"read_source": Found(value=share, reading="")}
+        return decide(tests, LARGE, LARGE, 64, exact=True).score
+
+    assert [score(x) for x in (-0.2, 0.0, 0.3, 0.8, 1.4)] == pytest.approx([0, 0, 0.3, 0.8, 1])
+
+
+@pytest.fixture(scope="module")
+def lens() -> LensModel:
+    model = tiny_model("llama", dtype=torch.float64)
+    return LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    def split(name: str, count: int, seed: int) -> PairSet:
+        pairs = random_pairs([(9, 4)] * count, seed)
+        return PairSet(
+            "random", name, tuple(replace(p, z=(i % 2, 1 - i % 2)) for i, p in enumerate(pairs))
+        )
+
+    return Task("random", split("train", 60, 1), split("test", 20, 2))
+
+
+@pytest.fixture(scope="module")
+def units(lens) -> Units:
+    """A faithful unit, a sensor, and one that never varies; what they write outweighs the rest."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    reads, writes = draw(3, lens.map.d_model), 30 * draw(lens.map.d_model, 3)
+    reads[2], writes[:, 1] = 0, 0
+    mixing, _ = torch.linalg.qr(draw(3, 3))
+    return Units(reads, torch.zeros(3), writes, mixing, ("faithful", "sensor", "dormant"))
+
+
+def judged(lens, task: Task, units: Units, weights: dict[int, float], **options):
+    with planted(lens, 1, units) as wide:
+        captures: TaskCapture = capture_task(wide, task, [SITE])
+        basis = units.direction(weights, wide.map.dim(SITE))[:, None]
+        subspace = made_by(wide, SITE, basis, task.train.sha256, {"method": "planted"})
+        return judge(wide, captures, subspace, **options)
+
+
+def test_what_a_used_unit_writes_follows_what_it_reads(lens, task, units):
+    tests = judged(lens, task, units, {0: 1.0}, budget="fast").tests
+    assert tests["covariation"].value == pytest.approx(1, abs=0.1)
+    assert tests["covariation"].low <= tests["covariation"].value <= tests["covariation"].high
+    assert tests["row_effect"].value == pytest.approx(1, abs=0.1)
+    assert tests["read_source"].value == pytest.approx(0, abs=0.1)
+
+
+def test_what_a_sensor_reads_is_not_followed(lens, task, units):
+    tests = judged(lens, task, units, {1: 0.5**0.5, 2: 0.5**0.5}, budget="fast").tests
+    assert tests["covariation"].value == pytest.approx(0, abs=0.1)
+    assert tests["row_effect"].value == pytest.approx(0, abs=0.1)
+    assert tests["read_source"].value == pytest.approx(1, abs=0.1)
+    assert float(tests["null_effect"].value) < 1e-6
+
+
+def test_a_sensor_alone_has_nothing_to_judge(lens, task, units):
+    found = judged(lens, task, units, {1: 1.0}, budget="fast")
+    assert found.tests["covariation"].value is None
+    assert found.verdict.label == "undetermined"
+
+
+def test_all_tests_say_something(lens, task, units):
+    found = judged(lens, task, units, {0: 1.0})
+    assert set(found.tests) == set(TESTS) - {"stability", "vacuity"}
+    assert all(test.reading for test in found.tests.values())
+    assert found.tests["chance"].value <= 0.1
+    assert found.tests["natural_range"].value > 0.5
+    assert 0 < found.tests["gradient_agreement"].value <= 1
+    assert found.tests["selectivity"].value > 0
+    assert "_proj" in found.tests["path"].reading
+    assert found.tests["generalisation"].value is None
+    assert set(found.effects) >= {"random", "reversed"}
+
+
+def test_a_patch_that_strengthens_the_answer_is_no_small_effect():
+    effect = Estimate(value=-1.0, low=-1.1, high=-0.9)
+    verdict = decide(shares(), effect, Estimate(value=-0.4, low=-0.5, high=-0.3), 64, exact=True)
+    assert verdict.label == "undetermined" and "stronger" in verdict.reasons[0]
+
+
+def test_a_slope_beyond_the_ceiling_is_named():
+    verdict = decide(shares(covariation=(2.3, 2.4, 2.5)), LARGE, LARGE, 64, exact=True)
+    assert any("covariation is beyond 2" in reason for reason in verdict.reasons)
+
+
+def test_repeated_training_prompts_are_one_unit(lens, task, units):
+    thin = Task("thin", task.train[:20], task.test)
+    often = Task("often", PairSet("random", "train", task.train.pairs[:20] * 5), task.test)
+    found = [
+        judged(lens, each, units, {0: 0.8, 1: 0.6}, budget="fast").tests["covariation"]
+        for each in (thin, often)
+    ]
+    assert found[0].value == pytest.approx(found[1].value)
+    assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high), abs=1e-6)
+    few = Task("few", task.train[:10], task.test)
+    assert "10 distinct" in judged(lens, few, units, {0: 1.0}, budget="fast").verdict.reasons[0]
+
+
+def test_auroc_intervals_are_over_units():
+    scores, z = np.arange(8.0), np.array([0, 0, 1, 0, 1, 0, 1, 1])
+    alone = auroc_interval(scores, z, np.arange(8))
+    assert alone.value == pytest.approx(auroc(scores, z)) and alone.low < alone.value < alone.high
+    again = auroc_interval(np.tile(scores, 4), np.tile(z, 4), np.tile(np.arange(8), 4))
+    assert (again.low, again.high) == pytest.approx((alone.low, alone.high))
+    assert auroc_interval(scores[:3], z[:3], np.zeros(3, dtype=int)).low is None
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "gpt_neox", "gpt2"])
+def test_every_stream_of_other_families_is_audited(family, task):
+    model = tiny_model(family)
+    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
+    streams = [name for name in lens.map.blocks[1].entries if name != "resid_mid"]
+    sites = [replace(SITE, stream=stream) for stream in streams]
+    captures = capture_task(lens, task, sites)
+    for site in sites:
+        subspace = mean_difference(lens, captures.train, site)
+        found = judge(lens, captures, subspace)
+        assert set(found.tests) == set(chosen_tests("standard"))
+
+
+def test_readers_are_the_same_however_prompts_are_put_together(lens):
+    """Three prompts of one length after the label are replayed to the last column alone; beside a
+    shorter one they are not."""
+    even = random_pairs([(9, 4)] * 3)
+    site = Site(2, "mlp_act", "X")
+    both = PairSet("random", "test", (*even.pairs, random_pairs([(9, 6)], seed=5)[0]))
+    alone, beside = (capture(lens, pairs, [site]) for pairs in (even, both))
+    assert alone.buckets["X"][0].even and not beside.buckets["X"][0].even
+    beside = Replay(lens, beside, site).subset(torch.arange(3)).captured
+    found = [
+        {r.name: r.attribution for r in attribute_readers(lens, replay, alone.difference(site))}
+        for replay in (Replay(lens, alone, site), Replay(lens, beside, site))
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    assert not any("gate_proj" in name for name in found[0])
+
+
+@pytest.mark.parametrize("stream", ["mlp_act", "resid_post"])
+def test_sixteen_dimensions(lens, task, stream):
+    site = replace(SITE, stream=stream)
+    captures = capture_task(lens, task, [site])
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(lens.map.dim(site), 16, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(draw)[0]
+    subspace = made_by(lens, site, basis, task.train.sha256, {"method": "planted"})
+    found = judge(lens, captures, subspace)
+    assert set(found.tests) == set(chosen_tests("standard"))
+    assert all(test.reading for test in found.tests.values())
+    row, null = (found.effects[name]["nats"].value for name in ("row", "null"))
+    assert row is not None and null is not None
+
+
+def test_the_whole_component_moves_other_text_as_much_as_itself(tiny_folder):
+    lens = load_model(tiny_folder, dtype="float64")
+    site = Site(1, "attn_out", "END")
+    small = ioi(lens.tokenizer, train=20, test=20, held_out=0)
+    captures = capture_task(lens, small, [site])
+    whole = torch.eye(lens.map.dim(site), dtype=torch.float64)
+    few = {}
+    for name, basis in (("whole", whole), ("one", whole[:, :1])):
+        subspace = made_by(lens, site, basis, small.train.sha256, {"method": "planted"})
+        few[name] = judge(lens, captures, subspace, budget="fast", tests=["unrelated_text"])
+    tests = {name: found.tests["unrelated_text"] for name, found in few.items()}
+    assert tests["whole"].value == pytest.approx(1, abs=1e-6) == tests["whole"].control
+    assert 0 < tests["one"].value < 1 and 0 < tests["one"].control < 1
+    assert "nothing to do with the task" in tests["one"].reading
+
+
+def test_budgets_and_names():
+    fast, standard, full = (chosen_tests(budget) for budget in ("fast", "standard", "full"))
+    assert set(fast) < set(standard) < set(full) == set(TESTS)
+    assert set(chosen_tests("standard", ["chance"])) == {
+        "chance", "full_component", "row_effect", "covariation", "support", "read_source",
+    }  # fmt: skip
+    with pytest.raises(LensError, match="unknown budget 'long'"):
+        chosen_tests("long")
+    with pytest.raises(LensError, match="unknown test 'luck'"):
+        chosen_tests("fast", ["luck"])
+
+
+def test_after_the_last_block_nobody_reads(lens):
+    site = Site(3, "mlp_act", "END")
+    captured = capture(lens, random_pairs([(9, 4)] * 4), [site])
+    assert attribute_readers(lens, Replay(lens, captured, site), captured.difference(site)) == ()
+
+
+def test_frozen_readers_hide_what_only_they_read(lens):
+    """With every reader of every later block frozen, nothing but the direct path is left; with
+    none, everything is."""
+    captured = capture(lens, random_pairs([(9, 4)] * 4), [SITE])
+    replay = Replay(lens, captured, SITE)
+    delta = captured.difference(SITE)
+    readers = list(attribute_readers(lens, replay, delta))
+    clean = captured.clean.logit_diff
+    patched = replay.outcomes(delta).logit_diff
+    # X is not the last column: what is written there reaches the answer through attention alone.
+    torch.testing.assert_close(_frozen(replay, readers, delta), clean)
+    torch.testing.assert_close(_frozen(replay, [], delta), patched)
+    some = _frozen(replay, readers[:1], delta)
+    assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())
+
+
+def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, units):
+    case = judged(lens, task, units, {0: 1.0}, budget="fast").case
+    captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
+    replay, delta = Replay(lens, captured, SITE), captured.difference(SITE)
+    low, high = _range(captured.base[replace(SITE, layer=2)][:6])
+    found, outside = _held(replace(case, lens=lens), replay, delta, {2: (low, high)})
+
+    def plain(number: int) -> float:
+        pair = task.test[number]
+        column = pair.base.columns["X"]
+
+        def patch(x):
+            return x.index_add(1, torch.tensor([column]), delta[number][None, None])
+
+        def hold(x):
+            return torch.cat(
+                [x[:, :column], x[:, column, None].clamp(low, high), x[:, column + 1 :]], dim=1
+            )
+
+        first, second = (lens.map.blocks[i].down_proj.module for i in (1, 2))
+        with torch.no_grad(), on_input(first, patch), on_input(second, hold):
+            logits = lens.model(torch.tensor([pair.base.ids])).logits[0, -1]
+        return float(logits[pair.answer] - logits[pair.target])
+
+    expected = [plain(number) for number in range(len(task.test))]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
+    untouched, none = _held(replace(case, lens=lens), replay, delta, {})
+    assert untouched.tolist() == pytest.approx(replay.outcomes(delta).logit_diff.tolist(), abs=1e-6)
+    assert none == 0
+
+
+def test_vacuity_fits_again_in_a_copy_and_leaves_the_model_alone(lens, task):
+    site = Site(2, "resid_post", "END")
+    captures = capture_task(lens, task, [site])
+    before = lens.weights_sha256
+    subspace = das(lens, captures.train, site, dim=8, steps=30)
+    found = judge(lens, captures, subspace, budget="fast", tests=["vacuity"]).tests["vacuity"]
+    assert "random matrices" in found.reading
+    assert LensModel(lens.model, None, "again", lens.map).weights_sha256 == before  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""Second moments against plain hooks and scikit-learn; the text they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
+
+from helpers_models import VOCABULARY, tiny_model
+from subspacelens import LensModel, TaskError
+from subspacelens.core.errors import EditError
+from subspacelens.edit import SecondMoment, second_moments
+from subspacelens.engine.text import SHORTEST, Corpus, embedded_corpus, read_corpus
+from subspacelens.model.loading import load_model
+from subspacelens.model.mapping.probing import build_map
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBSPACELENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def lens(request) -> LensModel:
+    model = tiny_model(request.param, dtype=torch.float64)
+    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+
+
+def corpus_of(rows: int = 20) -> Corpus:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [12, 12, 9] * rows
+    windows = tuple(
+        tuple(torch.randint(3, VOCABULARY, (n,), generator=generator).tolist()) for n in lengths
+    )
+    return Corpus("random", windows)
+
+
+def hooked(lens: LensModel, corpus: Corpus, layer: int) -> torch.Tensor:
+    """Activations of all tokens, one full pass a window, by a plain hook."""
+    rows = []
+    block = lens.map.blocks[layer]
+    assert block.down_proj is not None
+    handle = block.down_proj.module.register_forward_pre_hook(
+        lambda _m, args: rows.append(args[0].reshape(-1, args[0].shape[-1]).clone())
+    )
+    with torch.no_grad():
+        for window in corpus.windows:
+            lens.model(torch.tensor([window]), use_cache=False)
+    handle.remove()
+    return torch.cat(rows)
+
+
+def test_equals_plain_hooks_window_by_window(lens):
+    corpus = corpus_of()
+    found = second_moments(lens, [2, 0], corpus)
+    for layer in (0, 2):
+        x = hooked(lens, corpus, layer)
+        assert found[layer].tokens == len(x) == corpus.tokens
+        torch.testing.assert_close(found[layer].matrix, x.T @ x / len(x))
+        expected = ledoit_wolf_shrinkage(x.numpy(), assume_centered=True)
+        assert found[layer].ledoit_wolf == pytest.approx(expected, rel=1e-9)
+
+
+def test_cache_serves_the_same_model_and_text_only(lens, own_cache):
+    passes = []
+    handle = lens.map.inner.register_forward_pre_hook(lambda *_: passes.append(1))
+    corpus = corpus_of()
+    first = second_moments(lens, [1], corpus)[1]
+    ran = len(passes)
+    assert ran > 0
+    again = second_moments(lens, [1], corpus)[1]
+    assert len(passes) == ran
+    assert torch.equal(first.matrix, again.matrix) and again.fourth == first.fourth
+    second_moments(lens, [1], corpus_of(rows=3))
+    assert len(passes) > ran
+    for path in own_cache.rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    ran = len(passes)
+    assert torch.equal(second_moments(lens, [1], corpus)[1].matrix, first.matrix)
+    assert len(passes) > ran
+    handle.remove()
+
+
+def test_solve_and_shrinkage(lens):
+    full = second_moments(lens, [1], corpus_of())[1]
+    assert full.shrinkage == 0 and full.condition < 1e10
+    x = torch.randn(len(full.matrix), 2, dtype=torch.float64)
+    torch.testing.assert_close(full.matrix @ full.solve(x), x)
+    short = second_moments(lens, [1], Corpus("short", (tuple(range(3, 15)),)))[1]
+    assert short.condition > 1e10 and 0 < short.shrinkage <= 1
+    torch.testing.assert_close(short.effective @ short.solve(x), x)
+    torch.testing.assert_close(short.effective.trace(), short.matrix.trace())
+    with pytest.raises(EditError, match="singular"):
+        SecondMoment(torch.zeros(3, 3).double(), 5, 1.0).solve(torch.ones(3, 1))
+    with pytest.raises(EditError, match="between 0 and 1"):
+        full.shrunken(2.0)
+
+
+def test_no_hook_is_left(lens):
+    second_moments(lens, [0, 3], corpus_of(rows=1))
+    modules = list(lens.model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_embedded_text_is_the_same_for_the_same_seed(tiny_folder):
+    lens = load_model(tiny_folder, device="cpu")
+    first, second = (embedded_corpus(lens, tokens=600, seed=1) for _ in range(2))
+    assert first.sha256 == second.sha256
+    assert first.sha256 != embedded_corpus(lens, tokens=600, seed=2).sha256
+    assert 500 <= first.tokens <= 800
+    assert all(len(w) >= SHORTEST for w in first.windows)
+
+
+def test_a_users_file(tiny_folder, tmp_path):
+    lens = load_model(tiny_folder, device="cpu")
+    path = tmp_path / "text.txt"
+    path.write_text("John gave the ring to Mary. " * 200)
+    corpus = read_corpus(path, lens.tokenizer)
+    assert (
+        np.concatenate(corpus.windows[:1]).tolist()[:4]
+        == lens.tokenizer("John gave the ring")["input_ids"][:4]
+    )
+    assert read_corpus(path, lens.tokenizer, tokens=100).tokens < corpus.tokens
+    path.write_text("short")
+    with pytest.raises(TaskError, match="fewer than"):
+        read_corpus(path, lens.tokenizer)
+    path.write_bytes(b"\xff\xfe" * 9)
+    with pytest.raises(TaskError, match="not UTF-8"):
+        read_corpus(path, lens.tokenizer)
+    with pytest.raises(TaskError, match="cannot be read"):
+        read_corpus(tmp_path / "none.txt", lens.tokenizer)

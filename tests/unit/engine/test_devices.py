@@ -1,0 +1,214 @@
+"""Blocks on several devices, and low precision: the same results as in one place.
+
+Without a GPU all devices are the CPU, but Accelerate's own hooks and replaced forwards are there.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import PreTrainedModel
+
+from helpers_models import tiny_model
+from helpers_oracle import random_pairs
+from subspacelens.certify import centred, require
+from subspacelens.core.geometry import Support
+from subspacelens.core.site import STREAMS, Site
+from subspacelens.engine.capture import Capture, capture
+from subspacelens.engine.replay import Replay
+from subspacelens.fit import das
+from subspacelens.model.lens import LensModel, wrap
+from subspacelens.model.mapping.probing import build_map
+
+FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox", "mixtral")
+LENGTHS = [(9, 4), (12, 7), (9, 4), (10, 5), (8, 7)]
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def lens_of(model: PreTrainedModel) -> LensModel:
+    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+
+
+def sites(lens: LensModel) -> list[Site]:
+    found = [
+        Site(layer, stream, label)
+        for stream in STREAMS
+        for layer, label in ((1, "X"), (2, "X"), (3, "END"))
+        if stream not in lens.map.blocks[layer].missing
+    ]
+    return [*found, Site(2, "head_z", "X", head=1)]
+
+
+def device_map(lens: LensModel, first: str | int, second: str | int) -> dict[str, str | int]:
+    """Blocks 0 and 1 and what comes before them on one device, the others on another."""
+    names = {id(module): name for name, module in lens.model.named_modules()}
+    blocks = [names[id(block.module)] for block in lens.map.blocks]
+    found: dict[str, str | int] = {}
+    where = first
+    for name, module in lens.model.named_modules():
+        if name == blocks[2]:
+            where = second
+        if name in blocks or not any(True for _ in module.children()):
+            inside = any(name.startswith(f"{block}.") for block in blocks)
+            if not inside:
+                early = module is lens.model.get_input_embeddings() or "position" in name
+                found[name] = first if early else where
+    return found
+
+
+def dispatched(family: str, first: str | int, second: str | int, **options) -> LensModel:
+    model = tiny_model(family, **options)
+    # With another main device Accelerate would take "cpu" for a place to keep weights, not to run.
+    model = dispatch_model(
+        model,
+        device_map(lens_of(model), first, second),
+        main_device="cpu",
+        force_hooks=True,
+        skip_keys=getattr(model, "_skip_keys_device_placement", None),
+    )
+    return lens_of(model)
+
+
+def results(lens: LensModel) -> tuple[Capture, dict[Site, torch.Tensor], dict[Site, torch.Tensor]]:
+    """A capture, and by site the outcomes of the full patch and its gradient."""
+    captured = capture(lens, random_pairs(LENGTHS), sites(lens))
+    outcomes, gradients = {}, {}
+    for site in captured.sites:
+        replay = Replay(lens, captured, site)
+        delta = captured.difference(site)
+        outcomes[site] = replay.outcomes(delta).logit_diff
+        leaf = delta[None].clone().requires_grad_(True)
+        total = torch.zeros_like(leaf)
+        for unit in replay.units():
+            found = replay.logit_diff(unit, leaf[:, unit.pairs.to(leaf.device)])
+            total += torch.autograd.grad(found.sum(), leaf)[0]
+        gradients[site] = total[0]
+    return captured, outcomes, gradients
+
+
+def same_results(lens: LensModel, other: LensModel, tolerance: float) -> None:
+    assert lens.map.streams == other.map.streams
+    first, second = results(lens), results(other)
+    close = dict(rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(second[0].clean.logit_diff, first[0].clean.logit_diff, **close)
+    for site in first[0].sites:
+        for one, two in zip(
+            (first[0].base[site], first[0].source[site], first[1][site], first[2][site]),
+            (second[0].base[site], second[0].source[site], second[1][site], second[2][site]),
+            strict=True,
+        ):
+            torch.testing.assert_close(
+                two.cpu(), one.cpu(), **close, msg=lambda m, s=site: f"{s}: {m}"
+            )
+
+
+# Blocks on several devices.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dispatched_model_gives_the_same(family):
+    lens = dispatched(family, "cpu", "cpu")
+    assert all(hasattr(block.module, "_hf_hook") for block in lens.map.blocks)
+    same_results(lens_of(tiny_model(family)), lens, 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dispatched_model_certifies_and_stays_as_it_was(family):
+    lens = dispatched(family, "cpu", "cpu")
+    before = {name: module.__dict__.get("forward") for name, module in lens.model.named_modules()}
+    for site in sites(lens):
+        assert require(lens, site).passed
+    after = {name: module.__dict__.get("forward") for name, module in lens.model.named_modules()}
+    assert before == after and any(before.values())
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_on_the_gpu_gives_the_same(family):
+    on_gpu = lens_of(tiny_model(family).to("cuda"))  # type: ignore[arg-type]
+    same_results(lens_of(tiny_model(family)), on_gpu, 1e-6)
+    for site in sites(on_gpu):
+        assert require(on_gpu, site).passed
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("order", ["cpu first", "gpu first"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_on_cpu_and_gpu_gives_the_same(family, order):
+    places = ("cpu", 0) if order == "cpu first" else (0, "cpu")
+    lens = dispatched(family, *places)
+    devices = {parameter.device.type for parameter in lens.model.parameters()}
+    assert "cuda" in devices
+    same_results(lens_of(tiny_model(family)), lens, 1e-6)
+    for site in sites(lens):
+        assert require(lens, site).passed
+
+
+# Low precision.
+
+
+def low_precision(family: str, device: str) -> LensModel:
+    return lens_of(tiny_model(family, dtype=torch.bfloat16).to(device))  # type: ignore[arg-type]
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, cuda])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_models_are_close_to_themselves_in_float32(family, device):
+    """The same weights: those of bfloat16, exactly."""
+    lens = low_precision(family, device)
+    model = tiny_model(family, dtype=torch.bfloat16).to(torch.float32)
+    reference = lens_of(model.to(device))  # type: ignore[arg-type]
+    captured, outcomes, _ = results(lens)
+    exact, expected, _ = results(reference)
+    assert lens.dtype == torch.bfloat16 and captured.base[captured.sites[0]].dtype == lens.dtype
+    assert captured.clean.logit_diff.dtype == torch.float32
+    spread = exact.clean.logit_diff.std()
+    assert (captured.clean.logit_diff - exact.clean.logit_diff).abs().mean() < 0.1 * spread
+    for site in captured.sites:
+        assert outcomes[site].dtype == torch.float32
+        assert (outcomes[site] - expected[site]).abs().mean() < 0.2 * spread, site
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_sites_certify(family, device):
+    lens = low_precision(family, device)
+    for site in sites(lens):
+        if site.stream not in ("mlp_act", "head_z"):
+            assert require(lens, site).passed
+    assert centred(lens) == (family in ("gpt2", "gpt_neox"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_sites_with_a_writer_certify(family, device):
+    lens = low_precision(family, device)
+    for site in sites(lens):
+        if site.stream in ("mlp_act", "head_z"):
+            assert require(lens, site).passed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_statistics_of_bfloat16_activations_are_not_bfloat16(device):
+    lens = low_precision("llama", device)
+    site = Site(1, "resid_post", "X")
+    captured = capture(lens, random_pairs(LENGTHS), [site])
+    assert Support.of(captured.base[site]).axes.dtype == torch.float64
+    subspace = das(lens, captured, site, steps=3)
+    assert subspace.basis.dtype == torch.float32
+    norm = subspace.basis.double().norm(dim=0)
+    torch.testing.assert_close(norm, torch.ones_like(norm), rtol=0, atol=1e-6)
+
+
+def test_a_wrapped_model_is_not_moved_or_converted():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    lens = wrap(model, None, "tiny")  # type: ignore[arg-type]
+    assert lens.model is model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -1,0 +1,117 @@
+"""Fits, proven by what they are for: a planted direction is found, a loss is lowered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers_models import tiny_model
+from helpers_oracle import hooked_logits, random_pairs
+from subspacelens import Replay, Site, Subspace, SubspaceError, TaskError
+from subspacelens.core.geometry import principal_angles
+from subspacelens.engine.capture import capture
+from subspacelens.engine.patches import SubspacePatch
+from subspacelens.fit import FITS, das, gradients, mean_difference, pca, probe, random
+from subspacelens.model.lens import LensModel
+from subspacelens.model.mapping.probing import build_map
+from subspacelens.tasks.pairset import PairSet
+
+SITE = Site.parse("L1.mlp_act@X")
+
+
+@pytest.fixture(scope="module")
+def lens() -> LensModel:
+    model = tiny_model("llama", dtype=torch.float32)
+    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def captured(lens):
+    """Random prompts whose activations are then moved along a planted direction by z."""
+    pairs = random_pairs([(8, 4)] * 40)
+    z = [(i % 2, 1 - i % 2) for i in range(40)]
+    pairs = PairSet("p", "train", tuple(replace(p, z=c) for p, c in zip(pairs, z, strict=True)))
+    return capture(lens, pairs, [SITE])
+
+
+@pytest.fixture(scope="module")
+def planted(captured):
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.1 * torch.randn(80, 56, generator=generator)
+    direction = torch.nn.functional.normalize(torch.randn(56, generator=generator), dim=0)
+    z = torch.tensor([pair.z for pair in captured.pairs])
+    base = noise[:40] + 3 * z[:, :1] * direction
+    source = noise[40:] + 3 * z[:, 1:] * direction
+    return direction, replace(captured, base={SITE: base}, source={SITE: source})
+
+
+@pytest.mark.parametrize("fit", [mean_difference, pca, probe])
+def test_a_planted_direction_is_found(lens, planted, fit):
+    direction, captured = planted
+    found = fit(lens, captured, SITE)
+    assert isinstance(found, Subspace) and found.dim == 1
+    assert float((found.basis[:, 0] @ direction).abs()) > 0.97
+
+
+def test_gradients_equal_a_full_pass(lens, captured):
+    got = gradients(lens, captured, SITE)
+    for index in (0, 7):
+        pair = captured.pairs[index]
+        change = torch.zeros(56, requires_grad=True)
+        column = pair.base.columns["X"]
+        logits = hooked_logits(lens, pair.base.ids, SITE, column, lambda h, c=change: h + c)
+        (expected,) = torch.autograd.grad(logits[pair.answer] - logits[pair.target], change)
+        torch.testing.assert_close(got[index], expected, rtol=1e-3, atol=1e-5)
+
+
+def mean_logit_difference(lens, captured, basis) -> float:
+    replay = Replay(lens, captured, SITE)
+    delta = SubspacePatch(basis).delta(captured.base[SITE], captured.source[SITE])
+    return float(replay.outcomes(delta).logit_diff.mean())
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+@pytest.mark.parametrize("loss", ["logit-difference", "cross-entropy"])
+def test_das_beats_what_it_did_not_learn(lens, captured, dim, loss):
+    found = das(lens, captured, SITE, dim=dim, steps=40, batch=40, loss=loss)
+    assert found.fit["last_loss"] < found.fit["first_loss"]
+    if loss == "logit-difference":
+        others = [random(lens, captured, SITE, dim=dim, seed=s).basis for s in range(10)]
+        others.append(pca(lens, captured, SITE, dim=dim).basis)
+        best = min(mean_logit_difference(lens, captured, basis) for basis in others)
+        assert mean_logit_difference(lens, captured, found.basis) < best
+
+
+def test_das_does_not_depend_on_the_memory_budget(lens, captured):
+    free = das(lens, captured, SITE, steps=5)
+    tight = das(lens, captured, SITE, steps=5, memory=1)
+    assert principal_angles(free.basis, tight.basis).max() < 1e-2
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_every_fit_is_reproducible_and_says_where_it_comes_from(lens, captured, name):
+    options = {"steps": 3} if name == "das" else {}
+    first, second = (FITS[name](lens, captured, SITE, seed=2, **options) for _ in range(2))
+    assert torch.equal(first.basis, second.basis)
+    assert first.fit["method"] == name and first.data_sha256 == captured.pairs.sha256
+    assert first.site == SITE and first.weights_sha256 == lens.weights_sha256
+
+
+def test_refusals(lens, captured):
+    with pytest.raises(SubspaceError, match="not --dim 2"):
+        mean_difference(lens, captured, SITE, dim=2)
+    with pytest.raises(SubspaceError, match="unknown loss"):
+        das(lens, captured, SITE, loss="hinge")
+    with pytest.raises(SubspaceError, match="does not fit"):
+        pca(lens, captured, SITE, dim=57)
+    blank = PairSet("p", "train", tuple(replace(p, z=None) for p in captured.pairs))
+    with pytest.raises(TaskError, match="pair 0 has no z"):
+        probe(lens, replace(captured, pairs=blank), SITE)
+    same = PairSet("p", "train", tuple(replace(p, z=(1, 1)) for p in captured.pairs))
+    with pytest.raises(TaskError, match="z is 1 in every prompt"):
+        mean_difference(lens, replace(captured, pairs=same), SITE)
+    flat = replace(captured, source={SITE: captured.base[SITE]})
+    with pytest.raises(SubspaceError, match="span 0 dimensions"):
+        pca(lens, flat, SITE)
