@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
 from .options import (
     BudgetName,
@@ -143,18 +145,15 @@ def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit`
 
 
 def _print_record(record) -> None:
-    def cell(estimate) -> str:
-        if estimate.value is None:
-            return "-"
-        if estimate.low is None:
-            return f"{estimate.value:.2f}"
-        return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
     metrics = ("nats", "fldd", "iia", "iia_pair")
-    table = Table("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
+    table = Table("patch", *metrics, title=Text(f"{record.site}: {record.verdict.label.upper()}"))
+
+    def row(name: str, effect, style: str | None = None) -> None:
+        table.add_row(Text(name), *(with_interval(effect[m], plain) for m in metrics), style=style)
+
     for name, effect in record.effects.items():
-        table.add_row(name, *(cell(effect[metric]) for metric in metrics))
-    table.add_row("no patch", *(cell(record.no_op[metric]) for metric in metrics), style="dim")
+        row(name, effect)
+    row("no patch", record.no_op, style="dim")
     console = Console()
     console.print(table)
     for reason in record.verdict.reasons:

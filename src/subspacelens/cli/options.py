@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from enum import StrEnum
@@ -13,6 +12,7 @@ import typer
 
 from ..core.errors import LensError, ResultError, SiteError
 from ..core.site import Site
+from ..core.sizes import parse_size
 
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
 
@@ -149,13 +149,14 @@ def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | No
     return FITS[fit.value](lens, captures.train, site, dim=dim, seed=seed, **extra)
 
 
-def bytes_of(text: str | None) -> int | None:
-    if text is None:
+def bytes_of(memory: str | None) -> int | None:
+    """`--memory` in bytes; raises `LensError` where it is not a size."""
+    if memory is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise LensError(f"--memory '{text}' is not a size: write it as 512MB or 2GB")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    try:
+        return parse_size(memory)
+    except LensError as error:
+        raise LensError(f"--memory: {error}") from None
 
 
 def writable(out: Path) -> None:

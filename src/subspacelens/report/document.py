@@ -18,7 +18,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ..core import format
 from ..core.errors import ResultError
+
+_FORMS = {
+    form.__name__: form
+    for form in (
+        format.fixed, format.number, format.percent, format.interval, format.with_interval,
+        format.duration, format.memory,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,11 @@ class Plot:
         return cls(_json(figure), label, figure.to_dict()["layout"]["height"])
 
 
-def document(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
-    """The HTML of a template that extends `_page.html.j2`; `values` include the `title`."""
+def document(
+    template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
+) -> str:
+    """The HTML of a template that extends `_page.html.j2`; `values` include the `title`. Every
+    template has the forms of `core.format` as filters, and `filters` of its own."""
     environment = Environment(
         loader=PackageLoader("subspacelens.report"),
         autoescape=True,
@@ -43,7 +55,8 @@ def document(template: str, filters: Mapping[str, Callable[..., Any]], **values:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= _FORMS | dict(filters or {})
+    environment.globals |= _FORMS
     plotly = _inline_script(get_plotlyjs())
     script = _inline_script(_source("report.js"))
     return environment.get_template(template).render(

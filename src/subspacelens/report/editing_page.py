@@ -7,6 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from ..core.files import write_atomically
+from ..core.format import with_interval
 from ..studies.editing_record import EditingRecord
 from ..studies.editing_summary import (
     PAIRINGS,
@@ -19,9 +20,8 @@ from ..studies.editing_summary import (
     unedited,
 )
 from .document import Plot, document
-from .facts_page import Line, estimate, lines_figure
+from .facts_page import Line, lines_figure
 from .figures import BLUE, GOLD, ORANGE, PURPLE, blank
-from .page import fixed
 
 
 def write_editing(record: EditingRecord, directory: Path) -> Path:
@@ -36,7 +36,6 @@ def write_editing_page(record: EditingRecord, directory: Path) -> Path:
     write_atomically(directory / "editing.md", markdown(record).encode())
     page = document(
         "editing.html.j2",
-        {"fixed": fixed, "estimate": estimate},
         title="Does an edit work where the fact is stored?",
         record=record,
         rows=rows,
@@ -67,7 +66,7 @@ def markdown(record: EditingRecord) -> str:
     }  # fmt: skip
     lines = [f"| layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in edit_summary(record):
-        cells = [estimate(getattr(row, name)) for name in columns.values()]
+        cells = [with_interval(getattr(row, name)) for name in columns.values()]
         lines.append(f"| {row.layer} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *edit_findings(record)]) + "\n"
 

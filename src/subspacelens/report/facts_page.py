@@ -9,6 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from ..core.files import write_atomically
+from ..core.format import with_interval
 from ..core.records import Estimate
 from ..studies.facts_record import FactsRecord
 from ..studies.facts_summary import (
@@ -22,7 +23,6 @@ from ..studies.facts_summary import (
 )
 from .document import Plot, document
 from .figures import BLUE, GOLD, GREY, ORANGE, PURPLE, blank
-from .page import fixed
 
 NAMES = {
     "v": "direction v",
@@ -54,7 +54,6 @@ def write_facts_page(record: FactsRecord, directory: Path) -> Path:
     write_atomically(directory / "facts.md", markdown(record).encode())
     page = document(
         "facts.html.j2",
-        {"fixed": fixed, "estimate": estimate},
         title="Facts: one direction against its whole component",
         record=record,
         relations=sorted({pair.relation for pair in record.pairs}),
@@ -76,15 +75,6 @@ def write_facts_page(record: FactsRecord, directory: Path) -> Path:
     return directory / "report.html"
 
 
-def estimate(found: Estimate | None) -> str:
-    """A value with its interval."""
-    if found is None or found.value is None:
-        return "–"
-    if found.low is None or found.high is None:
-        return fixed(found.value)
-    return f"{fixed(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
-
-
 def markdown(record: FactsRecord) -> str:
     """Flips of every patch, a layer a row."""
     patches = [name for name in NAMES if name in record.layers[0].patches]
@@ -93,8 +83,8 @@ def markdown(record: FactsRecord) -> str:
         "|---" * (len(patches) + 3) + "|",
     ]
     for row in summary(record):
-        cells = [estimate(row.flips.get(name)) for name in patches]
-        cells += [estimate(row.paraphrases["v"]), estimate(row.others)]
+        cells = [with_interval(row.flips.get(name)) for name in patches]
+        cells += [with_interval(row.paraphrases["v"]), with_interval(row.others)]
         lines.append(f"| L{row.layer}.{row.stream} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *findings(record)]) + "\n"
 

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..audit.record import PATCHES, AuditRecord, Scatter, Written
+from ..core.format import fixed
 from ..core.records import Estimate
 
 Metric = Literal["nats", "fldd", "iia", "iia_pair"]
@@ -98,7 +99,7 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
             x=no_op,
             line={"color": TEXT, "width": 1.3, "dash": "dot"},
             layer="below",
-            annotation={"text": f"no-op {_number(no_op)}", "xanchor": "left", "xshift": -4},
+            annotation={"text": f"no-op {fixed(no_op)}", "xanchor": "left", "xshift": -4},
             annotation_position="top",
         )
     if metric == "fldd":
@@ -149,7 +150,7 @@ def dose_response(record: AuditRecord) -> go.Figure:
             x=[x],
             y=[float(np.interp(x, dose, effect)) if dose else None],
             mode="markers",
-            name=f"{safe(PATCH_NAMES.get(name, name))} ({_number(x)})",
+            name=f"{safe(PATCH_NAMES.get(name, name))} ({fixed(x)})",
             marker={
                 "symbol": _MARK_SYMBOLS.get(name, "hexagon"),
                 "size": 12,
@@ -340,10 +341,6 @@ def _hide_inner_ticks(figure: go.Figure) -> go.Figure:
 
 def _gap(value: float | None, end: float | None) -> float:
     return 0.0 if value is None or end is None else abs(end - value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def _faint(colour: str, opacity: float) -> str:

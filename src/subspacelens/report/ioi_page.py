@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..audit.record import AuditRecord
 from ..core.files import write_atomically
-from ..core.records import Estimate
+from ..core.format import fixed, with_interval
 from ..studies.ioi import IoiRecord, IoiStudy
 from ..studies.ioi.claims import Claim
 from ..studies.ioi.contrast import Contrast
@@ -18,7 +18,7 @@ from ..studies.ioi.table import Row
 from . import ioi_figures
 from .document import Plot, document
 from .figures import dose_response, natural_and_patched, projection
-from .page import amount, fixed, interval, number, spread, write_report
+from .page import spread, write_report
 
 PATCH_WORDS = {
     "full": "whole component",
@@ -63,10 +63,7 @@ def render_ioi(study: IoiStudy) -> str:
     record = study.record
     return document(
         "ioi.html.j2",
-        {
-            "fixed": fixed, "number": number, "interval": interval, "amount": amount,
-            "percent": percent, "spread": spread, "met": met,
-        },
+        {"spread": spread, "met": met},
         title=f"An illusion and a feature: IOI in {record.model.id}",
         summary=summary(record),
         record=record,
@@ -167,10 +164,6 @@ def at(items, label: str) -> list:
     return [item for item in items if item.site.endswith(f"@{label}")]
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
 def markdown(record: IoiRecord) -> str:
     """Circuit, table of effects and comparison with the paper."""
     lines = [f"# IOI in {record.model.id}", "", summary(record), "", "## Circuit", ""]
@@ -203,19 +196,15 @@ def met(contrast: Contrast) -> str:
     return "yes, intervals too" if contrast.sure else "yes" if contrast.met else "no"
 
 
-def _cell(estimate: Estimate) -> str:
-    return f"{fixed(estimate.value)} {interval(estimate, 'fixed')}".strip()
-
-
 def _contrast_row(found: Contrast) -> str:
-    numbers = map(_cell, (found.effect, found.whole, found.read, found.unread))
+    numbers = map(with_interval, (found.effect, found.whole, found.read, found.unread))
     return f"| {' | '.join((found.pairs, found.site, found.rule, *numbers, met(found)))} |"
 
 
 def _markdown_row(row: Row) -> str:
     paper = "" if row.paper is None else f"{fixed(row.paper.fldd)} / {fixed(row.paper.iia)}"
-    cells = (row.site, row.patch, _cell(row.fldd), _cell(row.iia), _cell(row.iia_no_op), paper)
-    return f"| {' | '.join(cells)} |"
+    numbers = map(with_interval, (row.fldd, row.iia, row.iia_no_op))
+    return f"| {' | '.join((row.site, row.patch, *numbers, paper))} |"
 
 
 def _plots(study: IoiStudy) -> dict[str, dict[str, Plot]]:

@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..core.files import write_atomically
+from ..core.format import fixed, short
 from ..measure.maps import Cell, PatchingMap
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
-from .page import amount, fixed
 
 _MOST_NUMBERED = 12
 """A picture of more columns has no numbers in its cells: they would not fit on a phone."""
@@ -54,7 +54,6 @@ def render_map(map: PatchingMap) -> str:
     """The map as one HTML document that needs no network."""
     return document(
         "map.html.j2",
-        {"fixed": fixed, "amount": amount},
         title=f"Patching map: {map.task} in {map.model.id}",
         map=map,
         plots={
@@ -107,7 +106,7 @@ def heatmap(panel: Panel) -> go.Figure:
             for layer in range(layers)
         ],
         text=[
-            [_short(x) if numbered and abs(x) > 0.03 * panel.end else "" for x in row]
+            [short(x) if numbered and abs(x) > 0.03 * panel.end else "" for x in row]
             for row in panel.values.tolist()
         ],
         texttemplate="%{text}",
@@ -212,9 +211,3 @@ def _hover(cell: Cell | None) -> str:
     if not np.isnan(cell.fldd):
         numbers = [f"FLDD {fixed(cell.fldd)}", *numbers]
     return "<br>".join([f"<b>{safe(str(cell.site))}</b>", *numbers])
-
-
-def _short(value: float) -> str:
-    """`.97`, `−.12`, `1.4`."""
-    text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
-    return text.replace("-", "−")

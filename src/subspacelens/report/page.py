@@ -12,6 +12,7 @@ from scipy.stats import false_discovery_control
 from ..audit.record import AuditRecord, Scatter, Test, load_audit
 from ..core.errors import ResultError
 from ..core.files import write_atomically
+from ..core.format import fixed, number
 from ..core.records import Estimate
 from . import figures
 from .document import Plot, document
@@ -99,51 +100,6 @@ def summary(records: Sequence[AuditRecord]) -> str:
     )
 
 
-def number(value: float | None) -> str:
-    """A number as a reader wants it: two decimals, powers of ten at the extremes, a true minus."""
-    if value is None:
-        return "–"
-    size = abs(value)
-    if size == 0:
-        return "0"
-    if size < 5e-4 or size >= 1e5:
-        power = math.floor(math.log10(size))
-        mantissa = f"{value / 10.0**power:.1f}".removesuffix(".0")
-        superscript = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{mantissa}×10{superscript}".replace("-", "−")
-    decimals = 3 if size < 0.01 else 2 if size < 100 else 0
-    return f"{value:.{decimals}f}".replace("-", "−")
-
-
-def fixed(value: float | None) -> str:
-    """Two decimals, a true minus, and no minus before a zero."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def interval(estimate: Estimate, write: str = "number") -> str:
-    """`[low, high]`, or nothing where there is no interval."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    form = fixed if write == "fixed" else number
-    return f"[{form(estimate.low)}, {form(estimate.high)}]"
-
-
-def amount(seconds: float) -> str:
-    """Seconds in words: `48 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def memory(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def spread(scatter: Scatter) -> str:
     """`z = 0: −1.20 ± 0.40; z = 1: 0.90 ± 0.50`: mean and standard deviation of each class."""
     return "; ".join(
@@ -226,11 +182,6 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 _FILTERS = {
-    "number": number,
-    "fixed": fixed,
-    "interval": interval,
-    "amount": amount,
-    "memory": memory,
     "spread": spread,
     "ordered_tests": ordered_tests,
     "patch_order": figures.patch_order,

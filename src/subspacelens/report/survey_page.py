@@ -9,13 +9,13 @@ import plotly.graph_objects as go
 
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.files import write_atomically
+from ..core.format import fixed, interval, short
 from ..studies.prevalence import Prevalence
 from ..survey.das_sites import shares
 from ..survey.illusions import SHARE, WORKS, IllusionMap, SiteIllusions
 from ..survey.weights import QUANTILES
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
-from .page import amount, fixed, interval
 
 COLUMNS = ("whole<br>MLP", "connected<br>part alone", "random<br>writing", "built<br>illusion")
 MARK = "◆"
@@ -44,7 +44,6 @@ def render_survey(found: Prevalence) -> str:
         more["distortion"] = Plot.of(distortion_figure(found), "Distortion by layer")
     return document(
         "survey.html.j2",
-        {"fixed": fixed, "amount": amount, "interval": lambda e: interval(e, "fixed")},
         title=f"Illusion map: {it.task} in {it.model.id}",
         found=found,
         map=it,
@@ -214,7 +213,7 @@ def markdown(it: IllusionMap) -> str:
         cells = " | ".join(fixed(value) for value in values(site))
         name = f"L{site.layer}.mlp_act@{site.label}"
         works = "yes" if site.works else ""
-        cells += f" {interval(site.best.effect, 'fixed')} | {_writing(site)} | {works}"
+        cells += f" {interval(site.best.effect)} | {_writing(site)} | {works}"
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -232,7 +231,7 @@ def _strongest(it: IllusionMap, label: str) -> list[tuple[SiteIllusions, str]]:
 
 
 def _texts(site: SiteIllusions, row: list[float], end: float) -> list[str]:
-    texts = ["" if np.isnan(x) or abs(x) < 0.03 * end else _short(x) for x in row]
+    texts = ["" if np.isnan(x) or abs(x) < 0.03 * end else short(x) for x in row]
     return [*texts[:-1], f"{texts[-1]} {MARK}" if site.works else texts[-1]]
 
 
@@ -241,7 +240,7 @@ def _hover(site: SiteIllusions, column: int) -> str:
     shown = (site.whole, best.connected, site.random, best.effect)[column]
     name = safe(f"L{site.layer}.mlp_act@{site.label}")
     lines = [f"<b>{name}</b>", f"{COLUMNS[column].replace('<br>', ' ')}: FLDD {fixed(shown.value)}"]
-    lines.append(interval(shown, "fixed"))
+    lines.append(interval(shown))
     if column in (1, 3):
         lines.append(f"{_writing(site)}, θ {best.degrees:.0f}°")
     return "<br>".join(lines)
@@ -253,8 +252,3 @@ def _in_words(it: IllusionMap, label: str) -> str:
 
 def _listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _short(value: float) -> str:
-    text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
-    return text.replace("-", "−")

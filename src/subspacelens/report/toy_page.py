@@ -15,7 +15,6 @@ from ..engine.patches import SubspacePatch
 from ..studies.toy import PATCHES, ToyResult, hidden, illusory, output
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT
-from .page import fixed
 
 
 def write_toy(result: ToyResult, directory: Path) -> Path:
@@ -32,7 +31,6 @@ def write_toy(result: ToyResult, directory: Path) -> Path:
     write_atomically(directory / "toy.md", markdown(result).encode())
     page = document(
         "toy.html.j2",
-        {"fixed": fixed},
         title="The illusion in three hidden units",
         result=result,
         patches=PATCHES,

@@ -12,7 +12,6 @@ Everything else has a default (see `Grid`).
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core.errors import LensError, TaskError
+from ..core.sizes import parse_size
 from .pattern import check_pattern
 
 FACTS = "facts"
@@ -80,7 +80,7 @@ class Grid(_Strict):
     task_seed: int = 0
     shifted: bool = False
     threads: Annotated[int, Field(ge=1)] = 1
-    memory: str = "1GB"
+    memory: str = "1GiB"
     tries: Annotated[int, Field(ge=1)] = 3
 
     @field_validator("tasks", mode="before")
@@ -144,20 +144,15 @@ class Grid(_Strict):
     @field_validator("memory")
     @classmethod
     def _size(cls, value: str) -> str:
-        size_of(value)
+        try:
+            parse_size(value)
+        except LensError as error:
+            raise ValueError(str(error)) from None
         return value
 
     @property
     def memory_bytes(self) -> int:
-        return size_of(self.memory)
-
-
-def size_of(text: str) -> int:
-    """`512MB` in bytes. Raises `ValueError` for what is not a size."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise ValueError(f"'{text}' is not a size: write it as 512MB or 2GB")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+        return parse_size(self.memory)
 
 
 def read_grid(path: Path | str) -> Grid:

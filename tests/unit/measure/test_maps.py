@@ -319,20 +319,6 @@ def test_many_heads_have_no_numbers_in_their_cells():
     assert not any(map_page.heatmap(many).data[0].text[0])
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.97, ".97"),
-        (-0.123, "−.12"),
-        (1.37, "1.4"),
-        (-10.02, "−10.0"),
-        (0.999, "1.0"),
-    ],
-)
-def test_numbers_in_cells(value, text):
-    assert map_page._short(value) == text
-
-
 def test_hostile_strings_stay_text():
     label = HOSTILE.replace(" ", "")
     model = maps.ModelRecord(id=HOSTILE, weights_sha256=HOSTILE, dtype=HOSTILE)

@@ -229,36 +229,6 @@ def test_figures_leave_the_record_alone_and_repeat():
     assert record.model_dump_json() == before
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0.0, "0"),
-        (1.357, "1.36"),
-        (-0.5, "−0.50"),
-        (0.0042, "0.004"),
-        (2.4e-6, "2.4×10⁻⁶"),
-        (-1e-7, "−1×10⁻⁷"),
-        (143.2, "143"),
-        (250_000.0, "2.5×10⁵"),
-    ],
-)
-def test_numbers(value, text):
-    assert page.number(value) == text
-
-
-def test_a_zero_has_no_sign():
-    assert page.fixed(-0.001) == "0.00"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4.26, "4.3 s"), (48.2, "48 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
-)
-def test_durations(seconds, text):
-    assert page.amount(seconds) == text
-
-
 def test_summary_of_one_and_of_three():
     one, two, three = (
         make_record("illusory"),
