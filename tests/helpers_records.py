@@ -19,7 +19,7 @@ from subspacelens.audit.record import (
     Verdict,
     Written,
 )
-from subspacelens.core.records import Estimate, ModelRecord
+from subspacelens.core.records import EffectRecord, Estimate, ModelRecord
 
 Label = Literal["faithful", "illusory", "undetermined"]
 
@@ -64,12 +64,12 @@ def make_record(
             top_answer=Estimate(value=0.9, low=0.84, high=0.94),
         ),
         "effects": _effects(label),
-        "no_op": {
-            "nats": Estimate(value=0.0, low=0.0, high=0.0),
-            "fldd": Estimate(value=0.0, low=0.0, high=0.0),
-            "iia": Estimate(value=0.003, low=0.0, high=0.02),
-            "iia_pair": Estimate(value=0.0, low=0.0, high=0.0),
-        },
+        "no_op": EffectRecord(
+            nats=Estimate(value=0.0, low=0.0, high=0.0),
+            fldd=Estimate(value=0.0, low=0.0, high=0.0),
+            iia=Estimate(value=0.003, low=0.0, high=0.02),
+            iia_pair=Estimate(value=0.0, low=0.0, high=0.0),
+        ),
         "tests": _tests(label),
         "verdict": _verdict(label),
         "notes": [
@@ -92,17 +92,17 @@ def _around(value: float | None, width: float) -> Estimate:
     return Estimate(value=value, low=value - width, high=value + 0.9 * width)
 
 
-def _effects(label: Label) -> dict[str, dict[str, Estimate]]:
+def _effects(label: Label) -> dict[str, EffectRecord]:
     effects = {}
     for name, fldd, iia in zip(_PATCHES, _FLDD[label], _IIA[label], strict=True):
         width = None if fldd is None else 0.02 + 0.1 * abs(fldd)
         share = None if iia is None else min(1.0, 1.4 * iia + 0.02)
-        effects[name] = {
-            "nats": _around(None if fldd is None else fldd * _CLEAN_NATS, 4.3 * (width or 0)),
-            "fldd": _around(fldd, width or 0),
-            "iia": _share(iia),
-            "iia_pair": _share(share),
-        }
+        effects[name] = EffectRecord(
+            nats=_around(None if fldd is None else fldd * _CLEAN_NATS, 4.3 * (width or 0)),
+            fldd=_around(fldd, width or 0),
+            iia=_share(iia),
+            iia_pair=_share(share),
+        )
     return effects
 
 

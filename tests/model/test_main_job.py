@@ -19,7 +19,7 @@ def audits(lens, captures, found):
 
 
 def fldd(record, patch: str) -> float:
-    return record.effects[patch]["fldd"].value
+    return record.effects[patch].fldd.value
 
 
 def test_the_model_does_the_task(audits):

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ..core.files import write_atomically
-from ..core.records import Estimate, ModelRecord, Record, read_record
+from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
 
-SCHEMA = "subspacelens.audit/1"
+SCHEMA = "subspacelens.audit/2"
+EARLIER = ("subspacelens.audit/1",)
 
 
 PATCHES = ("full", "subspace", "row", "null", "read_row", "read_null", "random", "reversed")
-
-
-METRICS = ("nats", "fldd", "iia", "iia_pair")
 
 
 class Test(Estimate):
     """One piece of evidence: its statistic, what the same statistic is under the control
     (a random direction, or chance; None where it has none), and what it says in words."""
 
-    control: float | None = None
+    control: Number | None = None
     reading: str
 
 
@@ -55,7 +54,7 @@ class Verdict(Record):
     """`score` is the weight of evidence for an illusion, 0 to 1."""
 
     label: Literal["faithful", "illusory", "undetermined"]
-    score: float
+    score: float = Field(ge=0, le=1)
     reasons: list[str]
     assumptions: list[str]
     objection: str
@@ -64,28 +63,50 @@ class Verdict(Record):
 class Scatter(Record):
     """Values of one quantity for the natural prompts, by class of the feature."""
 
-    z0: list[float]
-    z1: list[float]
+    z0: list[Number]
+    z1: list[Number]
+
+
+def _check_even(**lists: Sized) -> None:
+    if len({len(each) for each in lists.values()}) > 1:
+        uneven = ", ".join(f"{len(each)} of {name}" for name, each in lists.items())
+        raise ValueError(f"as many of each are needed, not {uneven}")
 
 
 class DoseResponse(Record):
     """Effect in nats of writing `dose` times what the subspace patch writes; `marks` are the
     doses of the named patches."""
 
-    dose: list[float]
-    effect: list[float]
-    marks: dict[str, float]
+    dose: list[Number]
+    effect: list[Number]
+    marks: dict[str, Number]
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        _check_even(dose=self.dose, effect=self.effect)
+        return self
 
 
 class SupportCurve(Record):
     """For each share of explained natural variance: number of components, share of the
     subspace's squared norm on the support, and FLDD of the on- and off-support part."""
 
-    explained: list[float]
+    explained: list[Number]
     components: list[int]
-    share: list[float]
-    on: list[float]
-    off: list[float]
+    share: list[Number]
+    on: list[Number]
+    off: list[Number]
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        _check_even(
+            explained=self.explained,
+            components=self.components,
+            share=self.share,
+            on=self.on,
+            off=self.off,
+        )
+        return self
 
 
 class Written(Record):
@@ -108,22 +129,22 @@ class Figures(Record):
 
 
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/1`. `effects[patch][metric]`; `no_op[metric]`."""
+    """Schema `subspacelens.audit/2`. `effects` by the names of `PATCHES`; `no_op`: of no patch."""
 
-    schema_: Literal["subspacelens.audit/1"] = SCHEMA
+    schema_: Literal["subspacelens.audit/2"] = SCHEMA
     model: ModelRecord
     task: TaskRecord
     site: str
     subspace: SubspaceRecord
     clean: Clean
-    effects: dict[str, dict[str, Estimate]]
-    no_op: dict[str, Estimate]
+    effects: dict[str, EffectRecord]
+    no_op: EffectRecord
     tests: dict[str, Test]
     verdict: Verdict
     notes: list[str]
     figures: Figures
-    seconds: float
-    peak_rss_bytes: int
+    seconds: float = Field(ge=0)
+    peak_rss_bytes: int = Field(ge=0)
     versions: dict[str, str]
     command: str
 
@@ -133,6 +154,25 @@ class AuditRecord(Record):
         alias_generator=lambda name: "schema" if name == "schema_" else name,
         populate_by_name=True,
     )
+
+    @field_validator("schema_", mode="before")
+    @classmethod
+    def _current(cls, schema: object) -> object:
+        if schema in EARLIER:
+            raise ValueError(f"{schema} is of an earlier version; run the audit again")
+        return schema
+
+    @field_validator("tests")
+    @classmethod
+    def _probable(cls, tests: dict[str, Test]) -> dict[str, Test]:
+        chance = tests.get("chance")
+        if chance is not None and chance.value is not None and not 0 <= chance.value <= 1:
+            raise ValueError(f"chance: a p-value lies between 0 and 1, not at {chance.value:g}")
+        return tests
+
+    def effect(self, patch: str) -> EffectRecord:
+        """What a patch does; without values where it was not tried."""
+        return self.effects.get(patch) or EffectRecord.absent()
 
 
 def save_audit(record: AuditRecord, path: Path) -> None:

@@ -16,7 +16,7 @@ from ..certify import centred, require
 from ..core.errors import LensError, SubspaceError
 from ..core.machine import peak_rss_bytes, versions
 from ..core.progress import track
-from ..core.records import Estimate, ModelRecord
+from ..core.records import EffectRecord, Estimate, ModelRecord
 from ..core.site import Site
 from ..core.statistics import mean, proportion
 from ..engine.replay import Replay
@@ -30,7 +30,6 @@ from ..model.lens import LensModel
 from .drawing import draw
 from .evidence import BUDGETS, TESTS, Case, Natural
 from .record import (
-    METRICS,
     AuditRecord,
     Clean,
     SubspaceRecord,
@@ -70,18 +69,16 @@ class Audit:
         return folder
 
     def __repr__(self) -> str:
-        fldd = {
-            name: self.record.effects[name]["fldd"].value for name in ("full", "subspace", "row")
-        }
+        fldd = {name: self.record.effect(name).fldd.value for name in ("full", "subspace", "row")}
         numbers = ", ".join(f"{k} {v:.2f}" for k, v in fldd.items() if v is not None)
         return f"Audit({self.record.site}: {self.label}, FLDD {numbers})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th>" + "".join(f"<td>{_cell(e[m])}</td>" for m in e) + "</tr>"
-            for name, e in self.record.effects.items()
+            f"<tr><th>{name}</th>" + "".join(f"<td>{_cell(e)}</td>" for _, e in effect) + "</tr>"
+            for name, effect in self.record.effects.items()
         )
-        heads = "".join(f"<th>{m}</th>" for m in next(iter(self.record.effects.values())))
+        heads = "".join(f"<th>{metric}</th>" for metric in EffectRecord.model_fields)
         reasons = "".join(f"<li>{escape(r)}</li>" for r in self.record.verdict.reasons)
         return (
             f"<b>{escape(self.record.site)}: {self.label}</b><ul>{reasons}</ul>"
@@ -89,7 +86,7 @@ class Audit:
         )
 
 
-def _cell(estimate) -> str:
+def _cell(estimate: Estimate) -> str:
     return "" if estimate.value is None else f"{estimate.value:.2f}"
 
 
@@ -98,7 +95,7 @@ class Judgement:
     """What `audit` found, before it is written down."""
 
     case: Case = field(repr=False)
-    effects: dict[str, dict[str, Estimate]]
+    effects: dict[str, EffectRecord]
     tests: dict[str, Test]
     verdict: Verdict
 
@@ -129,7 +126,7 @@ def judge(
     scorer = Scorer.of(captures.test)
     outcomes = outcomes_by_name(replay, named_patches(parts, basis))
     effects = {
-        name: scorer.metrics(found) if found is not None else _nothing()
+        name: scorer.metrics(found) if found is not None else EffectRecord.absent()
         for name, found in outcomes.items()
     }
     next(steps)
@@ -149,8 +146,8 @@ def judge(
     found = {str(name): TESTS[str(name)][1](case) for name in steps}
     verdict = decide(
         found,
-        effects["subspace"]["nats"],
-        effects["subspace"]["fldd"],
+        effects["subspace"].nats,
+        effects["subspace"].fldd,
         min(scorer.units.count, captures.train.pairs.units.count),
         exact=parts is not None and parts.exact and not parts.degenerate,
         rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
@@ -231,10 +228,6 @@ def _decompose(
     if not any(r.reader.attention for r in readers):
         return None, readers
     return proxy_split(readers, basis, READERS_IN_PROXY), readers
-
-
-def _nothing():
-    return {name: Estimate(value=None) for name in METRICS}
 
 
 def _reversed(lens, captures: TaskCapture, site: Site, basis: Tensor, memory):

@@ -128,7 +128,7 @@ def _half(
                     subspace = made_by(wide, site, case.basis, captures.train.pairs.sha256, fit)
                     said = judge(wide, captures, subspace, budget="fast")
                     effect = said.effects["subspace"]
-                    fldd, low = effect["fldd"].value, effect["nats"].low
+                    fldd, low = effect.fldd.value, effect.nats.low
                     results.append(
                         Result(
                             half, place.task, str(site), planting.tier, model, planting.k,

@@ -47,7 +47,7 @@ def controls(lens: LensModel) -> list[dict]:
                 "expected": expected,
                 "verdict": said.verdict.label,
                 "score": said.verdict.score,
-                "fldd": said.effects["subspace"]["fldd"].value,
+                "fldd": said.effects["subspace"].fldd.value,
                 "tests": {name: test.value for name, test in said.tests.items()},
             }
         )

@@ -149,7 +149,7 @@ def _print_record(record) -> None:
     table = Table("patch", *metrics, title=Text(f"{record.site}: {record.verdict.label.upper()}"))
 
     def row(name: str, effect, style: str | None = None) -> None:
-        table.add_row(Text(name), *(with_interval(effect[m], plain) for m in metrics), style=style)
+        table.add_row(Text(name), *(with_interval(each, plain) for _, each in effect), style=style)
 
     for name, effect in record.effects.items():
         row(name, effect)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ResultError
 
 R = TypeVar("R", bound=BaseModel)
+
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""A number whose square and whose distance from another are numbers too."""
 
 
 class Record(BaseModel):
@@ -20,9 +23,35 @@ class Estimate(Record):
     """A value with its 95 % interval. All three are None where the quantity does not exist
     (the null part of a direction that has none)."""
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has two ends or none")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval [{self.low:g}, {self.high:g}] ends before it begins")
+        return self
+
+
+class EffectRecord(Record):
+    """What one patch does on all pairs: `nats` = mean over pairs of clean minus patched logit
+    difference; `fldd` = 1 - mean(patched) / mean(clean) logit difference; `iia` = share of pairs
+    whose most likely token over the whole vocabulary is the target; `iia_pair` = share of pairs in
+    which the target is more likely than the answer."""
+
+    nats: Estimate
+    fldd: Estimate
+    iia: Estimate
+    iia_pair: Estimate
+
+    @classmethod
+    def absent(cls) -> EffectRecord:
+        """Of a patch that does not exist: no metric has a value."""
+        nothing = Estimate(value=None)
+        return cls(nats=nothing, fldd=nothing, iia=nothing, iia_pair=nothing)
 
 
 class ModelRecord(Record):
@@ -41,4 +70,5 @@ def read_record(kind: type[R], path: Path | str, what: str) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path} is not a {what}: {where}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ResultError(f"{path} is not a {what}: {where}: {reason}") from None

@@ -1,10 +1,4 @@
-"""The effect table: what each patch does to the answer, in four metrics with intervals.
-
-Metrics (spec of the audit, §1): `nats` = mean over pairs of clean minus patched logit difference;
-`fldd` = 1 - mean(patched logit difference) / mean(clean), a ratio of means; `iia` = share of pairs
-whose most likely token over the whole vocabulary is the target; `iia_pair` = share of pairs in
-which the target is more likely than the answer.
-"""
+"""The effect table: what each patch does to the answer, in four metrics with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.geometry import haar, natural_draws
-from ..core.records import Estimate
+from ..core.records import EffectRecord, Estimate
 from ..core.statistics import Units, mean, proportion, ratio
 from ..engine.buckets import Outcomes
 from ..engine.capture import Capture
@@ -45,14 +39,14 @@ class Scorer:
         """Clean minus patched logit difference of each pair, nats."""
         return self.clean - outcomes.logit_diff.double().numpy()
 
-    def metrics(self, outcomes: Outcomes) -> dict[str, Estimate]:
+    def metrics(self, outcomes: Outcomes) -> EffectRecord:
         drop = self.drop(outcomes)
-        return {
-            "nats": mean(drop, self.units),
-            "fldd": ratio(drop, self.clean, self.units),
-            "iia": proportion(outcomes.top.numpy() == self.targets, self.units),
-            "iia_pair": proportion(outcomes.logit_diff.numpy() < 0, self.units),
-        }
+        return EffectRecord(
+            nats=mean(drop, self.units),
+            fldd=ratio(drop, self.clean, self.units),
+            iia=proportion(outcomes.top.numpy() == self.targets, self.units),
+            iia_pair=proportion(outcomes.logit_diff.numpy() < 0, self.units),
+        )
 
 
 def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch | None]:
@@ -89,7 +83,7 @@ def outcomes_by_name(
 
 def random_effects(
     replay: Replay, natural: Tensor, k: int, seed: int
-) -> tuple[dict[str, Estimate], np.ndarray]:
+) -> tuple[EffectRecord, np.ndarray]:
     """Metrics of random k-dimensional subspaces, half Haar, half drawn from the natural covariance
     of the differences `natural` (n, dim): mean over draws and the range of 95 % of them; and the
     drops in nats, (draws, pairs), on the first `RANDOM_PAIRS` pairs."""
@@ -105,18 +99,15 @@ def random_effects(
     found = replay.outcomes(torch.stack([SubspacePatch(b).delta(base, source) for b in bases]))
     scorer = Scorer.of(replay.captured)
     drops = scorer.clean - found.logit_diff.double().numpy()
-    draws = {
-        "nats": drops.mean(1),
-        "fldd": drops.sum(1) / scorer.clean.sum(),
-        "iia": (found.top.numpy() == scorer.targets).mean(1),
-        "iia_pair": (found.logit_diff.numpy() < 0).mean(1),
-    }
-    estimates = {
-        name: Estimate(
-            value=float(values.mean()),
-            low=float(np.quantile(values, 0.025)),
-            high=float(np.quantile(values, 0.975)),
-        )
-        for name, values in draws.items()
-    }
-    return estimates, drops
+
+    def spread(draws: np.ndarray) -> Estimate:
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Estimate(value=float(draws.mean()), low=float(low), high=float(high))
+
+    effect = EffectRecord(
+        nats=spread(drops.mean(1)),
+        fldd=spread(drops.sum(1) / scorer.clean.sum()),
+        iia=spread((found.top.numpy() == scorer.targets).mean(1)),
+        iia_pair=spread((found.logit_diff.numpy() < 0).mean(1)),
+    )
+    return effect, drops

@@ -62,7 +62,7 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
     A patch that has no value keeps its row and says so in place of a bar.
     """
     names = patch_order(record)
-    estimates = [record.effects.get(name, {}).get(metric, _NOTHING) for name in names]
+    estimates = [getattr(record.effect(name), metric) for name in names]
     labels = [safe(PATCH_NAMES.get(name, name)) for name in names]
     figure = blank(height=max(360, 140 + 30 * len(names)))
     figure.add_bar(
@@ -93,7 +93,7 @@ def effects(record: AuditRecord, metric: Metric = "fldd") -> go.Figure:
             figure.add_annotation(
                 x=0, y=label, text="not available here", showarrow=False, xanchor="left", xshift=6
             )
-    no_op = record.no_op.get(metric, _NOTHING).value
+    no_op = getattr(record.no_op, metric).value
     if no_op is not None:
         figure.add_vline(
             x=no_op,

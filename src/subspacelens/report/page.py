@@ -13,7 +13,6 @@ from ..audit.record import AuditRecord, Scatter, Test, load_audit
 from ..core.errors import ResultError
 from ..core.files import write_atomically
 from ..core.format import fixed, number
-from ..core.records import Estimate
 from . import figures
 from .document import Plot, document
 from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
@@ -124,7 +123,7 @@ def _plots(record: AuditRecord) -> dict[str, Plot | None]:
     def values(metric: str) -> str:
         return ", ".join(
             f"{figures.PATCH_NAMES.get(name, name)} "
-            f"{fixed(record.effects.get(name, {}).get(metric, Estimate(value=None)).value)}"
+            f"{fixed(getattr(record.effect(name), metric).value)}"
             for name in figures.patch_order(record)
         )
 

@@ -125,7 +125,7 @@ def das_sites(
         record = load_audit(folder / AUDIT_FILE)
         basis = Subspace.load(folder / SUBSPACE_FILE, lens, site).basis.double()
         cosines = _cosines(lens, site, basis, captured.difference(site))
-        fldd = {name: record.effects[name]["fldd"] for name in ("subspace", "full", "row")}
+        fldd = {name: record.effects[name].fldd for name in ("subspace", "full", "row")}
         found.append(
             DasSite(
                 layer=site.layer, label=site.label, verdict=record.verdict.label,

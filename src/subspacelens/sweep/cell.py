@@ -95,7 +95,7 @@ def _effects(
     found: dict[str, Scalar] = {"clean_logit_diff": float(scorer.clean.mean())}
     for name, outcomes in outcomes_by_name(replay, chosen).items():
         assert outcomes is not None
-        for metric, estimate in scorer.metrics(outcomes).items():
+        for metric, estimate in scorer.metrics(outcomes):
             found |= _columns(f"{name}_{metric}", estimate)
     return found
 
@@ -123,8 +123,8 @@ def _audited(record: AuditRecord) -> dict[str, Scalar]:
         "score": record.verdict.score,
         "clean_logit_diff": record.clean.logit_diff.value,
     }
-    for patch, metrics in record.effects.items():
-        for metric, estimate in metrics.items():
+    for patch, effect in record.effects.items():
+        for metric, estimate in effect:
             found |= _columns(f"{patch}_{metric}", estimate)
     for name, test in record.tests.items():
         found |= _columns(name, test)

@@ -259,7 +259,7 @@ def test_sixteen_dimensions(lens, task, stream):
     found = judge(lens, captures, subspace)
     assert set(found.tests) == set(chosen_tests("standard"))
     assert all(test.reading for test in found.tests.values())
-    row, null = (found.effects[name]["nats"].value for name in ("row", "null"))
+    row, null = (found.effects[name].nats.value for name in ("row", "null"))
     assert row is not None and null is not None
 
 

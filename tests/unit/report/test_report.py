@@ -22,7 +22,7 @@ from subspacelens.audit.record import (
 )
 from subspacelens.audit.record import Test as PValue
 from subspacelens.core.errors import ResultError
-from subspacelens.core.records import Estimate
+from subspacelens.core.records import EffectRecord, Estimate
 from subspacelens.report import figures, page, render, write_report
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\"'&\u2028"
@@ -183,7 +183,7 @@ def test_what_does_not_exist_is_said_and_not_drawn():
 
 
 def test_a_record_with_next_to_nothing():
-    record = make_record(effects={}, no_op={}, tests={}, notes=[], versions={})
+    record = make_record(effects={}, no_op=EffectRecord.absent(), tests={}, notes=[], versions={})
     empty = record.figures.model_copy(
         update={
             "projection": Scatter(z0=[], z1=[]),
@@ -206,7 +206,7 @@ def test_bars_and_intervals_are_the_records(metric):
     record = make_record()
     bars = figures.effects(record, metric).data[0]
     for i, name in enumerate(PATCHES):
-        estimate = record.effects[name][metric]
+        estimate = getattr(record.effects[name], metric)
         assert bars.x[i] == estimate.value
         assert bars.x[i] + bars.error_x.array[i] == pytest.approx(estimate.high)
         assert bars.x[i] - bars.error_x.arrayminus[i] == pytest.approx(estimate.low)

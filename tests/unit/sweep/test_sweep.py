@@ -250,7 +250,7 @@ def test_a_record_is_what_audit_would_have_written(grid, models, tmp_path):
     assert table["verdict"].to_list() and table["site"].to_list() == ["L1.mlp_act@END"] * 2
     folder = Store(tmp_path).path(table["key"][0])
     record = load_audit(folder / "audit.json")
-    assert record.effects["subspace"]["fldd"].value == table["subspace_fldd"][0]
+    assert record.effects["subspace"].fldd.value == table["subspace_fldd"][0]
     assert Subspace.load(folder / "subspace.safetensors", load_model(one.models[0])).dim == 1
 
 

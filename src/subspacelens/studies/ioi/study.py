@@ -190,10 +190,10 @@ def _random_directions(found: Audit) -> Control:
         site=found.record.site,
         patch="v",
         seed=0,
-        nats=effects["nats"],
-        fldd=effects["fldd"],
-        iia=effects["iia"],
-        iia_no_op=found.record.no_op["iia"],
+        nats=effects.nats,
+        fldd=effects.fldd,
+        iia=effects.iia,
+        iia_no_op=found.record.no_op.iia,
     )
 
 
