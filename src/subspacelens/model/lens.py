@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from transformers import (
@@ -14,6 +12,7 @@ from transformers import (
 )
 
 from ..core.errors import ModelError
+from ..core.identity import Identity, identity_of, weights_sha256
 from .mapping.probing import build_map
 from .mapping.values import ModelMap
 
@@ -36,15 +35,16 @@ class LensModel:
         """Where token ids go."""
         return next(self.model.get_input_embeddings().parameters()).device
 
-    @cached_property
+    @property
+    def identity(self) -> Identity:
+        """Which model this is, as it is now: what subspaces, edits, captures and records are bound
+        to. Read anew each time, at about the cost of reading the weights once."""
+        return identity_of(self.model, self.id)
+
+    @property
     def weights_sha256(self) -> str:
-        """Hash over names, shapes, dtypes and bytes of all parameters, as first asked for."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(data.numpy().data)
-        return digest.hexdigest()
+        """Hash over names, shapes, dtypes and bytes of all parameters, as they are now."""
+        return weights_sha256(self.model)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in self.map.streams.items())
