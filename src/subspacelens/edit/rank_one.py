@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import EditError
 from ..core.files import write_atomically
 from ..core.site import Site
-from ..model.hooks import on_output
+from ..model.hooks import exclusive, on_input, on_output
 from ..model.lens import LensModel
 from ..model.mapping.values import Linear
 
@@ -64,31 +65,65 @@ class RankOneEdit:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """The weight of a down-projection as it was, and what is in it now: the edits of each context
+    that is open, in the order in which they were entered."""
+
+    linear: Linear
+    before: Tensor
+    inside: dict[object, list[RankOneEdit]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        weight = self.linear.module.get_parameter("weight").data
+        weight.copy_(self.before)
+        for edits in self.inside.values():
+            for edit in edits:
+                change = torch.outer(edit.a.double(), edit.b.double()).to(weight)
+                weight.add_(change.T if self.linear.transposed else change)
+
+
+_open: WeakKeyDictionary[nn.Module, _Weight] = WeakKeyDictionary()
+
+
 @contextmanager
 def edited(lens: LensModel, *edits: RankOneEdit) -> Iterator[None]:
-    """The model's weights with the edits in them, and bit by bit as they were afterwards.
+    """The model's weights with the edits in them, and bit by bit as they were afterwards, in
+    whatever order several of these are left. Other threads wait.
 
     Raises `EditError` for an edit of another shape.
     """
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
-    try:
-        with torch.no_grad():
-            for edit in edits:
-                linear = _down_projection(lens, edit.layer)
-                shape = tuple(linear.weight.shape)
-                if (len(edit.a), len(edit.b)) != shape:
-                    raise EditError(
-                        f"an edit of {len(edit.a)} x {len(edit.b)} does not fit {linear.name}, "
-                        f"which is {shape[0]} x {shape[1]}"
-                    )
-                weight = linear.module.get_parameter("weight")
-                kept.setdefault(edit.layer, (weight, weight.detach().clone()))
-                change = torch.outer(edit.a.double(), edit.b.double()).to(weight)
-                weight.data.add_(change.T if linear.transposed else change)
-        yield
-    finally:
-        for weight, before in kept.values():
-            weight.data.copy_(before)
+    by_layer: dict[int, list[RankOneEdit]] = {}
+    for edit in edits:
+        linear = _down_projection(lens, edit.layer)
+        shape = tuple(linear.weight.shape)
+        if (len(edit.a), len(edit.b)) != shape:
+            raise EditError(
+                f"an edit of {len(edit.a)} x {len(edit.b)} does not fit {linear.name}, "
+                f"which is {shape[0]} x {shape[1]}"
+            )
+        by_layer.setdefault(edit.layer, []).append(edit)
+    context = object()
+    with exclusive(lens.model):
+        weights = [_opened(_down_projection(lens, layer)) for layer in by_layer]
+        try:
+            for weight, its_edits in zip(weights, by_layer.values(), strict=True):
+                weight.inside[context] = its_edits
+                weight.write()
+            yield
+        finally:
+            for weight in weights:
+                weight.inside.pop(context, None)
+                weight.write()
+                if not weight.inside:
+                    _open.pop(weight.linear.module, None)
+
+
+def _opened(linear: Linear) -> _Weight:
+    before = linear.module.get_parameter("weight").detach()
+    if linear.module not in _open:
+        _open[linear.module] = _Weight(linear, before.clone())
+    return _open[linear.module]
 
 
 @contextmanager
@@ -104,23 +139,16 @@ def edited_each(lens: LensModel, edits: Sequence[RankOneEdit]) -> Iterator[None]
     module = _down_projection(lens, edits[0].layer).module
     a = torch.stack([edit.a for edit in edits])[:, None]
     b = torch.stack([edit.b for edit in edits])[..., None]
-    seen: list[Tensor] = []
-
-    def keep(_module, args):
-        seen.append(args[0])
+    inputs: list[Tensor] = []
 
     def add(out: Tensor) -> Tensor:
-        x = seen.pop()
+        x = inputs.pop()
         rows = x.reshape(len(edits), -1, x.shape[-1])
         change = (rows.to(b.dtype) @ b.to(x.device)) * a.to(x.device)
         return out + change.to(out).reshape(out.shape)
 
-    handle = module.register_forward_pre_hook(keep)
-    try:
-        with on_output(module, add):
-            yield
-    finally:
-        handle.remove()
+    with exclusive(lens.model), on_input(module, inputs.append), on_output(module, add):
+        yield
 
 
 def _down_projection(lens: LensModel, layer: int) -> Linear:

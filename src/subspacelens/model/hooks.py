@@ -1,16 +1,65 @@
-"""Everything that ever touches the user's model: context managers that leave it as found."""
+"""Everything that ever touches the user's model: context managers that leave it as found.
+
+Each acts in the thread that entered it alone: another thread's passes of the same model are those
+of the untouched model. What must not happen twice at a time is done inside `exclusive`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock, RLock, get_ident
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ModelError
+from ..core.interrupts import acquire, orderly_interrupts
+
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()  # type: ignore[valid-type]
+_making_a_lock = Lock()
+
+
+@contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """The model is this thread's alone, and is left as it was found.
+
+    Enter it before anything that hooks, replaces or edits a part of the model: other threads wait
+    (the same thread may enter again); Ctrl-C does not stop a context manager half way in or half
+    way out (`orderly_interrupts`); gradients are on or off afterwards as before. Costs a few
+    microseconds.
+    """
+    gradients = torch.is_grad_enabled()
+    with orderly_interrupts():
+        lock = _lock_of(model)
+        acquire(lock)
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(gradients)
+            lock.release()
+
+
+def _lock_of(model: nn.Module) -> RLock:  # type: ignore[valid-type]
+    lock = _locks.get(model)
+    if lock is None:
+        with _making_a_lock:
+            lock = _locks.setdefault(model, RLock())
+    return lock
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module is in evaluation mode, and afterwards in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -26,8 +75,11 @@ def with_first(value: Any, tensor: Tensor) -> Any:
 @contextmanager
 def on_input(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Calls `change` on the module's input; what it returns, unless None, is used instead."""
+    thread = get_ident()
 
     def hook(_module, args, kwargs):
+        if get_ident() != thread:
+            return None
         if args:
             new = change(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
@@ -45,8 +97,11 @@ def on_input(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> It
 @contextmanager
 def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Calls `change` on the module's output; what it returns, unless None, is used instead."""
+    thread = get_ident()
 
     def hook(_module, _args, output):
+        if get_ident() != thread:
+            return None
         new = change(first_tensor(output))
         return None if new is None else with_first(output, new)
 
@@ -92,14 +147,22 @@ def check_ready(model: nn.Module) -> None:
 
 @contextmanager
 def replaced_forward(modules: Sequence[nn.Module], make: Callable[[int], Callable]) -> Iterator:
-    """`modules[i].forward` is `make(i)` for as long as the context lasts."""
-    kept = [module.__dict__.get("forward") for module in modules]
+    """`modules[i].forward` is `make(i)` for as long as the context lasts, in this thread."""
+    thread = get_ident()
+
+    def here_only(new: Callable, old: Callable) -> Callable:
+        def forward(*args, **kwargs):
+            return (new if get_ident() == thread else old)(*args, **kwargs)
+
+        return forward
+
+    kept = [(module, module.__dict__.get("forward")) for module in modules]
     try:
         for index, module in enumerate(modules):
-            module.forward = make(index)
+            module.forward = here_only(make(index), module.forward)
         yield
     finally:
-        for module, forward in zip(modules, kept, strict=True):
+        for module, forward in reversed(kept):
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers_interrupts import interrupted_everywhere
 from helpers_models import tiny_model
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens import LensModel, Site
@@ -180,6 +181,48 @@ def test_weights_are_restored_bit_by_bit_even_after_an_error(lens, edits):
     ):
         pass
     assert all(torch.equal(p, before[name]) for name, p in lens.model.named_parameters())
+
+
+def test_contexts_closed_out_of_order_leave_nothing(lens, edits):
+    _, (first, second, third), _ = edits
+    weight = lens.map.blocks[1].down_proj.module.weight
+    before = weight.detach().clone()
+    with edited(lens, second):
+        only_second = weight.detach().clone()
+    one, two, three = edited(lens, first), edited(lens, second, third), edited(lens, first)
+    one.__enter__()
+    two.__enter__()
+    with edited(lens, third):
+        one.__exit__(None, None, None)
+    three.__enter__()
+    two.__exit__(None, None, None)
+    three.__exit__(None, None, None)
+    assert torch.equal(weight, before)
+    assert torch.is_grad_enabled()
+    outer, inner = edited(lens, first), edited(lens, second)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert torch.equal(weight, only_second)
+    inner.__exit__(None, None, None)
+    assert torch.equal(weight, before)
+
+
+def test_an_interrupt_at_any_moment_leaves_no_edit(lens, edits, monkeypatch):
+    _, (first, second, _), _ = edits
+    weight = lens.map.blocks[1].down_proj.module.weight
+    before = weight.detach().clone()
+
+    def operation() -> None:
+        with edited(lens, first), edited(lens, second):
+            pass
+
+    moments = 0
+    for interrupted in interrupted_everywhere(operation, monkeypatch):
+        moments += 1
+        assert interrupted
+        assert torch.equal(weight, before)
+    assert moments > 50
 
 
 def test_many_edits_in_one_pass_equal_one_at_a_time(lens, edits):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...core.errors import ModelError
-from ..hooks import first_tensor, muted, on_input, on_output
+from ..hooks import evaluating, exclusive, first_tensor, muted, on_input, on_output
 from .tail import find_tail
 from .tracing import Call, Trace, as_linear, find_blocks, same
 from .values import Block, Linear, ModelMap, Reader
@@ -29,10 +29,8 @@ _TOKENS = 6
 def build_map(model: PreTrainedModel) -> ModelMap:
     """Maps and proves the parts of `model`. Raises `ModelError` where the basic structure (blocks,
     attention, unembedding) cannot be found; streams that fail are listed in `Block.missing`."""
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with exclusive(model), evaluating(model), torch.no_grad():
             return _build(model)
     except ModelError:
         raise
@@ -42,8 +40,6 @@ def build_map(model: PreTrainedModel) -> ModelMap:
             f"{type(model).__name__} cannot be mapped as a causal LM with a key-value cache: "
             f"{type(error).__name__}: {line}"
         ) from error
-    finally:
-        model.train(was_training)
 
 
 def _build(model: PreTrainedModel) -> ModelMap:
