@@ -10,10 +10,12 @@ value beyond `MOST`). At other sites the two conditions that exist must agree.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf, prod
+from typing import NamedTuple
 
 from ..core.records import Estimate
-from .record import Test, Verdict
+from .record import Test, Verdict, VerdictLabel
 
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "support")
@@ -27,6 +29,50 @@ SMALLEST_FLDD = 0.15
 SMALLEST_UNITS = 16
 
 
+class Reasoning(NamedTuple):
+    label: VerdictLabel
+    reasons: list[str]
+    objection: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A share that a faithful subspace must have; without an interval it may be anything."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    reading: str
+
+    @classmethod
+    def of(cls, name: str, test: Test | None) -> Condition | None:
+        """None where the test was not run or is void."""
+        if test is None or test.value is None:
+            return None
+        low = -inf if test.low is None else test.low
+        high = inf if test.high is None else test.high
+        return cls(name, test.value, low, high, test.reading)
+
+    @property
+    def fails(self) -> bool:
+        return self.high < THRESHOLD
+
+    @property
+    def beyond(self) -> bool:
+        return self.value >= MOST.get(self.name, inf)
+
+    @property
+    def holds(self) -> bool:
+        return self.low > THRESHOLD and not self.beyond
+
+    @property
+    def reason(self) -> str:
+        known = self.low > -inf and self.high < inf
+        interval = f" [{self.low:.2f}, {self.high:.2f}]" if known else ", no interval"
+        return f"{self.reading} ({self.name} {self.value:.2f}{interval})"
+
+
 def decide(
     tests: dict[str, Test],
     effect: Estimate,
@@ -36,7 +82,9 @@ def decide(
     exact: bool,
     rank_too_low: bool = False,
 ) -> Verdict:
-    """`effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
+    """The verdict on one subspace.
+
+    `effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
     prompts in the smaller split; `exact` says that the row/null split is by construction.
     `rank_too_low`: what is read downstream has at most one dimension more than the subspace, so
     that every direction which is read at all acts alike and none can be told from another.
@@ -45,100 +93,111 @@ def decide(
     It ranks subspaces and decides nothing: a faithful one of which most is sensed by the
     disconnected part has a high score.
     """
-    needed = EXACT if exact else OTHER
-    found = [name for name in needed if name in tests and tests[name].value is not None]
-    score = 1 - _left(tests, exact)
-    assumptions = [
-        "The component's border is meaningful: its neighbours could carry the feature too.",
-        "The row/null split is exact: what the site writes passes through one linear map."
-        if exact
-        else "At this site nothing is disconnected by construction: the row/null split stands for "
-        "a few readers only and decides nothing.",
-        "The natural support is estimated from few prompts of one task; a rare but real feature "
-        "can look dormant.",
-    ]
+    reasoning = _nothing_to_judge(effect, fldd, units, rank_too_low) or _weighed(tests, exact)
+    return Verdict(
+        label=reasoning.label,
+        score=1 - _left(tests, exact),
+        reasons=reasoning.reasons,
+        assumptions=[
+            "The component's border is meaningful: its neighbours could carry the feature too.",
+            "The row/null split is exact: what the site writes passes through one linear map."
+            if exact
+            else "At this site nothing is disconnected by construction: the row/null split stands "
+            "for a few readers only and decides nothing.",
+            "The natural support is estimated from few prompts of one task; a rare but real "
+            "feature can look dormant.",
+        ],
+        objection=reasoning.objection,
+    )
 
-    def verdict(label, reasons, objection) -> Verdict:
-        return Verdict(
-            label=label, score=score, reasons=reasons, assumptions=assumptions, objection=objection
-        )
+
+def _nothing_to_judge(
+    effect: Estimate, fldd: Estimate, units: int, rank_too_low: bool
+) -> Reasoning | None:
+    """Why the conditions would say nothing; None where they do."""
+
+    def undetermined(reason: str, objection: str) -> Reasoning:
+        return Reasoning("undetermined", [reason], objection)
 
     if units < SMALLEST_UNITS:
-        return verdict(
-            "undetermined",
-            [
-                f"{units} distinct base prompts, to fit or to judge on, are too few: "
-                f"{SMALLEST_UNITS} at least"
-            ],
+        return undetermined(
+            f"{units} distinct base prompts, to fit or to judge on, are too few: "
+            f"{SMALLEST_UNITS} at least",
             "More pairs could settle it.",
         )
-    if fldd.value is None or effect.low is None or effect.value is None:
-        return verdict(
-            "undetermined",
-            ["the model has no logit difference on these pairs, so there is nothing to explain"],
+    if effect.value is None or fldd.value is None:
+        return undetermined(
+            "the model has no logit difference on these pairs, so there is nothing to explain",
             "Another metric, or pairs on which the model does the task, could settle it.",
         )
-    if effect.high is not None and effect.high < 0:
-        return verdict(
-            "undetermined",
-            [
-                f"the patch makes the answer stronger: {effect.value:.2f} nats "
-                f"[{effect.low:.2f}, {effect.high:.2f}]"
-            ],
+    if effect.value * fldd.value < 0:
+        return undetermined(
+            "the model prefers the target to the answer on these pairs, before any patch: there is "
+            f"no preference to explain ({effect.value:.2f} nats are FLDD {fldd.value:.2f})",
+            "Pairs on which the model does the task could settle it.",
+        )
+    if effect.low is None or effect.high is None:
+        return undetermined(
+            f"how sure the effect is cannot be told: {effect.value:.2f} nats, no interval",
+            "More pairs could settle it.",
+        )
+    interval = f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
+    if effect.high < 0:
+        return undetermined(
+            f"the patch makes the answer stronger: {interval}",
             "What is to be explained is an effect towards the source's answer.",
         )
     if effect.low <= 0 or fldd.value < SMALLEST_FLDD:
-        return verdict(
-            "undetermined",
-            [
-                f"the effect is too small to explain: FLDD {fldd.value:.2f}, "
-                f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
-            ],
+        return undetermined(
+            f"the effect is too small to explain: FLDD {fldd.value:.2f}, {interval}",
             "A subspace without effect is neither faithful nor an illusion of one.",
         )
     if rank_too_low:
-        return verdict(
-            "undetermined",
-            [
-                "what is read downstream has too low a rank for the row/null split: whatever is "
-                "read acts like every other direction that is"
-            ],
+        return undetermined(
+            "what is read downstream has too low a rank for the row/null split: whatever is "
+            "read acts like every other direction that is",
             "A faithful direction and an illusory one do exactly the same here.",
         )
-    failing = [name for name in found if _high(tests[name]) < THRESHOLD]
-    holding = [
-        name
-        for name in found
-        if _low(tests[name]) > THRESHOLD and _value(tests[name]) < MOST.get(name, inf)
-    ]
+    return None
+
+
+def _weighed(tests: dict[str, Test], exact: bool) -> Reasoning:
+    needed = EXACT if exact else OTHER
+    conditions = [c for name in needed if (c := Condition.of(name, tests.get(name)))]
+    failing = [condition for condition in conditions if condition.fails]
+    holding = [condition for condition in conditions if condition.holds]
     if failing and (exact or len(failing) == len(needed)):
-        failing.sort(key=lambda name: _value(tests[name]))
-        return verdict(
+        failing.sort(key=lambda condition: condition.value)
+        return Reasoning(
             "illusory",
-            [_reason(name, tests[name]) for name in failing],
+            [condition.reason for condition in failing],
             "Null components alone are no proof of an illusion: natural data need not be "
             "orthogonal to the kernel (Wu et al. 2024), and a part that seems dormant on these "
             "prompts may be used on others."
-            + "".join(f" Against it: {tests[name].reading}." for name in holding),
+            + "".join(f" Against it: {condition.reading}." for condition in holding),
         )
     if len(holding) == len(needed):
-        return verdict(
+        return Reasoning(
             "faithful",
-            [_reason(name, tests[name]) for name in holding],
+            [condition.reason for condition in holding],
             "A dormant channel that writes the same as a faithful one, and reads what follows z "
             "with the very same error, cannot be told from it by one site and natural activations.",
         )
+    void = [
+        f"{name}: {tests[name].reading}"
+        for name in needed
+        if name in tests and tests[name].value is None
+    ]
+    unsure = [condition.reason for condition in conditions if not condition.holds]
     beyond = [
-        f"{name} is beyond {most:g}: something else that follows the reading writes most of it"
-        for name, most in MOST.items()
-        if name in found and _value(tests[name]) >= most
+        f"{condition.name} is beyond {MOST[condition.name]:g}: something else that follows the "
+        "reading writes most of it"
+        for condition in conditions
+        if condition.beyond
     ]
-    missing = [
-        f"{name}: {tests[name].reading}" for name in needed if name not in found and name in tests
-    ]
-    return verdict(
+    return Reasoning(
         "undetermined",
-        missing + [_reason(name, tests[name]) for name in found if name not in holding] + beyond,
+        void + unsure + beyond,
         "The conditions contradict each other, their intervals are too wide, or one could not be "
         "tested; more pairs, or a site where the split is not void, could settle it.",
     )
@@ -155,20 +214,3 @@ def _left(tests: dict[str, Test], exact: bool) -> float:
 
     left = prod(share(name, ENOUGH) for name in (EXACT if exact else OTHER))
     return left * (1 - share("read_source", 1.0)) if exact else left
-
-
-def _value(test: Test) -> float:
-    assert test.value is not None
-    return test.value
-
-
-def _low(test: Test) -> float:
-    return _value(test) if test.low is None else test.low
-
-
-def _high(test: Test) -> float:
-    return _value(test) if test.high is None else test.high
-
-
-def _reason(name: str, test: Test) -> str:
-    return f"{test.reading} ({name} {_value(test):.2f} [{_low(test):.2f}, {_high(test):.2f}])"

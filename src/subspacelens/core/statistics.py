@@ -42,6 +42,15 @@ class Units:
         """Sum over the pairs of each unit, (units,)."""
         return np.bincount(self.of_pair, weights=np.asarray(values, dtype=np.float64))
 
+    def halves(self, strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the pairs in two random halves that share no unit. Units of one stratum
+        (`strata`, one a pair, alike within a unit) are spread over both evenly."""
+        _, first = np.unique(self.of_pair, return_index=True)
+        shuffled = np.random.default_rng(seed).permutation(self.count)
+        ordered = shuffled[np.argsort(strata[first][shuffled], kind="stable")]
+        in_first = np.isin(self.of_pair, ordered[::2])
+        return np.flatnonzero(in_first), np.flatnonzero(~in_first)
+
 
 def ratio(
     numerator: np.ndarray | Tensor,
@@ -52,13 +61,16 @@ def ratio(
     factor: float = 1.0,
 ) -> Estimate:
     """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
-    over units. No interval where resampling finds none."""
+    over units. No value where the denominator is zero, no interval for a single unit or where
+    resampling gives none."""
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
     value = offset + factor * n.sum() / d.sum()
     share = n / np.where(d == 0, 1, d)
-    if len(n) < 2 or (np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12):
+    if len(n) < 2:
+        return Estimate(value=value)
+    if np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12:
         return Estimate(value=value, low=value, high=value)
 
     def statistic(top, bottom, axis=-1):
@@ -77,14 +89,30 @@ def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
 
 
 def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
-    """Share of pairs with a BCa interval; Wilson's where all pairs agree and resampling cannot
-    show how unsure that leaves us."""
+    """Share of hits (n,), 0 to 1 each, with a BCa interval over units; Wilson's over as many units
+    where all have the same share and resampling cannot show how unsure that leaves us.
+
+    Hits that depend on one another, such as all cases of one planted model, belong to one unit:
+
+    >>> model = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    >>> proportion(np.array([1, 1, 1, 0, 1, 1, 1, 1, 1]), Units.of(model)).value
+    0.8888888888888888
+    """
     hits = np.asarray(hits, dtype=np.float64)
-    if hits.min() == hits.max():
-        count = len(units.sums(hits))
-        interval = stats.binomtest(int(hits[0]) * count, count).proportion_ci(method="wilson")
-        return Estimate(value=float(hits.mean()), low=interval.low, high=interval.high)
-    return mean(hits, units)
+    shares = units.sums(hits) / units.sums(np.ones_like(hits))
+    if np.ptp(shares) > 1e-12:
+        return mean(hits, units)
+    share, count = float(hits.mean()), len(shares)
+    low, high = _wilson(share, count)
+    return Estimate(value=share, low=low, high=high)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of `count` draws (Wilson 1927)."""
+    z = stats.norm.ppf(0.975)
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:

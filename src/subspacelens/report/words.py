@@ -29,7 +29,7 @@ TEST_WORDS = {
     ),
     "null_effect": (
         "Does the disconnected part alone do nothing, as it must?",
-        "largest change, nats",
+        "effect of unit null ÷ effect of subspace",
     ),
     "read_source": (
         "Which part senses the feature?",

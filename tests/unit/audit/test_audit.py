@@ -12,6 +12,7 @@ from helpers_models import tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.audit import judge
 from subspacelens.audit.evidence import TESTS
+from subspacelens.audit.evidence.choice import halves_of
 from subspacelens.audit.evidence.downstream import _held, _range
 from subspacelens.audit.evidence.path import _frozen
 from subspacelens.audit.record import Test as Found
@@ -163,7 +164,8 @@ def test_what_a_sensor_reads_is_not_followed(lens, task, units):
     assert tests["covariation"].value == pytest.approx(0, abs=0.1)
     assert tests["row_effect"].value == pytest.approx(0, abs=0.1)
     assert tests["read_source"].value == pytest.approx(1, abs=0.1)
-    assert float(tests["null_effect"].value) < 1e-6
+    assert abs(tests["null_effect"].value) < 1e-6
+    assert "nats, as it must be" in tests["null_effect"].reading
 
 
 def test_a_sensor_alone_has_nothing_to_judge(lens, task, units):
@@ -189,6 +191,34 @@ def test_a_patch_that_strengthens_the_answer_is_no_small_effect():
     effect = Estimate(value=-1.0, low=-1.1, high=-0.9)
     verdict = decide(shares(), effect, Estimate(value=-0.4, low=-0.5, high=-0.3), 64, exact=True)
     assert verdict.label == "undetermined" and "stronger" in verdict.reasons[0]
+
+
+def test_a_model_that_prefers_the_target_is_no_small_effect():
+    """FLDD and nats have opposite signs where the clean logit difference is negative."""
+    for sign in (1, -1):
+        effect, fldd = (
+            Estimate(value=value, low=value - 0.1, high=value + 0.1) for value in (sign, -sign)
+        )
+        verdict = decide(shares(), effect, fldd, 64, exact=True)
+        assert verdict.label == "undetermined" and "prefers the target" in verdict.reasons[0]
+
+
+def without_interval(value: float) -> Found:
+    return Found(value=value, reading="said")
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("value", [0.0, 0.9])
+def test_a_condition_without_an_interval_is_unsure(name, value):
+    tests = shares() | {name: without_interval(value)}
+    verdict = decide(tests, LARGE, LARGE, 64, exact=True)
+    assert verdict.label == "undetermined"
+    assert f"({name} {value:.2f}, no interval)" in verdict.reasons[0]
+
+
+def test_an_effect_without_an_interval_is_unsure():
+    verdict = decide(shares(), Estimate(value=1.0), LARGE, 64, exact=True)
+    assert verdict.label == "undetermined" and "no interval" in verdict.reasons[0]
 
 
 def test_a_slope_beyond_the_ceiling_is_named():
@@ -342,6 +372,21 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, uni
     untouched, none = _held(replace(case, lens=lens), replay, delta, {})
     assert untouched.tolist() == pytest.approx(replay.outcomes(delta).logit_diff.tolist(), abs=1e-6)
     assert none == 0
+
+
+def test_stability_sees_both_classes_in_either_half(lens, task):
+    """z alternates from pair to pair here: halves by parity would each hold one value of it."""
+    captures = capture_task(lens, task, [SITE])
+    halves = list(halves_of(captures.train, seed=0))
+    first, second = ({pair.base.ids for pair in half.pairs} for half in halves)
+    assert len(first) == len(second) == 30 and not first & second
+    for half in halves:
+        assert sum(pair.z[0] for pair in half.pairs) == 15
+        number = task.train.pairs.index(half.pairs[0])
+        torch.testing.assert_close(half.base[SITE][0], captures.train.base[SITE][number])
+    subspace = mean_difference(lens, captures.train, SITE)
+    test = judge(lens, captures, subspace, budget="fast", tests=["stability"]).tests["stability"]
+    assert test.value is not None and "share" in test.reading
 
 
 def test_vacuity_fits_again_in_a_copy_and_leaves_the_model_alone(lens, task):

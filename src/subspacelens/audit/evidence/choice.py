@@ -3,6 +3,7 @@ a model that knows nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from inspect import signature
 
 import numpy as np
@@ -70,28 +71,35 @@ def gradient_agreement(case: Case) -> Test:
 
 def stability(case: Case) -> Test:
     """Would the other half of the data find the same? Mean squared cosine of the principal angles
-    between fits on either half of the training pairs, by the method of this subspace."""
+    between fits on random halves of the training prompts, by the method of this subspace."""
     if not _repeatable(case):
         return void("the method is not one that could be run again")
-    captured, dim = case.captures.train, case.basis.shape[1]
-    halves = []
-    for half in range(2):
-        index = torch.arange(half, len(captured.pairs), 2)
-        pairs = type(captured.pairs)(
-            captured.pairs.name, f"half {half}", tuple(captured.pairs[int(i)] for i in index)
+    dim = case.basis.shape[1]
+    try:
+        first, second = (
+            _again(case, case.lens, half, seed).basis
+            for seed, half in enumerate(halves_of(case.captures.train, case.seed))
         )
-        try:
-            halves.append(_again(case, case.lens, captured.select(pairs, index), half).basis)
-        except LensError as error:
-            return void(f"half of the data is too little: {error}")
-    shared = float((np.cos(principal_angles(*halves)) ** 2).mean())
-    own = np.mean([(np.cos(principal_angles(case.basis, half)) ** 2).mean() for half in halves])
+    except LensError as error:
+        return void(f"half of the data is too little: {error}")
+    shared = float((np.cos(principal_angles(first, second)) ** 2).mean())
+    own = np.mean([np.cos(principal_angles(case.basis, half)) ** 2 for half in (first, second)])
     return test_of(
         Estimate(value=shared),
         f"fits on either half of the training pairs share {shared:.0%}, and {own:.0%} on average "
         "with this subspace (squared cosine)",
         dim / case.basis.shape[0],
     )
+
+
+def halves_of(captured: Capture, seed: int) -> Iterator[Capture]:
+    """Two random halves of a capture that share no base prompt and hold as many bases of either z.
+    Raises `TaskError` for a single base prompt."""
+    pairs = captured.pairs
+    z = np.array([pair.z[0] if pair.z else 0 for pair in pairs])
+    for number, half in enumerate(pairs.units.halves(z, seed)):
+        chosen = tuple(pairs[int(i)] for i in half)
+        yield captured.select(PairSet(pairs.name, f"half {number}", chosen), torch.from_numpy(half))
 
 
 def vacuity(case: Case) -> Test:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...core.records import Estimate
 from ...core.statistics import ratio
 from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
@@ -73,24 +72,23 @@ def _by_reader_count(case: Case) -> list[tuple[str, float]]:
 
 
 def null_effect(case: Case) -> Test:
-    """Exact sites: a numerical check, the largest change in nats that the null part makes.
-    Residual sites: E(unit null) / E(V) of the proxy."""
+    """Does the disconnected part act? E(unit null) / E(V). At exact sites a numerical check: the
+    null part must do nothing; at residual ones a proxy."""
     drop = case.drop("null")
     if case.parts is None or drop is None:
         return void("the subspace has no null part")
+    share = case.share(drop)
     if case.parts.exact:
         worst = float(np.abs(drop).max())
         fine = "as it must be" if worst < 1e-2 else "which it must not: do not trust the split"
         return test_of(
-            Estimate(value=worst, low=worst, high=worst),
-            f"the null part changes no answer by more than {worst:.1g} nats, {fine}",
+            share, f"the null part changes no answer by more than {worst:.1g} nats, {fine}"
         )
-    found = case.share(drop)
-    if found.value is None:
+    if share.value is None:
         return void("the subspace has no effect to compare with")
     return test_of(
-        found,
-        f"a proxy: outside of what the strongest attention readers see, {found.value:.0%} of the "
+        share,
+        f"a proxy: outside of what the strongest attention readers see, {share.value:.0%} of the "
         "effect remains",
     )
 

@@ -1,0 +1,70 @@
+"""Intervals are over units, and what resampling cannot show is not taken for certainty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from subspacelens.core.statistics import Units, mean, proportion, ratio
+
+
+def apart(count: int) -> Units:
+    return Units(np.arange(count))
+
+
+def test_one_unit_gives_a_value_and_no_interval():
+    one = Units(np.zeros(4, dtype=int))
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    for estimate in (mean(values, one), ratio(values, 2 * values, one)):
+        assert estimate.value is not None and estimate.low is None and estimate.high is None
+
+
+def test_units_that_all_agree_on_a_ratio_leave_no_doubt():
+    values = np.array([1.0, 1.0, 1.0])
+    assert ratio(values, 2 * values, apart(3)).model_dump() == dict(value=0.5, low=0.5, high=0.5)
+
+
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_proportion_on_which_all_agree_is_as_wilson_says(hit):
+    share = proportion(np.full(50, hit), apart(50))
+    expected = binomtest(50 * hit, 50).proportion_ci(method="wilson")
+    assert share.value == hit
+    assert (share.low, share.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_a_constant_share_holds_it():
+    for share in (proportion(np.full(50, 0.5), apart(50)),
+                  proportion(np.tile([0, 1], 50), Units(np.repeat(np.arange(50), 2)))):  # fmt: skip
+        expected = binomtest(25, 50).proportion_ci(method="wilson")
+        assert share.value == 0.5
+        assert (share.low, share.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_hits_of_one_unit_are_one_hit():
+    """Ten planted models of which each gives ten cases say as much as ten cases do."""
+    hits = np.repeat([0, 1, 1, 1, 0, 1, 1, 1, 1, 1], 10)
+    clustered = proportion(hits, Units(np.repeat(np.arange(10), 10)))
+    single = proportion(hits[::10], apart(10))
+    assert clustered.model_dump() == pytest.approx(single.model_dump())
+    wide, narrow = (e.high - e.low for e in (clustered, proportion(hits, apart(100))))
+    assert wide > 2 * narrow
+
+
+def test_halves_share_no_unit_and_are_balanced():
+    units = Units(np.repeat(np.arange(40), 3))
+    z = np.repeat(np.arange(40) % 2, 3)
+    first, second = units.halves(z, seed=0)
+    assert sorted([*first, *second]) == list(range(120))
+    assert not set(units.of_pair[first]) & set(units.of_pair[second])
+    for half in (first, second):
+        assert z[half].mean() == 0.5 and len(half) == 60
+        assert list(half) == sorted(half)
+    again, other = units.halves(z, seed=0)[0], units.halves(z, seed=1)[0]
+    assert list(again) == list(first) != list(other)
+
+
+def test_odd_strata_do_not_all_give_their_odd_unit_to_one_half():
+    units, strata = apart(12), np.repeat([0, 1, 2, 3], 3)
+    first, second = units.halves(strata, seed=0)
+    assert len(first) == len(second) == 6
