@@ -5,6 +5,7 @@ short prompts of random tokens run through the untouched model with plain hooks,
 `capture` and `Replay`, and both must agree. A proof passes when its measured error is within its
 tolerance. Certificates are kept until a weight or a hook of the model changes."""
 
+from ..core.modules import callable_package
 from .certificate import (
     Certificate,
     DoctorRow,
@@ -31,3 +32,5 @@ __all__ = [
     "require",
     "require_streams",
 ]
+
+callable_package(__name__, certify)

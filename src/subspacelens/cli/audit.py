@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
+from ..core.site import Site
 from .options import (
     BudgetName,
     Captures,
@@ -30,7 +28,6 @@ from .options import (
     TestPairs,
     Tests,
     bytes_of,
-    captured,
     command_line,
     fitted,
     given_subspace,
@@ -38,6 +35,8 @@ from .options import (
     sites_of,
     writable,
 )
+from .printing import PlainTable, paragraph, say
+from .sites import at_each_site, capture_sites
 
 
 def audit(
@@ -71,9 +70,10 @@ def audit(
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
 
-    Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. Without
-    options it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a
-    site where DAS finds an illusion and at one where it finds the feature.
+    Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. A site that
+    fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. Without options
+    it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a site where
+    DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
     from ..audit.run import chosen_tests
@@ -87,20 +87,27 @@ def audit(
         lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
-        held = captured(lens, chosen, sites, dim, shifted, captures)
-        results = []
-        for where in sites:
-            found = given or fitted(lens, held, where, fit, dim, seed, space)
+        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures)
+
+        def audited(where: Site):
+            if where in refused:
+                raise refused[where]
+            direction = given or fitted(lens, activations, where, fit, dim, seed, space)
             result = run_audit(
-                lens, held, found, budget=budget, tests=named, seed=seed, memory=space,
+                lens, activations, direction, budget=budget, tests=named, seed=seed, memory=space,
                 command=command_line(),
             )  # fmt: skip
             result.save(out)
-            results.append(result.record)
-    page = write_report(out)
-    for record in results:
-        _print_record(record)
-    typer.echo(f"report: {page}")
+            return result.record
+
+        records, whole = at_each_site(sites, out, audited)
+    if records:
+        page = write_report(out)
+        for record in records:
+            _print_record(record)
+        say(f"report: {page}")
+    if not whole:
+        raise typer.Exit(2)
 
 
 def fit_command(
@@ -120,7 +127,8 @@ def fit_command(
 ) -> None:
     """Find a subspace at each site and save it, without judging it.
 
-    Writes OUT/<site>/subspace.safetensors.
+    Writes OUT/<site>/subspace.safetensors; a site that fails leaves OUT/<site>/failure.json, the
+    others go on, and the exit code is 2.
     """
     from ..audit.run import SUBSPACE_FILE
 
@@ -129,33 +137,38 @@ def fit_command(
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
         sites = sites_of(site, model, task)
-        held = captured(lens, chosen, sites, dim, shifted, captures)
-        for where in sites:
-            found = fitted(lens, held, where, fit, dim, seed, budget)
+        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures)
+
+        def saved(where: Site) -> None:
+            if where in refused:
+                raise refused[where]
             path = out / str(where) / SUBSPACE_FILE
-            found.save(path)
-            typer.echo(path)
+            fitted(lens, activations, where, fit, dim, seed, budget).save(path)
+            say(path)
+
+        _, whole = at_each_site(sites, out, saved)
+    if not whole:
+        raise typer.Exit(2)
 
 
 def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit` wrote.")]) -> None:
     """Draw DIRECTORY/report.html again from the saved results."""
     from ..report import write_report
 
-    typer.echo(write_report(directory))
+    say(write_report(directory))
 
 
 def _print_record(record) -> None:
     metrics = ("nats", "fldd", "iia", "iia_pair")
-    table = Table("patch", *metrics, title=Text(f"{record.site}: {record.verdict.label.upper()}"))
+    table = PlainTable("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
 
     def row(name: str, effect, style: str | None = None) -> None:
-        table.add_row(Text(name), *(with_interval(each, plain) for _, each in effect), style=style)
+        table.add_row(name, *(with_interval(each, plain) for _, each in effect), style=style)
 
     for name, effect in record.effects.items():
         row(name, effect)
     row("no patch", record.no_op, style="dim")
-    console = Console()
-    console.print(table)
+    table.show()
     for reason in record.verdict.reasons:
-        console.print(f"  - {reason}", markup=False, highlight=False)
-    console.print()
+        paragraph(f"  - {reason}")
+    say("")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 from ..core.errors import LensError
 from ..core.progress import showing_progress
 from ..core.site import Site
 from .options import Device, Dtype, Model, Seed, writable
+from .printing import PlainTable, say
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def bench_engine_command(
     if plot is not None:
         write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
     names = ("engine", "hooks", "pyvene", "floor")
-    table = Table(title="seconds, and ratios of seconds")
+    table = PlainTable(title="seconds, and ratios of seconds")
     for heading in ("", *names, "engine / floor", "hooks / engine", "pyvene / engine"):
         table.add_column(heading, overflow="fold")
     rows = {f"step {site}": times for site, times in result["steps"].items()}
@@ -61,8 +61,8 @@ def bench_engine_command(
             *("-" if s is None else f"{s:.3f}" for s in seconds),
             *("-" if None in pair else f"{pair[0] / pair[1]:.2f}" for pair in ratios),
         )
-    Console().print(table)
-    typer.echo(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
+    table.show()
+    say(f"peak memory: {result['peak_rss_bytes'] / 2**30:.2f} GiB")
 
 
 @commands.command("profile")
@@ -79,10 +79,10 @@ def bench_profile_command(
     where = Site.parse(site)
     with showing_progress():
         shares = profile_step(load_model(model, device=device, dtype=dtype), where)
-    table = Table("operation", "share", title=f"a step at {where}")
+    table = PlainTable("operation", "share", title=f"a step at {where}")
     for name, share in list(shares.items())[:20]:
         table.add_row(name, f"{share:.1%}")
-    Console().print(table)
+    table.show()
 
 
 @commands.command("audit")
@@ -117,7 +117,7 @@ def bench_audit_command(
     write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "audit.md", table.encode())
     write_atomically(out / "roc.html", roc_figure(result).to_html(include_plotlyjs=True).encode())
-    typer.echo(table)
+    say(table)
 
 
 @commands.command("facts")
@@ -157,7 +157,7 @@ def bench_facts_command(
         found = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
     if json_file is not None:
         write_atomically(json_file, json.dumps(found, indent=1).encode())
-    table = Table(
+    table = PlainTable(
         Column("site", no_wrap=True),
         "pairs",
         "steps",
@@ -173,7 +173,7 @@ def bench_facts_command(
         table.add_row(
             row["site"], str(row["pairs"]), str(row["steps"]), *seconds, f"{row['error']:.0e}"
         )
-    Console().print(table)
+    table.show()
 
 
 @commands.command("crash")
@@ -193,13 +193,13 @@ def bench_crash_command(
         if ray:
             reports["ray"] = crash_ray(ray, seed)
     counts = ("lost", "changed", "rewritten", "damaged", "orphans")
-    table = Table("", *reports)
+    table = PlainTable("", *reports)
     for target in TARGETS:
         table.add_row(f"kills: {target}", *(str(r.kills[target]) for r in reports.values()))
     table.add_row("sweeps x cells", *(f"{r.rounds} x {r.cells}" for r in reports.values()))
     for count in counts:
         table.add_row(count, *(str(getattr(report, count)) for report in reports.values()))
     table.add_row("seconds", *(f"{report.seconds:.0f}" for report in reports.values()))
-    Console().print(table)
+    table.show()
     if not all(report.passed for report in reports.values()):
         raise typer.Exit(1)

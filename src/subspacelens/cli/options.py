@@ -130,18 +130,6 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
     raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")
 
 
-def captured(lens, task, sites, dim: int, shifted: bool, keep: Path | None = None):
-    from ..certify import require
-    from ..engine.task_capture import capture_task
-    from ..fit.das import check_dim
-
-    for site in sites:
-        check_dim(site, dim, lens.map.dim(site))
-    for site in sites:
-        require(lens, site)
-    return capture_task(lens, task, sites, shifted=shifted, keep=keep)
-
-
 def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):
     from ..fit import FITS
 

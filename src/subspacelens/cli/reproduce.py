@@ -10,6 +10,7 @@ import typer
 from ..core.progress import showing_progress
 from .facts import FactsFile, facts_of
 from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
+from .printing import say
 
 Text = Annotated[
     Path | None,
@@ -36,8 +37,8 @@ def reproduce_toy(
     writable(out)
     result = run_toy()
     page = write_toy(result, out)
-    typer.echo(markdown(result))
-    typer.echo(f"report: {page}")
+    say(markdown(result))
+    say(f"report: {page}")
 
 
 @commands.command("facts")
@@ -70,8 +71,8 @@ def reproduce_facts(
         plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
         record = run_facts(lens, asked, corpus_of(lens, text, quick), plan, command_line())
     page = write_facts(record, out)
-    typer.echo(markdown(record))
-    typer.echo(f"report: {page}")
+    say(markdown(record))
+    say(f"report: {page}")
 
 
 @commands.command("editing")
@@ -101,8 +102,8 @@ def reproduce_editing(
         plan = editing_plan(len(lens.map.blocks), step=step, seed=seed, quick=quick)
         record = run_editing(lens, asked, corpus_of(lens, text, quick), plan, command_line())
     page = write_editing(record, out)
-    typer.echo(markdown(record))
-    typer.echo(f"report: {page}")
+    say(markdown(record))
+    say(f"report: {page}")
 
 
 def corpus_of(lens, text: Path | None, quick: bool):
@@ -150,5 +151,5 @@ def reproduce_ioi(
             lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
         )
     page = write_ioi(study, out)
-    typer.echo(markdown(study.record))
-    typer.echo(f"report: {page}")
+    say(markdown(study.record))
+    say(f"report: {page}")

@@ -10,6 +10,7 @@ import typer
 from ..core.errors import TaskError
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
+from .printing import say
 
 TaskName = Annotated[
     str,
@@ -121,7 +122,7 @@ def _run(
             shifted=shifted, memory=budget,
         )  # fmt: skip
     page = write_survey(found, out)
-    typer.echo(markdown(found.illusions))
+    say(markdown(found.illusions))
     for name in found.illusions.labels:
-        typer.echo(f"{name}: {reading(found.illusions, name)}")
-    typer.echo(f"report: {page}")
+        say(f"{name}: {reading(found.illusions, name)}")
+    say(f"report: {page}")

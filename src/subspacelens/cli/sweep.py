@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..core.errors import LensError
 from ..core.progress import showing_progress
+from .printing import PlainTable, say
 
 
 class Backend(StrEnum):
@@ -61,23 +60,19 @@ def sweep(
         if (out / "records").is_dir():
             tally, missing = look(Store(out, create=False), cells, retry=retry)
         for cell in cells:
-            typer.echo(f"{cell.key[:12]}  {cell}")
+            say(f"{cell.key[:12]}  {cell}")
         count, seconds = estimate(chosen, models, missing, workers)
         plural = "" if count == 1 else "s"
-        typer.echo(
+        say(
             f"{tally.cells} cells: {tally.found} done, {tally.failed} failed, {len(missing)} to do"
             f"; they take about {_duration(seconds)} with {count} worker{plural}"
         )
         return
-    try:
-        with showing_progress():
-            tally = run_sweep(
-                chosen, out, backend=backend.value, workers=workers, retry=retry, address=address
-            )
-    except KeyboardInterrupt:
-        typer.echo("subspacelens: interrupted; what was finished is kept", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(
+    with showing_progress():
+        tally = run_sweep(
+            chosen, out, backend=backend.value, workers=workers, retry=retry, address=address
+        )
+    say(
         f"{tally.cells} cells: {tally.found} found, {tally.done} done, {tally.failed} failed; "
         f"see: subspacelens results {out}"
     )
@@ -113,12 +108,12 @@ def results_command(
     names = [name for name in shown if name in table.columns and table[name].count()]
     same = [name for name in names if len(table) > 1 and table[name].n_unique() == 1]
     names = [name for name in names if name not in same]
-    drawn = Table(*names)
+    drawn = PlainTable(*names)
     for row in table.select(names).iter_rows():
         drawn.add_row(*map(_cell, row))
-    Console().print(drawn)
+    drawn.show()
     common = "".join(f", {name} {_cell(table[name][0])}" for name in same)
-    typer.echo(f"{len(table)} cells{common}")
+    say(f"{len(table)} cells{common}")
 
 
 def _cell(value: object) -> str:

@@ -1,0 +1,5 @@
+"""`python -m subspacelens`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""What commands print: text from data stays text, whatever is in it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def printable(text: object) -> str:
+    r"""`text` with escapes such as `\x1b` in place of control characters and halves of characters,
+    so that a name can neither drive a terminal nor fail to be encoded; line ends stay."""
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+
+
+def say(text: object) -> None:
+    """Prints `text` on standard output."""
+    typer.echo(printable(text))
+
+
+def paragraph(text: object) -> None:
+    """Prints `text`, its lines broken at the width of the terminal."""
+    _console().print(printable(text))
+
+
+def complain(error: object) -> None:
+    """Prints `error` as one line on standard error."""
+    typer.echo(printable(f"subspacelens: {' '.join(str(error).splitlines())}"), err=True)
+
+
+class PlainTable(Table):
+    """A table whose headings and entries are shown as they are: Rich's markup is not read."""
+
+    def __init__(self, *headings, title: str | None = None) -> None:
+        super().__init__(*headings, title=None if title is None else printable(title))
+
+    def add_row(self, *entries: object, style: str | None = None) -> None:  # type: ignore[override]
+        super().add_row(*map(printable, entries), style=style)
+
+    def show(self) -> None:
+        _console().print(self)
+
+
+def _console() -> Console:
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Where the terminal's encoding lacks a character, an escape is printed instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
