@@ -9,6 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from scipy.stats import false_discovery_control
 
+from ..audit.failure import Failure, load_failures
 from ..audit.record import AuditRecord, Scatter, Test, load_audit
 from ..core.errors import ResultError
 from ..core.files import write_atomically
@@ -20,8 +21,9 @@ from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
 _LABELS = ("illusory", "faithful", "undetermined")
 
 
-def render(records: Sequence[AuditRecord], title: str) -> str:
-    """The report of `records`, in their order, as one HTML document that needs no network.
+def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failure] = ()) -> str:
+    """The report of `records`, in their order, as one HTML document that needs no network;
+    `failures` are the sites at which there is something to say but no result.
 
     Raises `ResultError` where there is no record.
     """
@@ -34,6 +36,7 @@ def render(records: Sequence[AuditRecord], title: str) -> str:
         title=title,
         summary=summary(records),
         records=records,
+        failures=failures,
         plots=[_plots(record) for record in records],
         patch_words=PATCH_WORDS,
         metric_words=METRIC_WORDS,
@@ -59,7 +62,7 @@ def corrected(records: Sequence[AuditRecord]) -> list[AuditRecord]:
 
 
 def write_report(directory: Path | str) -> Path:
-    """Reads every `directory`/*/audit.json, in order of their paths, writes
+    """Reads every `directory`/*/audit.json and failure.json, in order of their paths, writes
     `directory`/report.html and returns its path.
 
     Raises `ResultError` where there is none, where one is not a record, or where the page cannot
@@ -70,11 +73,12 @@ def write_report(directory: Path | str) -> Path:
     if not paths:
         raise ResultError(f"no audit.json in any folder of {directory}: nothing to report")
     records = [load_audit(path) for path in paths]
+    failures = load_failures(directory)
     models = _unique(record.model.id for record in records)
     tasks = _unique(record.task.name for record in records)
     title = f"Subspace audit: {', '.join(tasks)} in {', '.join(models)}"
     target = directory / "report.html"
-    write_atomically(target, render(records, title).encode())
+    write_atomically(target, render(records, title, failures).encode())
     return target
 
 
