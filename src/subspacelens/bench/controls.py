@@ -57,9 +57,7 @@ def controls(lens: LensModel) -> list[dict]:
 def _subspaces(lens: LensModel, captures: TaskCapture) -> Iterator[tuple[str, Subspace]]:
     train = captures.train
     for site in map(Site.parse, BUILT):
-        weight = lens.map.writer(site)
-        assert weight is not None
-        weight = weight.cpu().double()
+        weight = lens.map.linear_writer(site).cpu().double()
         if centred(lens):
             weight = weight - weight.mean(dim=0)
         split = Split.of(weight)

@@ -37,7 +37,7 @@ TRIES = 50
 TARGETS = ("driver", "worker", "all")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CrashReport:
     """`kills` by what was hit; `rounds`: sweeps of `cells` cells brought to their end meanwhile.
 

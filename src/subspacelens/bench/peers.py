@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.site import Site
-from ..engine.buckets import answers_of
+from ..engine.buckets import answers_of, place_of
 from ..engine.capture import Capture, capture
 from ..engine.replay import Replay
 from ..fit.das import retracted
-from ..model.hooks import first_tensor, on_input, on_output
+from ..model.hooks import first_tensor, on_input
 from ..model.lens import LensModel
-from ..model.mapping.values import ModelMap
 from ..tasks.pairset import PairSet
 
 LR = 0.03
@@ -94,7 +93,7 @@ def _trainer(
 def hooks(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Trainer:
     """Source activations are read once; a step is a full pass of the base with a hook, and only
     the last column meets the two rows of the unembedding that the loss needs."""
-    place, module = _hooked_module(lens.map, site)
+    place, module = place_of(lens.map, site)
     free = first_direction(lens.map.dim(site)).to(lens.device).requires_grad_(True)
 
     def loss_on(pairs: PairSet) -> Callable[[Tensor], Tensor]:
@@ -129,14 +128,6 @@ def hooked_logits(lens, ids, place, module, change, answers) -> Tensor:
     return torch.einsum("nd,nmd->nm", hidden[:, -1], rows)
 
 
-def _hooked_module(model_map: ModelMap, site: Site):
-    block = model_map.block(site)
-    if site.stream == "mlp_act":
-        assert block.down_proj is not None
-        return on_input, block.down_proj.module
-    return on_output, block.module
-
-
 def pyvene(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Trainer | None:
     """pyvene's `LowRankRotatedSpaceIntervention`, as its tutorials use it; None where pyvene is
     not installed."""
@@ -144,7 +135,7 @@ def pyvene(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Traine
         return None
     import pyvene as pv  # type: ignore[import-not-found]
 
-    place, module = _hooked_module(lens.map, site)
+    place, module = place_of(lens.map, site)
     name = next(name for name, child in lens.model.named_modules() if child is module)
     where = "input" if place is on_input else "output"
     intervention = pv.LowRankRotatedSpaceIntervention(

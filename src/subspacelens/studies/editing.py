@@ -137,8 +137,7 @@ def _layer(
     traces: dict[str, list[Trace]],
     plan: EditingPlan,
 ) -> EditLayer:
-    weight = lens.map.writer(site)
-    assert weight is not None
+    weight = lens.map.linear_writer(site)
     edits = rome(lens, prompts, site.layer, moment, recipe=plan.rome)
     after = score(lens, asked, edits, unedited)
     a, b = (torch.stack([getattr(edit, name) for edit in edits]) for name in "ab")

@@ -36,7 +36,7 @@ from .trying import tried, tried_all, tried_edits
 RANDOM_DRAWS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FactsPlan:
     """What the study does. `per_relation` pairs of each relation; directions at `layers` of
     `mlp_act` and `resid_layers` of `resid_post`; shared subspaces of `shared_dim` dimensions at
@@ -62,10 +62,15 @@ def facts_plan(
     if quick:
         few = tuple(dict.fromkeys((0, blocks // 6, blocks // 2)))
         recipe = Recipe(steps=10, trial=2, starts=1)
-        return FactsPlan(few, per_relation=2, recipe=recipe, seed=seed)
-    recipe = PAPER if paper else Recipe()
-    early, middle = layers[len(layers) // 5], layers[len(layers) // 2]
-    return FactsPlan(layers, (early, middle), (early, middle), recipe=recipe, seed=seed)
+        return FactsPlan(layers=few, per_relation=2, recipe=recipe, seed=seed)
+    chosen = layers[len(layers) // 5], layers[len(layers) // 2]
+    return FactsPlan(
+        layers=layers,
+        resid_layers=chosen,
+        shared_layers=chosen,
+        recipe=PAPER if paper else Recipe(),
+        seed=seed,
+    )
 
 
 def run_facts(

@@ -108,8 +108,11 @@ def test_dimensions_and_writers_fit_the_modules(family):
         dim, writer = model_map.dim(site), model_map.writer(site)
         if stream in ("mlp_act", "head_z"):
             assert writer is not None and writer.shape == (32, dim)
+            assert torch.equal(model_map.linear_writer(site), writer)
         else:
             assert writer is None and dim == 32
+            with pytest.raises(SiteError, match="does not write to the residual stream by one"):
+                model_map.linear_writer(site)
     heads = [Site(1, "head_z", "END", head=h) for h in range(4)]
     writers = [model_map.writer(site) for site in heads]
     assert torch.equal(torch.cat(writers, dim=1), model_map.blocks[1].out_proj.weight)  # type: ignore[arg-type]

@@ -138,6 +138,17 @@ class ModelMap:
             return weight if site.head is None else weight[:, self.head_slice(site)]
         return None
 
+    def linear_writer(self, site: Site) -> Tensor:
+        """`writer` of a site that must have one. Raises `SiteError` for a site that does not write
+        to the residual stream by one linear map of its own."""
+        writer = self.writer(site)
+        if writer is None:
+            raise SiteError(
+                f"site {site} does not write to the residual stream by one linear map: "
+                "take an mlp_act or head_z site"
+            )
+        return writer
+
     def head_slice(self, site: Site) -> slice:
         """Columns of `head_z` that belong to the site."""
         if site.head is None:

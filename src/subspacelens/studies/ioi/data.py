@@ -32,9 +32,9 @@ def study_data(lens: LensModel, sizes: Sizes, *, bos: bool, seed: int) -> Data:
     task = ioi(lens.tokenizer, test=sizes.test, **make)
     fresh = ioi(lens.tokenizer, test=sizes.fresh, **make).test
     variants = ioi_variants(lens.tokenizer, size=sizes.held_out, seed=seed)
-    assert task.held_out is not None
-    found = Data(task, fresh, {HELD_OUT: task.held_out} | variants)
-    return _with_bos(found, lens) if bos else found
+    held_out = {} if task.held_out is None else {HELD_OUT: task.held_out}
+    data = Data(task, fresh, held_out | variants)
+    return _with_bos(data, lens) if bos else data
 
 
 def with_first_token(pairs: PairSet, token: int) -> PairSet:
@@ -55,15 +55,11 @@ def _with_bos(data: Data, lens: LensModel) -> Data:
     if not isinstance(token, int):
         raise TaskError("the preset begins each prompt with BOS, but the tokenizer has none")
     task = data.task
-    assert task.held_out is not None
-    train, test, held_out = (
-        with_first_token(pairs, token) for pairs in (task.train, task.test, task.held_out)
+    train, test, fresh = (
+        with_first_token(pairs, token) for pairs in (task.train, task.test, data.fresh)
     )
-    return Data(
-        Task(task.name, train, test, held_out),
-        with_first_token(data.fresh, token),
-        {name: with_first_token(pairs, token) for name, pairs in data.variants.items()},
-    )
+    variants = {name: with_first_token(pairs, token) for name, pairs in data.variants.items()}
+    return Data(Task(task.name, train, test, variants.get(HELD_OUT)), fresh, variants)
 
 
 def shuffled_labels(pairs: PairSet, seed: int) -> tuple[PairSet, list[bool]]:

@@ -61,8 +61,7 @@ def dormant(
     scorer = Scorer.of(captured)
     found = outcomes_by_name(Replay(lens, captured, site, memory=memory), wanted)
     fldd = {name: scorer.metrics(x).fldd for name, x in found.items() if x is not None}
-    weight = lens.map.writer(site)
-    assert weight is not None
+    weight = lens.map.linear_writer(site)
     base, source = captured.base[site], captured.source[site]
     moved = base + SubspacePatch(v_mlp.basis).delta(base, source)
     written = weight @ v_mlp.basis[:, 0].to(weight)

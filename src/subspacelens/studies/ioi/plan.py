@@ -10,7 +10,7 @@ from ...model.lens import LensModel
 from .heads import Head
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much of everything. Pairs: to map, to fit on, to audit with and to score controls on
     (`test`), of each kind of held-out text, to watch single heads on, and for the table (`fresh`).

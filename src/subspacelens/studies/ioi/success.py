@@ -104,7 +104,7 @@ def success(
     along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
     return Success(
         site=str(site),
-        separation=_oriented(auroc_interval(along, z, units)),
+        separation=oriented(auroc_interval(along, z, units)),
         projection=Scatter(z0=along[z == 0].tolist(), z1=along[z == 1].tolist()),
         cosines={
             f"{a} · {b}": abs(float(x.basis[:, 0] @ y.basis[:, 0]))
@@ -121,12 +121,15 @@ def success(
     )
 
 
-def _oriented(found: Estimate) -> Estimate:
+def oriented(auroc: Estimate) -> Estimate:
     """An AUROC above one half: the sign of a direction means nothing."""
-    assert found.value is not None and found.low is not None and found.high is not None
-    if found.value >= 0.5:
-        return found
-    return Estimate(value=1 - found.value, low=1 - found.high, high=1 - found.low)
+    if auroc.value is None or auroc.value >= 0.5:
+        return auroc
+
+    def other(end: float | None) -> float | None:
+        return None if end is None else 1 - end
+
+    return Estimate(value=1 - auroc.value, low=other(auroc.high), high=other(auroc.low))
 
 
 def _heads(clean: Watched, patched: Watched) -> list[HeadRow]:
