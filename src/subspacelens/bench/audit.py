@@ -1,7 +1,7 @@
 """`bench_audit`: the audit's own error rate, on planted models whose truth is known.
 
 Truth comes from the construction (`planted.py`, `cases.py`), and each planted model must show by
-interventions on its units that they do what they are meant to; one that does not is left out and
+interventions on its channels that they do what they are meant to; one that does not is left out and
 listed. Every case is then audited blind, with the shipped rule and its thresholds.
 """
 
@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..audit import judge
+from ..audit.run import Judgement, judge
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import TaskError
 from ..core.progress import track
 from ..core.site import Site
-from ..core.statistics import auroc
+from ..core.statistics import Units, proportion
 from ..engine.capture import Capture, capture
 from ..engine.replay import Replay
 from ..engine.task_capture import capture_task
 from ..fit.subspace import made_by
 from ..model.lens import LensModel
 from ..tasks import Task, contrast, ioi
-from .cases import CALIBRATION, HELD_OUT, Place, Planting, plantings, subspaces
+from .cases import CALIBRATION, HELD_OUT, Place, Planted, Planting, plantings, subspaces
 from .controls import controls
-from .planted import Bed, Units, make_units, planted
+from .planted import Bed, Channels, make_channels, planted
 
 SCHEMA = "subspacelens.bench.audit/1"
 READOUT_PAIRS = 192
@@ -41,7 +41,7 @@ SHARES = ("full_component", "row_effect", "covariation", "support")
 """Tests whose value is high for a faithful subspace; the others are ranked by their value."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One audited case: what is true, and what the audit said."""
 
@@ -61,6 +61,40 @@ class Result:
     tests: dict[str, float | None]
     degenerate: bool
 
+    @classmethod
+    def of(
+        cls,
+        half: str,
+        place: Place,
+        planting: Planting,
+        model: int,
+        case: Planted,
+        judgement: Judgement,
+    ) -> Result:
+        fldd, low = judgement.effects["subspace"].fldd.value, judgement.effects["subspace"].nats.low
+        return cls(
+            half=half,
+            task=place.task,
+            site=str(place.site),
+            tier=planting.tier,
+            model=model,
+            k=planting.k,
+            noise=planting.plan.noise,
+            drift=planting.plan.drift,
+            kind=case.kind,
+            share=case.share,
+            fldd=fldd,
+            score=judgement.verdict.score,
+            verdict=judgement.verdict.label,
+            tests={name: test.value for name, test in judgement.tests.items()},
+            degenerate=fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0,
+        )
+
+    @property
+    def planted_model(self) -> tuple[str, str, int]:
+        """What cases share that were audited in one planted model."""
+        return self.task, self.site, self.model
+
 
 def bench_audit(
     lens: LensModel,
@@ -76,7 +110,7 @@ def bench_audit(
     `auroc`: of the score, illusory against faithful, over tiers i and iii of the held-out half,
     with a 95 % bootstrap interval over planted models. `miss_rate`: illusory cases called faithful;
     `false_alarm_rate`: faithful cases called illusory; `undetermined_rate`: of both; all three
-    among cases whose effect is large enough for a verdict, with Wilson's intervals.
+    among cases whose effect is large enough for a verdict, with intervals over planted models.
     `spearman_mixed`: of the score and the true share on mixed cases. `by_test`: AUROC of each test
     alone. `same_write`: tier ii.
 
@@ -115,29 +149,19 @@ def _half(
         bed = Bed.of(lens, capture(lens, pairs, streams), site)
         for index, planting in enumerate(track(list(plantings(number)), f"planted at {site}")):
             model = 100 * number + index
-            units = make_units(bed, planting.plan, planting.channels, seed=model)
+            channels = make_channels(bed, planting.plan, planting.per_role, seed=model)
             task = _task(lens, place.task, TRAIN_PAIRS, planting.pairs, 0)
-            with planted(lens, site.layer, units) as wide:
+            with planted(lens, site.layer, channels) as wide:
                 captures = capture_task(wide, task, [site])
-                wrong = role_errors(wide, captures.test, site, units, planting)
+                wrong = role_errors(wide, captures.test, site, channels, planting)
                 if wrong:
                     skipped.append(f"{half}, {place.task}, {site}, tier {planting.tier}: {wrong}")
                     continue
-                for case in subspaces(planting, units, wide.map.dim(site), model):
+                for case in subspaces(planting, channels, wide.map.dim(site), model):
                     fit = {"method": "planted"}
                     subspace = made_by(wide, site, case.basis, captures.train.pairs.sha256, fit)
-                    said = judge(wide, captures, subspace, budget="fast")
-                    effect = said.effects["subspace"]
-                    fldd, low = effect.fldd.value, effect.nats.low
-                    results.append(
-                        Result(
-                            half, place.task, str(site), planting.tier, model, planting.k,
-                            planting.plan.noise, planting.plan.drift, case.kind, case.share, fldd,
-                            said.verdict.score, said.verdict.label,
-                            {name: test.value for name, test in said.tests.items()},
-                            fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0,
-                        )
-                    )  # fmt: skip
+                    judgement = judge(wide, captures, subspace, budget="fast")
+                    results.append(Result.of(half, place, planting, model, case, judgement))
     return results if cases is None else results[:cases]
 
 
@@ -149,20 +173,20 @@ def _task(lens: LensModel, name: str, train: int, test: int, seed: int) -> Task:
 
 
 def role_errors(
-    lens: LensModel, captured: Capture, site: Site, units: Units, planting: Planting
+    lens: LensModel, captured: Capture, site: Site, channels: Channels, planting: Planting
 ) -> str:
-    """What is wrong with the planted units, nothing if they do what they are meant to: exchanged
-    between base and source, faithful units move the answer, sensors and dormant ones do not; moved
-    as faithful ones are, dormant units do."""
+    """What is wrong with the planted channels, nothing if they do what they are meant to:
+    exchanged between base and source, faithful ones move the answer, sensors and dormant ones do
+    not; moved as faithful ones are, dormant ones do."""
     replay, clean = Replay(lens, captured, site), captured.clean.logit_diff
     difference = captured.difference(site).cpu().double()
     moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
     if planting.plan.drift <= 0.1:
         moves["dormant"] = False
     names, deltas = [], []
-    for channel in range(planting.channels):
+    for channel in range(planting.per_role):
         reads = {
-            role: units.direction({units.of(role)[channel]: 1.0}, difference.shape[1])
+            role: channels.direction({channels.of(role)[channel]: 1.0}, difference.shape[1])
             for role in ("faithful", "sensor", "dormant")
         }
         for name in moves:
@@ -173,9 +197,9 @@ def role_errors(
     patched = replay.outcomes(stacked).logit_diff.double().mean(dim=1)
     for name, fldd in zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True):
         if moves[name] and fldd < SMALLEST_EFFECT:
-            return f"a {name} unit moves the answer by {fldd:.2f} only"
+            return f"a {name} channel moves the answer by {fldd:.2f} only"
         if not moves[name] and abs(fldd) > SILENT:
-            return f"a {name} unit moves the answer by {fldd:.2f}"
+            return f"a {name} channel moves the answer by {fldd:.2f}"
     return ""
 
 
@@ -233,31 +257,29 @@ def _auroc(
     truth = np.array([r.kind == "illusory" for r in chosen], dtype=int)
     if not 0 < truth.sum() < len(truth):
         return {"value": None, "low": None, "high": None}
+    ones, zeros = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
     scores = np.array([score(r) for r in chosen])
-    models = np.array([f"{r.task} {r.site} {r.model}" for r in chosen])
-    groups = [np.flatnonzero(models == name) for name in dict.fromkeys(models)]
+    above = (1 + np.sign(scores[ones][:, None] - scores[zeros])) / 2
+    units = Units.of(r.planted_model for r in chosen)
     rng = np.random.default_rng(0)
     draws = []
     while len(draws) < RESAMPLES:
-        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        if 0 < truth[rows].sum() < len(rows):
-            draws.append(auroc(scores[rows], truth[rows]))
+        drawn = np.bincount(rng.integers(units.count, size=units.count), minlength=units.count)
+        times = drawn[units.of_pair]
+        weight = np.outer(times[ones], times[zeros])
+        if weight.any():
+            draws.append((weight * above).sum() / weight.sum())
     low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": auroc(scores, truth), "low": float(low), "high": float(high)}
+    return {"value": float(above.mean()), "low": float(low), "high": float(high)}
 
 
 def _rate(results: Sequence[Result], hit: Callable[[Result], bool]) -> dict:
-    hits, count = sum(map(hit, results)), len(results)
-    if count == 0:
+    """Share of cases, with an interval over planted models: cases of one are not independent."""
+    if not results:
         return {"value": None, "low": None, "high": None, "hits": 0, "of": 0}
-    interval = stats.binomtest(hits, count).proportion_ci(method="wilson")
-    return {
-        "value": hits / count,
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "hits": hits,
-        "of": count,
-    }
+    hits = np.array([hit(r) for r in results])
+    share = proportion(hits, Units.of(r.planted_model for r in results))
+    return share.model_dump() | {"hits": int(hits.sum()), "of": len(results)}
 
 
 def _spearman(mixed: Sequence[Result]) -> float | None:

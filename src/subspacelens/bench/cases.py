@@ -1,10 +1,10 @@
-"""The cases of the planted benchmark: where units are planted, which, and what is audited.
+"""The cases of the planted benchmark: where channels are planted, which, and what is audited.
 
 The calibration half and the held-out half share no task, no block and no template. Tiers:
 
-- `i`: nothing but the units in question writes along their vector;
-- `ii`: dormant and faithful units write the very same vector;
-- `iii`: as `i`, with noisier readings, dormant units that vary, and few pairs.
+- `i`: nothing but the channels in question writes along their vector;
+- `ii`: dormant and faithful channels write the very same vector;
+- `iii`: as `i`, with noisier readings, dormant channels that vary, and few pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.geometry import haar
 from ..core.site import Site
-from .planted import Plan, Units
+from .planted import Channels, Plan
 
 ANGLES = (30, 45, 60)
 MIXES = (25, 45, 65)
@@ -63,7 +63,7 @@ class Planting:
 
     tier: str
     plan: Plan
-    channels: int
+    per_role: int
     k: int
     pairs: int
 
@@ -71,7 +71,7 @@ class Planting:
 @dataclass(frozen=True)
 class Planted:
     """One subspace to audit. `kind`: faithful, illusory, mixed, sensor, dormant or random; `share`:
-    of the written change, how much goes through units that are not faithful."""
+    of the written change, how much goes through channels that are not faithful."""
 
     kind: str
     share: float | None
@@ -90,10 +90,10 @@ def plantings(number: int) -> Iterator[Planting]:
             yield Planting("ii", replace(clear, noise=noise, drift=drift, shared=True), 2, 1, 64)
 
 
-def subspaces(planting: Planting, units: Units, width: int, seed: int) -> Iterator[Planted]:
+def subspaces(planting: Planting, channels: Channels, width: int, seed: int) -> Iterator[Planted]:
     """The subspaces to audit in one planted model; `width` is that of its activation."""
     k = planting.k
-    groups = range(planting.channels // k)
+    groups = range(planting.per_role // k)
 
     def blend(degrees: float) -> Tensor:
         first, second = tilted(degrees)
@@ -102,8 +102,8 @@ def subspaces(planting: Planting, units: Units, width: int, seed: int) -> Iterat
     def basis(group: int, **weights: float) -> Tensor:
         columns = []
         for channel in range(group * k, group * k + k):
-            chosen = {units.of(role)[channel]: weight for role, weight in weights.items()}
-            columns.append(units.direction(chosen, width))
+            chosen = {channels.of(role)[channel]: weight for role, weight in weights.items()}
+            columns.append(channels.direction(chosen, width))
         return torch.stack(columns, dim=1)
 
     def tilted(degrees: float) -> tuple[float, float]:

@@ -1,14 +1,14 @@
-"""Planted truth: a real model whose MLP is widened by units of which we know what they do.
+"""Planted truth: a real model whose MLP is widened by channels of which we know what they do.
 
-Each extra unit reads the residual stream linearly at its own column, before the MLP of one block,
-and writes a vector to it. There are some of each role:
+Each extra channel reads the residual stream linearly at its own column, before the MLP of one
+block, and writes a vector to it. There are some of each role:
 
 - *faithful*: reads z, writes a vector that moves the answer; the unpatched model uses it;
 - *sensor*: reads z, writes nothing;
 - *dormant*: reads something that hardly varies, writes a vector that moves the answer;
 - *distractor*: reads something else, writes something else.
 
-A random rotation mixes the units, so that no neuron is one of them. The base model's weights are
+A random rotation mixes the channels, so that no neuron is one of them. The base model's weights are
 not touched: two modules are put around its own, and taken away again.
 """
 
@@ -35,13 +35,13 @@ DISTRACTORS = 4
 NOISE_AXES = 40
 EFFECT = 0.6
 SIZES = torch.logspace(-1.5, 0.0, 13, dtype=torch.float64)
-"""Lengths of what is written, in units of the natural difference of the stream."""
+"""Lengths of what is written, as multiples of the natural difference of the stream."""
 ROLES = ("faithful", "sensor", "dormant", "distractor")
 
 
 @dataclass(frozen=True)
-class Units:
-    """Extra units: values = mixing @ (reads x + biases) for a residual stream x (d_model,);
+class Channels:
+    """Extra channels: values = mixing @ (reads x + biases) for a residual stream x (d_model,);
     `writes` (d_model, p) belong to the values before mixing."""
 
     reads: Tensor
@@ -54,8 +54,8 @@ class Units:
         return [number for number, name in enumerate(self.roles) if name == role]
 
     def direction(self, weights: dict[int, float], width: int) -> Tensor:
-        """The direction of the widened activation, float64 (width,), in which the unmixed units
-        have these weights; `width` counts all units, the planted ones last."""
+        """The direction of the widened activation, float64 (width,), in which the unmixed channels
+        have these weights; `width` counts all neurons, the added ones last."""
         plain = torch.zeros(len(self.roles), dtype=torch.float64)
         for number, weight in weights.items():
             plain[number] = weight
@@ -78,16 +78,16 @@ class _Ear(nn.Module):
 
 
 class _Wide(nn.Module):
-    """Around the down-projection: the model's own units and the extra ones through one map."""
+    """Around the down-projection: the model's own neurons and the added ones through one map."""
 
-    def __init__(self, ear: _Ear, old: Linear, units: Units) -> None:
+    def __init__(self, ear: _Ear, old: Linear, channels: Channels) -> None:
         super().__init__()
         self.listen = lambda: ear.heard
         weight = old.weight
-        self.reads = nn.Parameter(units.reads.to(weight), requires_grad=False)
-        self.biases = nn.Parameter(units.biases.to(weight), requires_grad=False)
-        self.mixing = nn.Parameter(units.mixing.to(weight), requires_grad=False)
-        extra = (units.writes.double() @ units.mixing.double().T).to(weight)
+        self.reads = nn.Parameter(channels.reads.to(weight), requires_grad=False)
+        self.biases = nn.Parameter(channels.biases.to(weight), requires_grad=False)
+        self.mixing = nn.Parameter(channels.mixing.to(weight), requires_grad=False)
+        extra = (channels.writes.double() @ channels.mixing.double().T).to(weight)
         wide = torch.cat([weight, extra], dim=1)
         bias = getattr(old.module, "bias", None)
         self.linear = nn.Linear(wide.shape[1], wide.shape[0], bias=bias is not None, device="meta")
@@ -102,17 +102,17 @@ class _Wide(nn.Module):
 
 
 @contextmanager
-def planted(lens: LensModel, layer: int, units: Units) -> Iterator[LensModel]:
-    """The model with these units in the MLP of one block, for as long as the context lasts.
+def planted(lens: LensModel, layer: int, channels: Channels) -> Iterator[LensModel]:
+    """The model with these channels in the MLP of one block, for as long as the context lasts.
 
     Raises `SiteError` if the block has no MLP that writes by one linear map and reads a residual
     stream of its own.
     """
     block = lens.map.blocks[layer]
     if block.down_proj is None or block.mid_reader is None:
-        raise SiteError(f"block {layer} has no MLP that units could be planted in")
+        raise SiteError(f"block {layer} has no MLP that channels could be planted in")
     ear = _Ear(block.mid_reader)
-    wide = _Wide(ear, block.down_proj, units)
+    wide = _Wide(ear, block.down_proj, channels)
     new = replace(block, down_proj=Linear(f"{block.down_proj.name}.linear", wide.linear, False))
     blocks = tuple(new if i == layer else b for i, b in enumerate(lens.map.blocks))
     with (
@@ -142,10 +142,10 @@ def _instead(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
 @dataclass(frozen=True)
 class Plan:
     """What to plant: `noise` is that of each reading of z (its own, beside the readout's error),
-    `drift` the natural standard deviation of dormant units, both in units of half the distance of
-    the classes; `strength` what all faithful channels write together, in units of a channel that
-    lowers the logit difference by `EFFECT` of itself. `shared`: dormant and faithful units write
-    the same vector. `beside`: there are faithful units at all."""
+    `drift` the natural standard deviation of dormant channels, both as multiples of half the
+    distance of the classes; `strength` what all faithful channels write together, as a multiple of
+    one that lowers the logit difference by `EFFECT` of itself. `shared`: dormant and faithful
+    channels write the same vector. `beside`: there are faithful channels at all."""
 
     noise: float
     drift: float
@@ -156,7 +156,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bed:
-    """What units of one site are made of, found on prompts that no audit sees: the mean stream,
+    """What channels of one site are made of, found on prompts that no audit sees: the mean stream,
     the linear readout of z, axes of unit standard deviation within the classes and how far apart
     the classes lie along them, and two vectors that move the answer."""
 
@@ -193,17 +193,17 @@ class Bed:
         return (mix / mix.norm(dim=1, keepdim=True)) @ self.axes
 
 
-def make_units(bed: Bed, plan: Plan, channels: int, seed: int) -> Units:
-    """`channels` units of each role but the distractors, of which there are `DISTRACTORS`."""
+def make_channels(bed: Bed, plan: Plan, per_role: int, seed: int) -> Channels:
+    """`per_role` channels of each role but the distractors, of which there are `DISTRACTORS`."""
     generator = torch.Generator().manual_seed(seed)
-    noises = bed.noises(3 * channels + DISTRACTORS, generator)
+    noises = bed.noises(3 * per_role + DISTRACTORS, generator)
     first, second = bed.writes if seed % 2 else bed.writes[::-1]
     if plan.shared:
         second = first
-    each = plan.strength / channels
+    each = plan.strength / per_role
     reads, writes, roles = [], [], []
     for role in ROLES:
-        for _ in range(DISTRACTORS if role == "distractor" else channels):
+        for _ in range(DISTRACTORS if role == "distractor" else per_role):
             noise = noises[len(reads)]
             if role in ("faithful", "sensor"):
                 reads.append(bed.reading + plan.noise * noise)
@@ -221,7 +221,9 @@ def make_units(bed: Bed, plan: Plan, channels: int, seed: int) -> Units:
     mixing, _ = torch.linalg.qr(
         torch.randn(len(reads), len(reads), generator=generator, dtype=torch.float64)
     )
-    return Units(stacked, -stacked @ bed.centre, torch.stack(writes, dim=1), mixing, tuple(roles))
+    return Channels(
+        stacked, -stacked @ bed.centre, torch.stack(writes, dim=1), mixing, tuple(roles)
+    )
 
 
 def _reading(x: Tensor, sign: Tensor) -> Tensor:

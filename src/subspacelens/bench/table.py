@@ -62,7 +62,7 @@ def audit_table(result: dict) -> str:
             for row in result["controls"]
         ]
     if result["skipped"]:
-        lines += ["", "Left out, because a planted unit does not do what it is meant to:", ""]
+        lines += ["", "Left out, because a planted channel does not do what it is meant to:", ""]
         lines += [f"- {text}" for text in result["skipped"]]
     return "\n".join(lines) + "\n"
 

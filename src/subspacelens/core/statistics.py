@@ -51,6 +51,16 @@ class Units:
         in_first = np.isin(self.of_pair, ordered[::2])
         return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
+    def draws(self, count: int, seed: int = 0) -> np.ndarray:
+        """How often each pair is there in `count` bootstrap samples of whole units, (count, n).
+
+        >>> Units.of(["Ann", "Ann", "Bob"]).draws(1, seed=4).tolist()  # Ann twice
+        [[2, 2, 0]]
+        """
+        rng = np.random.default_rng(seed)
+        times = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=count)
+        return times[:, self.of_pair]
+
 
 def ratio(
     numerator: np.ndarray | Tensor,
@@ -113,6 +123,22 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def median(values: np.ndarray | Tensor, units: Units) -> Estimate:
+    """Median over pairs with a 95 % percentile bootstrap interval over units; no interval where
+    there is but one unit or all values agree."""
+    values = np.asarray(values, dtype=np.float64)
+    value = float(np.median(values))
+    if units.count < 2 or np.ptp(values) == 0:
+        return Estimate(value=value)
+    order = np.argsort(values)
+    until = np.cumsum(units.draws(RESAMPLES)[:, order], axis=1)
+    half = until[:, -1:] / 2
+    below = values[order][(until >= half).argmax(axis=1)]
+    above = values[order][(until > half).argmax(axis=1)]
+    low, high = np.quantile((below + above) / 2, [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
 def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:

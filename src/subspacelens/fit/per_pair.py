@@ -54,7 +54,6 @@ class PairDirections:
     recipe: Recipe
 
 
-@torch.enable_grad()
 def per_pair(
     lens: LensModel,
     captured: Capture,

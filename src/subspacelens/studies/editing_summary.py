@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ..core.records import Estimate
-from ..core.statistics import Units, mean, proportion
+from ..core.statistics import RESAMPLES, Units, mean, median, proportion
 from .editing_record import EditingRecord, EditLayer, Scores
-from .facts_summary import listed, median
+from .facts_summary import listed
 
 PAPER_LAYERS = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
 PAPER_XL: dict[str, tuple[float | None, ...]] = {
@@ -35,7 +34,7 @@ PAIRINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EditSummary:
     """One layer. Scores are rewrite scores, mean over facts; `patch` and `full` are shares of pairs
     flipped; `correlation[name]` is Pearson's r over facts of the pair of quantities of that name
@@ -66,29 +65,35 @@ def edit_summary(record: EditingRecord) -> list[EditSummary]:
 
 
 def _row(record: EditingRecord, layer: EditLayer) -> EditSummary:
-    units = Units(np.arange(len(record.pairs)))
-
-    quantities = per_fact(record, layer)
+    units, quantities = units_of(record), per_fact(record, layer)
     return EditSummary(
-        layer.layer,
-        mean(quantities["rewrite"], units),
-        proportion(np.array(layer.rome.top, float), units),
-        _average(layer.side.paraphrase),
-        _average(layer.side.neighbour),
-        _average(layer.side.neighbour_top),
-        median(np.array(layer.side.essence)),
-        mean(rewritten(record, layer.zero), units),
-        mean(rewritten(record, layer.zero_everywhere), units),
-        mean(rewritten(record, layer.zero_row), units),
-        median(np.array(layer.cos_vb)),
-        median(np.array(layer.ratio)),
-        float(np.mean(np.array(layer.sign) < 0)),
-        proportion(np.array(layer.patch.flips, float), units),
-        proportion(np.array(layer.full.flips, float), units),
-        mean(quantities["trace"], units),
-        mean(np.array(layer.trace_mlp), units),
-        {name: correlation(quantities[a], quantities[b]) for name, (a, b) in PAIRINGS.items()},
+        layer=layer.layer,
+        rome=mean(quantities["rewrite"], units),
+        top=proportion(np.array(layer.rome.top, float), units),
+        paraphrase=_average(layer.side.paraphrase, units),
+        neighbour=_average(layer.side.neighbour, units),
+        neighbour_top=_average(layer.side.neighbour_top, units),
+        essence=median(np.array(layer.side.essence), units),
+        zero=mean(rewritten(record, layer.zero), units),
+        zero_everywhere=mean(rewritten(record, layer.zero_everywhere), units),
+        zero_row=mean(rewritten(record, layer.zero_row), units),
+        cos_vb=median(np.array(layer.cos_vb), units),
+        ratio=median(np.array(layer.ratio), units),
+        mirrored=float(np.mean(np.array(layer.sign) < 0)),
+        patch=proportion(np.array(layer.patch.flips, float), units),
+        full=proportion(np.array(layer.full.flips, float), units),
+        trace=mean(quantities["trace"], units),
+        trace_mlp=mean(np.array(layer.trace_mlp), units),
+        correlation={
+            name: correlation(quantities[a], quantities[b], units)
+            for name, (a, b) in PAIRINGS.items()
+        },
     )
+
+
+def units_of(record: EditingRecord) -> Units:
+    """The base prompt of each fact to be edited: one that is given several objects is one unit."""
+    return Units.of(pair.base for pair in record.pairs)
 
 
 def per_fact(record: EditingRecord, layer: EditLayer) -> dict[str, np.ndarray]:
@@ -106,17 +111,21 @@ def per_fact(record: EditingRecord, layer: EditLayer) -> dict[str, np.ndarray]:
 def unedited(record: EditingRecord) -> dict[str, Estimate]:
     """What paraphrases and neighbours do before any edit, by the names of `EditSummary`."""
     side = record.side_before
+    units = units_of(record)
     return {
-        "paraphrase": _average(side.paraphrase),
-        "neighbour": _average(side.neighbour),
-        "neighbour_top": _average(side.neighbour_top),
+        "paraphrase": _average(side.paraphrase, units),
+        "neighbour": _average(side.neighbour, units),
+        "neighbour_top": _average(side.neighbour_top, units),
     }
 
 
-def _average(values: Sequence[float | None]) -> Estimate:
+def _average(values: Sequence[float | None], units: Units) -> Estimate:
     """Mean over facts that have a value."""
-    kept = np.array([x for x in values if x is not None], dtype=float)
-    return mean(kept, Units(np.arange(len(kept)))) if len(kept) else Estimate(value=None)
+    pairs = zip(values, units.of_pair.tolist(), strict=True)
+    kept = [(value, unit) for value, unit in pairs if value is not None]
+    if not kept:
+        return Estimate(value=None)
+    return mean(np.array([value for value, _ in kept]), Units.of(unit for _, unit in kept))
 
 
 def rewritten(record: EditingRecord, scores: Scores) -> np.ndarray:
@@ -125,41 +134,51 @@ def rewritten(record: EditingRecord, scores: Scores) -> np.ndarray:
     return (np.array(scores.new) - before) / (1 - before)
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """Pearson's r over facts with a 95 % percentile bootstrap interval; none where one is flat."""
-    if len(x) < 4 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
+def correlation(x: np.ndarray, y: np.ndarray, units: Units) -> Estimate:
+    """Pearson's r over facts, with a 95 % percentile bootstrap interval over units; none where one
+    of the two is flat."""
+    if units.count < 4 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
         return Estimate(value=None)
-
-    def statistic(a, b, axis=-1):
-        return stats.pearsonr(a, b, axis=axis)[0]
-
-    with np.errstate(all="ignore"):
-        found = stats.bootstrap(
-            (x, y), statistic, paired=True, vectorized=True, method="percentile",
-            n_resamples=2000, rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
-    value = float(np.corrcoef(x, y)[0, 1])
-    if not (np.isfinite(found.low) and np.isfinite(found.high)):
-        return Estimate(value=value)
-    return Estimate(value=value, low=float(found.low), high=float(found.high))
+    weights = np.concatenate([np.ones((1, len(x))), units.draws(RESAMPLES)])
+    return _with_range(_pearson(x, y, weights))
 
 
 def over_layers(record: EditingRecord) -> dict[str, Estimate]:
     """Pearson's r between layers of the mean quantities: does the layer that tracing or patching
-    points at edit best? Intervals over facts: all layers of a fact are drawn together."""
+    points at edit best? Intervals over base prompts, of which all layers are drawn together."""
     stacks = [per_fact(record, layer) for layer in record.layers]
-    facts = len(record.pairs)
-    if len(stacks) < 4:
+    units = units_of(record)
+    if len(stacks) < 4 or units.count < 2:
         return {name: Estimate(value=None) for name in PAIRINGS}
-    generator = np.random.default_rng(0)
-    draws = [np.arange(facts), *generator.integers(0, facts, (1000, facts))]
-    found = {}
+    weights = np.concatenate([np.ones((1, len(units.of_pair))), units.draws(RESAMPLES)])
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    estimates = {}
     for name, (a, b) in PAIRINGS.items():
-        x, y = (np.stack([stack[key] for stack in stacks]) for key in (a, b))
-        values = [np.corrcoef(x[:, d].mean(1), y[:, d].mean(1))[0, 1] for d in draws]
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
-        found[name] = Estimate(value=float(values[0]), low=float(low), high=float(high))
-    return found
+        x, y = (weights @ np.stack([stack[key] for stack in stacks], axis=1) for key in (a, b))
+        estimates[name] = _with_range(_pearson(x, y, np.ones_like(x)))
+    return estimates
+
+
+def _pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted correlations of `x` and `y`, (n,) or (r, n), a row of `weights` (r, n) each; NaN
+    where one of the two is flat."""
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    x = x - (weights * x).sum(axis=1, keepdims=True)
+    y = y - (weights * y).sum(axis=1, keepdims=True)
+    spread = (weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (weights * x * y).sum(axis=1) / np.sqrt(spread)
+
+
+def _with_range(values: np.ndarray) -> Estimate:
+    """The first value, with the range of 95 % of the others that exist."""
+    if not np.isfinite(values[0]):
+        return Estimate(value=None)
+    rest = values[1:][np.isfinite(values[1:])]
+    if not len(rest):
+        return Estimate(value=float(values[0]))
+    low, high = np.quantile(rest, [0.025, 0.975])
+    return Estimate(value=float(values[0]), low=float(low), high=float(high))
 
 
 def edit_findings(record: EditingRecord) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ..core.records import Estimate
-from ..core.statistics import Units, mean, proportion
+from ..core.statistics import Units, mean, median, proportion
 from .facts_record import PATCHES, FactsRecord, LayerRecord, Tried
 
 PAPER_LAYERS = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
@@ -28,7 +27,7 @@ PAPER_XL: dict[str, tuple[float, ...]] = {
 FACTOR = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSummary:
     """One row of the tables. `flips[patch]`: share of pairs; `fraction[patch]`: median of the
     patched over the clean logit difference; `residual`: of the whole residual stream after the
@@ -78,44 +77,39 @@ def _row(record: FactsRecord, layer: LayerRecord) -> LayerSummary:
         for name in controls
         if v >= FACTOR * (flips[name].value or 0) and (excess[name].low or 0) > 0
     )
-    said = Units(np.unique(owner[known], return_inverse=True)[1]) if known.any() else None
+    asked = Units.of(units.of_pair[owner[known]].tolist()) if known.any() else None
     whole = record.residual.get(str(layer.layer))
     shape = layer.shape
     edit = flips.get("edit")
     return LayerSummary(
-        layer.layer,
-        layer.stream,
-        flips,
-        {name: median(np.array(tried.logit_diff) / clean) for name, tried in layer.patches.items()},
-        excess,
-        beats,
-        median(np.array(shape.null_norm)) if shape else None,
-        median(np.array(shape.cos_null)) if shape else None,
-        shape.random_null_norm if shape else None,
-        shape.random_cos_null if shape else None,
-        {
-            name: proportion(_hits(tried)[known], said) if said else Estimate(value=None)
+        layer=layer.layer,
+        stream=layer.stream,
+        flips=flips,
+        fraction={
+            name: median(np.array(tried.logit_diff) / clean, units)
+            for name, tried in layer.patches.items()
+        },
+        excess=excess,
+        beats=beats,
+        null_norm=median(np.array(shape.null_norm), units) if shape else None,
+        cos_null=median(np.array(shape.cos_null), units) if shape else None,
+        random_null_norm=shape.random_null_norm if shape else None,
+        random_cos_null=shape.random_cos_null if shape else None,
+        paraphrases={
+            name: proportion(_hits(tried)[known], asked) if asked else Estimate(value=None)
             for name, tried in layer.paraphrases.items()
         },
-        proportion(_hits(layer.others), units),
-        proportion(_hits(whole), units) if whole else None,
-        None if edit is None else abs((edit.value or 0) - v),
-        None if layer.edit_variance is None else float(np.median(layer.edit_variance)),
+        others=proportion(_hits(layer.others), units),
+        residual=proportion(_hits(whole), units) if whole else None,
+        edit_gap=None if edit is None else abs((edit.value or 0) - v),
+        edit_variance=(
+            None if layer.edit_variance is None else float(np.median(layer.edit_variance))
+        ),
     )
 
 
 def _hits(tried: Tried) -> np.ndarray:
     return np.array(tried.flips, dtype=float)
-
-
-def median(values: np.ndarray) -> Estimate:
-    """With a 95 % percentile bootstrap interval."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return Estimate(value=float(np.median(values)))
-    found = stats.bootstrap(
-        (values,), np.median, method="percentile", n_resamples=2000, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Estimate(value=float(np.median(values)), low=float(found.low), high=float(found.high))
 
 
 @dataclass(frozen=True)

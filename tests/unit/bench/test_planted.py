@@ -1,4 +1,4 @@
-"""Planted units do what they are meant to, and the model is as it was afterwards."""
+"""Planted channels do what they are meant to, and the model is as it was afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers_oracle import random_pairs
 from subspacelens.bench import audit_table
 from subspacelens.bench.audit import Result, summary
 from subspacelens.bench.cases import CALIBRATION, HELD_OUT, plantings, subspaces
-from subspacelens.bench.planted import ROLES, Units, planted
+from subspacelens.bench.planted import ROLES, Channels, planted
 from subspacelens.certify import require
 from subspacelens.core.errors import SiteError
 from subspacelens.core.site import Site
@@ -27,9 +27,9 @@ def lens_of(family: str) -> LensModel:
     return LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
 
 
-def random_units(lens: LensModel, channels: int = 2, seed: int = 0) -> Units:
+def random_channels(lens: LensModel, per_role: int = 2, seed: int = 0) -> Channels:
     generator = torch.Generator().manual_seed(seed)
-    roles = tuple(role for role in ROLES for _ in range(channels))
+    roles = tuple(role for role in ROLES for _ in range(per_role))
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -37,25 +37,27 @@ def random_units(lens: LensModel, channels: int = 2, seed: int = 0) -> Units:
     mixing, _ = torch.linalg.qr(draw(len(roles), len(roles)))
     writes = draw(lens.map.d_model, len(roles))
     writes[:, [i for i, role in enumerate(roles) if role == "sensor"]] = 0
-    return Units(draw(len(roles), lens.map.d_model), draw(len(roles)), writes, mixing, roles)
+    return Channels(draw(len(roles), lens.map.d_model), draw(len(roles)), writes, mixing, roles)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_units_read_the_stream_and_write_to_it(family):
     """Against the sum written out by hand, and with nothing left behind."""
     lens = lens_of(family)
-    units, pairs = random_units(lens), random_pairs([(9, 4), (9, 4)])
+    channels, pairs = random_channels(lens), random_pairs([(9, 4), (9, 4)])
     before = {name: x.clone() for name, x in lens.model.state_dict().items()}
     mid, post = Site(1, "resid_mid", "X"), Site(1, "resid_post", "X")
     plain = capture(lens, pairs, [mid, post, SITE])
-    with planted(lens, 1, units) as wide:
+    with planted(lens, 1, channels) as wide:
         require(wide, SITE)
         found = capture(wide, pairs, [SITE, post])
-        assert wide.map.dim(SITE) == lens.map.dim(SITE) + len(units.roles)
-    values = plain.base[mid] @ units.reads.T + units.biases
-    torch.testing.assert_close(found.base[SITE][:, -len(units.roles) :], values @ units.mixing.T)
-    torch.testing.assert_close(found.base[SITE][:, : -len(units.roles)], plain.base[SITE])
-    torch.testing.assert_close(found.base[post], plain.base[post] + values @ units.writes.T)
+        assert wide.map.dim(SITE) == lens.map.dim(SITE) + len(channels.roles)
+    values = plain.base[mid] @ channels.reads.T + channels.biases
+    torch.testing.assert_close(
+        found.base[SITE][:, -len(channels.roles) :], values @ channels.mixing.T
+    )
+    torch.testing.assert_close(found.base[SITE][:, : -len(channels.roles)], plain.base[SITE])
+    torch.testing.assert_close(found.base[post], plain.base[post] + values @ channels.writes.T)
     after = lens.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -65,14 +67,14 @@ def test_units_read_the_stream_and_write_to_it(family):
 
 def test_a_direction_moves_its_unit_alone():
     lens = lens_of("llama")
-    units, pairs = random_units(lens), random_pairs([(9, 4), (9, 4)])
-    with planted(lens, 1, units) as wide:
+    channels, pairs = random_channels(lens), random_pairs([(9, 4), (9, 4)])
+    with planted(lens, 1, channels) as wide:
         captured = capture(wide, pairs, [SITE])
         replay, width = Replay(wide, captured, SITE), wide.map.dim(SITE)
         difference = captured.difference(SITE)
         moved = {}
         for role in ("faithful", "sensor"):
-            direction = units.direction({units.of(role)[0]: 1.0}, width)
+            direction = channels.direction({channels.of(role)[0]: 1.0}, width)
             assert float(direction.norm()) == pytest.approx(1)
             delta = (difference @ direction)[:, None] * direction
             moved[role] = replay.outcomes(delta).logit_diff - captured.clean.logit_diff
@@ -81,7 +83,10 @@ def test_a_direction_moves_its_unit_alone():
 
 def test_a_block_without_such_an_mlp_is_refused():
     lens = lens_of("mixtral")
-    with pytest.raises(SiteError, match="block 1 has no MLP"), planted(lens, 1, random_units(lens)):
+    with (
+        pytest.raises(SiteError, match="block 1 has no MLP"),
+        planted(lens, 1, random_channels(lens)),
+    ):
         pass
 
 
@@ -92,9 +97,9 @@ def test_halves_share_no_task_no_block_and_every_kind_is_there():
     lens, kinds, count, dims = lens_of("llama"), set(), 0, set()
     for number in range(len(HELD_OUT)):
         for planting in plantings(number):
-            units = random_units(lens, planting.channels)
-            width = 56 + len(units.roles)
-            for case in subspaces(planting, units, width, 0):
+            channels = random_channels(lens, planting.per_role)
+            width = 56 + len(channels.roles)
+            for case in subspaces(planting, channels, width, 0):
                 assert case.basis.shape == (width, planting.k)
                 torch.testing.assert_close(
                     case.basis.T @ case.basis, torch.eye(planting.k).double()
@@ -137,6 +142,21 @@ def test_scores_are_counted_as_they_should_be():
     assert found["auroc"]["value"] == pytest.approx(5 / 8)
     assert found["by_test"]["row_effect"]["value"] == pytest.approx(5 / 8)
     assert found["auroc"]["low"] <= 5 / 8 <= found["auroc"]["high"]
+
+
+def test_cases_of_one_planted_model_are_one_unit_of_a_rate():
+    def width(rate: dict) -> float:
+        return rate["high"] - rate["low"]
+
+    def miss_rate(cases: int) -> dict:
+        verdicts = ["faithful"] * 3 + ["illusory"] * 9
+        results = [made("illusory", v, 0.5, m) for m, v in enumerate(verdicts)]
+        return summary(results * cases)["miss_rate"]
+
+    assert miss_rate(8)["of"] == 8 * miss_rate(1)["of"] == 96
+    assert width(miss_rate(8)) == pytest.approx(width(miss_rate(1)))
+    never = summary([made("illusory", "illusory", 0.5, m) for m in (0, 1) for _ in range(50)])
+    assert never["miss_rate"]["high"] > 0.5
 
 
 def test_the_table_says_what_was_scored_controlled_and_left_out():

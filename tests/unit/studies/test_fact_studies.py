@@ -13,6 +13,7 @@ from helpers_facts import known_to
 from subspacelens import LensError, ResultError, TaskError
 from subspacelens.bench import bench_facts
 from subspacelens.cli import app
+from subspacelens.core.statistics import Units
 from subspacelens.edit import RomeRecipe
 from subspacelens.edit.tracing import TraceRecipe
 from subspacelens.engine.text import Corpus
@@ -22,7 +23,12 @@ from subspacelens.report.editing_page import write_editing
 from subspacelens.report.facts_page import write_facts
 from subspacelens.studies.editing import EditingPlan, editing_plan, run_editing
 from subspacelens.studies.editing_record import load_editing_record
-from subspacelens.studies.editing_summary import correlation, edit_findings, edit_summary
+from subspacelens.studies.editing_summary import (
+    correlation,
+    edit_findings,
+    edit_summary,
+    unedited,
+)
 from subspacelens.studies.facts import FactsPlan, facts_plan, run_facts
 from subspacelens.studies.facts_record import Tried, load_facts_record
 from subspacelens.studies.facts_summary import findings, summary
@@ -59,7 +65,10 @@ def corpus(lens):
 
 @pytest.fixture(scope="module")
 def record(lens, facts, corpus):
-    plan = FactsPlan((0, 2), (1,), (1,), shared_dim=2, per_relation=3, recipe=SHORT)
+    plan = FactsPlan(
+        layers=(0, 2), resid_layers=(1,), shared_layers=(1,), shared_dim=2, per_relation=3,
+        recipe=SHORT,
+    )  # fmt: skip
     return run_facts(lens, facts, corpus, plan, "subspacelens reproduce facts")
 
 
@@ -151,14 +160,58 @@ def test_the_edit_studied_is_at_least_as_strong_as_nothing(edited):
         assert np.array(row.rome.new).mean() > before.mean()
 
 
+def width(estimate) -> float:
+    return estimate.high - estimate.low
+
+
 def test_correlation_and_its_interval():
     generator = np.random.default_rng(0)
-    x = generator.normal(size=60)
-    strong = correlation(x, x + 0.1 * generator.normal(size=60))
+    x, units = generator.normal(size=60), Units(np.arange(60))
+    strong = correlation(x, x + 0.1 * generator.normal(size=60), units)
     assert strong.value is not None and strong.value > 0.95 and (strong.low or 0) > 0.9
-    nothing = correlation(x, generator.normal(size=60))
+    y = generator.normal(size=60)
+    nothing = correlation(x, y, units)
+    assert nothing.value == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert (nothing.low or 0) < 0 < (nothing.high or 0)
-    assert correlation(x, np.ones(60)).value is None
+    assert correlation(x, np.ones(60), units).value is None
+    copies = correlation(np.repeat(x, 5), np.repeat(y, 5), Units(np.repeat(np.arange(60), 5)))
+    assert width(copies) == pytest.approx(width(nothing), rel=0.1)
+
+
+def copied(record, times: int):
+    """The record of each pair `times` over: nothing more is known than before."""
+    count = len(record.pairs)
+
+    def repeated(value):
+        if isinstance(value, dict):
+            return {name: repeated(x) for name, x in value.items()}
+        if isinstance(value, list):
+            return value * times if len(value) == count else [repeated(x) for x in value]
+        return value
+
+    return type(record).model_validate(repeated(record.model_dump()))
+
+
+def test_pairs_of_one_base_prompt_narrow_no_interval(record, edited):
+    """Of facts: medians too. Of edits: a fact that is given several objects."""
+    row = summary(record)[0]
+    several = summary(copied(record, 9))[0]
+    for one, many in (
+        (row.fraction["v"], several.fraction["v"]),
+        (row.null_norm, several.null_norm),
+        (row.others, several.others),
+    ):
+        assert many.value == one.value and width(many) >= 0.9 * width(one)
+    plain = edit_summary(edited)[0]
+    edits = copied(edited, 9)
+    again = edit_summary(edits)[0]
+    for name in ("rome", "cos_vb", "ratio", "essence", "paraphrase", "trace"):
+        one, many = getattr(plain, name), getattr(again, name)
+        assert many.value == pytest.approx(one.value) and width(many) >= 0.9 * width(one), name
+    assert width(again.correlation["trace and patch"]) >= 0.9 * width(
+        plain.correlation["trace and patch"]
+    )
+    assert width(unedited(edits)["neighbour"]) >= 0.9 * width(unedited(edited)["neighbour"])
 
 
 def test_plans_cover_the_model():
