@@ -63,12 +63,24 @@ class ModelRecord(Record):
 def read_record(kind: type[R], path: Path | str, what: str) -> R:
     """A record of `kind` from a JSON file; `what` says what it should be. Raises `ResultError`
     naming the file and the first field that is wrong."""
+    return parse_record(kind, read_bytes(path), path, what)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """What a file holds. Raises `ResultError` naming the file if it cannot be read."""
     try:
-        return kind.model_validate_json(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def parse_record(kind: type[R], text: str | bytes, origin: Path | str, what: str) -> R:
+    """A record of `kind` from JSON that comes from `origin`; `what` says what it should be. Raises
+    `ResultError` naming the origin and the first field that is wrong."""
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         reason = first["msg"].removeprefix("Value error, ")
-        raise ResultError(f"{path} is not a {what}: {where}: {reason}") from None
+        raise ResultError(f"{origin} is not a {what}: {where}: {reason}") from None

@@ -31,7 +31,7 @@ def curves(found: PatchingMap, label: str) -> go.Figure:
     """Effect of the full patch against the layer, a line for each stream."""
     figure = blank(height=330)
     for stream, name, colour, dash in _STREAMS:
-        values = getattr(found.grids[label, stream], found.measure)[:, 0]
+        values = getattr(found.effects[label, stream], found.measure)[:, 0]
         figure.add_scatter(
             x=list(range(len(values))),
             y=[None if np.isnan(v) else v for v in values.tolist()],

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from ..core.files import write_atomically
 from ..core.format import fixed, short
-from ..measure.maps import Cell, PatchingMap
+from ..measure.maps import PatchingMap, SiteEffect
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
 
@@ -35,7 +35,7 @@ class Panel:
     values: np.ndarray
     end: float
     unit: str
-    cells: dict[tuple[int, int], Cell] = field(repr=False)
+    cells: dict[tuple[int, int], SiteEffect] = field(repr=False)
 
 
 def write_map_page(map: PatchingMap, directory: Path) -> Path:
@@ -77,13 +77,13 @@ def panels(map: PatchingMap, label: str) -> list[Panel]:
     for streams in filter(None, (whole, heads)):
 
         def values(of: str, streams=streams) -> np.ndarray:
-            return np.hstack([getattr(map.grids[of, stream], map.measure) for stream in streams])
+            return np.hstack([getattr(map.effects[of, stream], map.measure) for stream in streams])
 
         ends = [np.nanmax(np.abs(values(of)), initial=0.01) for of in map.labels]
         cells = {
             (cell.site.layer, place if cell.site.head is None else cell.site.head): cell
             for place, stream in enumerate(streams)
-            for cell in map.cells(label=label, stream=stream)
+            for cell in map.sites(label=label, stream=stream)
         }
         z = values(label)
         columns = tuple(str(i) for i in range(z.shape[1])) if streams is heads else streams
@@ -154,7 +154,7 @@ def readings(map: PatchingMap, label: str) -> list[str]:
     for stream in ("resid_pre", "resid_post"):
         if stream not in map.streams:
             continue
-        along = getattr(map.grids[label, stream], map.measure)[:, 0]
+        along = getattr(map.effects[label, stream], map.measure)[:, 0]
         step = np.diff(along)
         least = 0.2 * np.abs(along).max()
         said = []
@@ -204,7 +204,7 @@ def svg(map: PatchingMap) -> str:
     )
 
 
-def _hover(cell: Cell | None) -> str:
+def _hover(cell: SiteEffect | None) -> str:
     if cell is None:
         return ""
     numbers = [f"{fixed(cell.nats)} nats", f"IIA {fixed(cell.iia)}"]

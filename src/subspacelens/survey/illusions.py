@@ -28,7 +28,7 @@ from ..core.statistics import auroc, ratio
 from ..engine.capture import Capture, capture, check_pairs
 from ..engine.replay import Replay
 from ..measure.effects import Scorer
-from ..measure.maps import _groups
+from ..measure.groups import capture_groups
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Task
 from .construct import (
@@ -188,7 +188,7 @@ def _captured(
     one_for_all = has_classes(train) and has_classes(test)
     parts = (train, test) if one_for_all else (test,)
     together = PairSet(test.name, "all", tuple(pair for part in parts for pair in part.pairs))
-    groups = _groups(lens, together, sites, memory // 2)
+    groups = capture_groups(lens, together, sites, memory // 2)
     bar = iter(track(range(len(sites)), "illusion map"))
     for group in groups:
         both = [place for site in group for place in (site, _after(site))]

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helpers_models import tiny_model
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens.core.errors import ResultError, SiteError, TaskError
+from subspacelens.core.records import ModelRecord
 from subspacelens.core.site import Site
-from subspacelens.measure import maps
-from subspacelens.measure.maps import Grid, PatchingMap, patching_map
+from subspacelens.measure.maps import PatchingMap, StreamEffects, making, patching_map
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping.probing import build_map
 from subspacelens.report import map_page
@@ -80,7 +80,7 @@ def test_cells_equal_plain_hooks(lens, pairs):
     assert found.clean_logit_diff == pytest.approx(clean, rel=1e-5)
     assert found.clean_top_answer == 1
     assert found.captures == 1
-    cells = list(found.cells())
+    cells = list(found.sites())
     assert len(cells) == 2 * 4 * (len(STREAMS) - 1 + 4)
     for cell in cells:
         patched, iia = by_hooks(lens, pairs, cell.site)
@@ -93,17 +93,17 @@ def test_cells_equal_plain_hooks(lens, pairs):
 
 def test_a_tight_budget_takes_more_captures_and_gives_the_same(lens, pairs, monkeypatch):
     whole = patching_map(lens, pairs, ["resid_post", "head_z"], ["X", "END"])
-    taken, capture = [], maps.capture
-    monkeypatch.setattr(maps, "capture", lambda *a, **k: taken.append(1) or capture(*a, **k))
+    taken, capture = [], making.capture
+    monkeypatch.setattr(making, "capture", lambda *a, **k: taken.append(1) or capture(*a, **k))
     tight = patching_map(lens, pairs, ["resid_post", "head_z"], ["X", "END"], memory=1)
     assert tight.captures == len(taken) == 16
     taken.clear()
     some = patching_map(lens, pairs, ["resid_post", "head_z"], ["X", "END"], memory=200_000)
     assert 1 < some.captures == len(taken) < 16
-    for key, grid in whole.grids.items():
+    for key, expected in whole.effects.items():
         for other in (tight, some):
-            np.testing.assert_allclose(other.grids[key].nats, grid.nats, rtol=1e-5, atol=1e-6)
-            np.testing.assert_array_equal(other.grids[key].iia, grid.iia)
+            np.testing.assert_allclose(other.effects[key].nats, expected.nats, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(other.effects[key].iia, expected.iia)
 
 
 def test_only_the_first_pairs_are_used(lens, pairs):
@@ -159,10 +159,10 @@ def test_a_stream_that_some_layers_have_leaves_the_others_empty(pairs):
     model.eval().requires_grad_(False)
     lens = LensModel(model, None, "mixed", build_map(model))  # type: ignore[arg-type]
     found = patching_map(lens, pairs, ["mlp_act"], ["X"])
-    assert [cell.site for cell in found.cells()] == [Site(1, "mlp_act", "X")]
+    assert [cell.site for cell in found.sites()] == [Site(1, "mlp_act", "X")]
     again = PatchingMap.from_json(found.to_json())
     np.testing.assert_array_equal(
-        again.grids["X", "mlp_act"].nats, found.grids["X", "mlp_act"].nats
+        again.effects["X", "mlp_act"].nats, found.effects["X", "mlp_act"].nats
     )
     assert "L0.mlp_act" not in render_map(found)
     assert found._repr_html_().count("<td></td>") == 2
@@ -171,19 +171,19 @@ def test_a_stream_that_some_layers_have_leaves_the_others_empty(pairs):
 def made(label: str = "S2", *, clean: float = 2.0, heads: int = 3, **changes) -> PatchingMap:
     """A made-up map of four layers."""
     rng = np.random.default_rng(0)
-    grids = {}
+    effects = {}
     for stream, cells in (("resid_post", 1), ("head_z", heads)):
         for of in (label, "END"):
             nats = rng.normal(size=(4, cells))
             fldd = nats / clean
-            grids[of, stream] = Grid(fldd, nats, rng.uniform(size=(4, cells)))
-    grids[label, "resid_post"].fldd[:, 0] = [0.0, 0.9, 1.0, 0.1]
-    grids[label, "resid_post"].nats[:, 0] = [0.0, 1.8, 2.0, 0.2]
+            effects[of, stream] = StreamEffects(fldd, nats, rng.uniform(size=(4, cells)))
+    effects[label, "resid_post"].fldd[:, 0] = [0.0, 0.9, 1.0, 0.1]
+    effects[label, "resid_post"].nats[:, 0] = [0.0, 1.8, 2.0, 0.2]
     if clean <= 0:
-        for grid in grids.values():
-            grid.fldd[:] = np.nan
+        for of_stream in effects.values():
+            of_stream.fldd[:] = np.nan
     values = dict(
-        model=maps.ModelRecord(id="a/model", weights_sha256="0" * 64, dtype="float32"),
+        model=ModelRecord(id="a/model", weights_sha256="0" * 64, dtype="float32"),
         task="ioi",
         split="test",
         pairs=24,
@@ -194,7 +194,7 @@ def made(label: str = "S2", *, clean: float = 2.0, heads: int = 3, **changes) ->
         labels=(label, "END"),
         streams=("resid_post", "head_z"),
         layers=4,
-        grids=grids,
+        effects=effects,
         captures=1,
         seconds=12.3,
     )
@@ -211,8 +211,8 @@ def test_best_names_sites_in_order_of_strength():
     assert len(every) == 2 * (4 + 12)
     sizes = [abs(cell.nats) for cell in every]
     assert sizes == sorted(sizes, reverse=True)
-    assert found.at("L2.head_z.1@END").nats == found.grids["END", "head_z"].nats[2, 1]
-    with pytest.raises(SiteError, match=r"L2\.head_z@END is not a cell"):
+    assert found.at("L2.head_z.1@END").nats == found.effects["END", "head_z"].nats[2, 1]
+    with pytest.raises(SiteError, match=r"L2\.head_z@END is not in this map"):
         found.at("L2.head_z@END")
     assert "24 pairs" in repr(found)
     assert found.best(1)[0] in repr(found)
@@ -224,13 +224,13 @@ def test_json_round_trip(tmp_path):
     found.save(tmp_path / "map.json")
     again = PatchingMap.load(tmp_path / "map.json")
     assert again.to_json() == found.to_json()
-    assert list(again.cells()) == list(found.cells())
+    assert list(again.sites()) == list(found.sites())
     data = json.loads(found.to_json())
     assert data["schema"] == "subspacelens.map/1"
     assert data["effects"]["S2"]["head_z"]["nats"][3][1] == found.at("L3.head_z.1@S2").nats
     absent = made(clean=-1.0)
     again = PatchingMap.from_json(absent.to_json())
-    assert all(np.isnan(cell.fldd) for cell in again.cells())
+    assert all(np.isnan(cell.fldd) for cell in again.sites())
     assert again.best(3) == absent.best(3)
 
 
@@ -245,11 +245,11 @@ def test_damage_is_named(tmp_path):
         return json.dumps(data)
 
     for text, message in (
-        ("", "the whole"),
-        (made().to_json()[:-40], "the whole"),
+        ("", "the file"),
+        (made().to_json()[:-40], "the file"),
         (damaged(lambda d: d.pop("schema")), "schema"),
         (damaged(lambda d: d.update(schema="subspacelens.map/2")), "schema"),
-        (damaged(lambda d: d.update(layers=5)), "not 5 layers x 1 cells"),
+        (damaged(lambda d: d.update(layers=5)), "not 5 layers x 1"),
         (damaged(lambda d: d.update(layers="x")), "layers"),
         (damaged(lambda d: d.update(more=1)), "more"),
         (damaged(lambda d: d.update(streams=["resid"])), "unknown stream resid"),
@@ -295,7 +295,7 @@ def test_the_page_has_a_picture_for_each_label_and_its_strongest_cells(tmp_path)
     whole, heads = page.figures[:2]
     assert whole["data"][0]["x"] == ["resid_post"]
     assert np.shape(heads["data"][0]["z"]) == (4, 3)
-    np.testing.assert_allclose(heads["data"][0]["z"], found.grids["S2", "head_z"].fldd)
+    np.testing.assert_allclose(heads["data"][0]["z"], found.effects["S2", "head_z"].fldd)
     for figure, other in zip(page.figures[:2], page.figures[2:], strict=True):
         scale = figure["data"][0]
         assert scale["zmin"] == -scale["zmax"] == other["data"][0]["zmin"]
@@ -309,7 +309,7 @@ def test_the_page_has_a_picture_for_each_label_and_its_strongest_cells(tmp_path)
 def test_without_a_preference_nats_are_shown():
     page = Page(render_map(made(clean=-1.0)))
     found = made(clean=-1.0)
-    np.testing.assert_allclose(page.figures[1]["data"][0]["z"], found.grids["S2", "head_z"].nats)
+    np.testing.assert_allclose(page.figures[1]["data"][0]["z"], found.effects["S2", "head_z"].nats)
     assert "FLDD" not in page.figures[1]["data"][0]["customdata"][0][0]
 
 
@@ -321,7 +321,7 @@ def test_many_heads_have_no_numbers_in_their_cells():
 
 def test_hostile_strings_stay_text():
     label = HOSTILE.replace(" ", "")
-    model = maps.ModelRecord(id=HOSTILE, weights_sha256=HOSTILE, dtype=HOSTILE)
+    model = ModelRecord(id=HOSTILE, weights_sha256=HOSTILE, dtype=HOSTILE)
     found = made(label, model=model, task=HOSTILE, split=HOSTILE, pairs_sha256=HOSTILE)
     text = render_map(found)
     page, plain = Page(text), Page(render_map(made()))

@@ -23,7 +23,7 @@ from subspacelens.engine.patches import Full, SubspacePatch
 from subspacelens.engine.random_weights import mlp_input, random_mlp, random_model
 from subspacelens.fit import mean_difference, random
 from subspacelens.measure.effects import Scorer
-from subspacelens.measure.maps import Grid, PatchingMap
+from subspacelens.measure.maps import PatchingMap, StreamEffects
 from subspacelens.measure.readers import ReaderShare
 from subspacelens.studies.ioi import circuit as ioi_circuit
 from subspacelens.studies.ioi import table as ioi_table
@@ -275,23 +275,33 @@ def test_the_papers_numbers_stand_at_end_only(llama, pairs):
 def made_map(curves: dict[str, list[float]], clean: float = 4.0) -> PatchingMap:
     """A map with these FLDD curves by stream, the same at both labels."""
 
-    def grid(values: list[float], width: int = 1) -> Grid:
+    def effects(values: list[float], width: int = 1) -> StreamEffects:
         fldd = np.zeros((len(values), width))
         fldd[:, 0] = values
-        return Grid(fldd, fldd * clean, np.zeros_like(fldd))
+        return StreamEffects(fldd, fldd * clean, np.zeros_like(fldd))
 
     layers = len(curves["resid_post"])
     streams = {s: curves.get(s, [0.0] * layers) for s in ioi_circuit.STREAMS}
     return PatchingMap(
-        ModelRecord(id="made", weights_sha256="", dtype="float32"), "ioi", "train", 4, "", False,
-        clean, 1.0, ioi_circuit.LABELS, ioi_circuit.STREAMS, layers,
-        {
-            (label, stream): grid(values, 4 if stream == "head_z" else 1)
+        model=ModelRecord(id="made", weights_sha256="", dtype="float32"),
+        task="ioi",
+        split="train",
+        pairs=4,
+        pairs_sha256="",
+        shifted=False,
+        clean_logit_diff=clean,
+        clean_top_answer=1.0,
+        labels=ioi_circuit.LABELS,
+        streams=ioi_circuit.STREAMS,
+        layers=layers,
+        effects={
+            (label, stream): effects(values, 4 if stream == "head_z" else 1)
             for label in ioi_circuit.LABELS
             for stream, values in streams.items()
         },
-        1, 0.0,
-    )  # fmt: skip
+        captures=1,
+        seconds=0.0,
+    )
 
 
 def test_the_circuit_is_read_off_the_curves(llama):

@@ -142,7 +142,7 @@ def find_circuit(
 def _column(found: PatchingMap, stream: str, label: str) -> np.ndarray:
     """Effects by layer as a share of the clean logit difference, or, for a model that has none, in
     nats; NaN where a layer lacks the stream."""
-    grid = found.grids[label, stream]
+    grid = found.effects[label, stream]
     return (grid.fldd if found.measure == "fldd" else grid.nats)[:, 0]
 
 
