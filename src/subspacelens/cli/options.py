@@ -131,10 +131,11 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
 
 
 def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):
-    from ..fit import FITS
+    from ..fit import named
 
-    extra = {"memory": memory} if fit is Fit.das else {}
-    return FITS[fit.value](lens, captures.train, site, dim=dim, seed=seed, **extra)
+    chosen = named(fit.value)
+    extra = {"memory": memory} if chosen.gradients else {}
+    return chosen(lens, captures.train, site, dim=dim, seed=seed, **extra)
 
 
 def bytes_of(memory: str | None) -> int | None:

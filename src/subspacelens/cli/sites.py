@@ -23,7 +23,7 @@ def capture_sites(
     """
     from ..certify import require
     from ..engine.task_capture import capture_task
-    from ..fit.das import check_dim
+    from ..fit.registry import check_dim
 
     refused: dict[Site, LensError] = {}
 

@@ -1,22 +1,24 @@
-"""Ways of finding a subspace. Each takes a model, a capture and a site, and gives a `Subspace`."""
+"""Ways of finding a subspace. Each takes a model, a capture and a site, and gives a `Subspace`.
+
+Every file of this folder is imported, so that a fit is registered by being there.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .closed_form import gradient, gradients, mean_difference, pca, probe, random
 from .das import das
 from .given import given
 from .per_pair import PAPER, PairDirections, Recipe, per_pair
+from .registry import FITS, Fit, named, register
 
-FITS = {
-    "das": das,
-    "mean-difference": mean_difference,
-    "gradient": gradient,
-    "probe": probe,
-    "pca": pca,
-    "random": random,
-}
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
     "FITS",
     "PAPER",
+    "Fit",
     "PairDirections",
     "Recipe",
     "das",
@@ -24,8 +26,10 @@ __all__ = [
     "gradient",
     "gradients",
     "mean_difference",
+    "named",
     "pca",
     "per_pair",
     "probe",
     "random",
+    "register",
 ]

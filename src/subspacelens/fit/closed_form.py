@@ -12,17 +12,16 @@ from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..model.lens import LensModel
-from .das import check_dim
+from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
 
 
+@register("mean-difference", classes=True, one_direction=True)
 def mean_difference(
-    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+    lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
     """The unit difference of the class means of the activation (z = 1 minus z = 0). One
     dimension only; the pairs must carry z."""
-    if dim != 1:
-        raise SubspaceError(f"mean-difference finds one direction, not --dim {dim}")
     x, z = by_class(captured, site)
     direction = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
     return made_by(
@@ -30,19 +29,23 @@ def mean_difference(
     )
 
 
-def pca(lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0) -> Subspace:
+@register("pca")
+def pca(
+    lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
+) -> Subspace:
     """The leading right singular vectors of the differences Δ (n, d), not centred."""
     basis = _leading(captured.difference(site), dim, f"the differences at {site}")
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="pca"))
 
 
+@register("gradient", gradients=lambda pairs, options: pairs)
 def gradient(
     lens: LensModel,
     captured: Capture,
     site: Site,
     *,
-    dim: int = 1,
-    seed: int = 0,
+    dim: Count = 1,
+    seed: Seed = 0,
     memory: int | None = None,
 ) -> Subspace:
     """The leading right singular vectors of the per-pair gradients of the logit difference with
@@ -62,6 +65,7 @@ def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
     return vh[:dim].T
 
 
+@torch.enable_grad()
 def gradients(
     lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
 ) -> Tensor:
@@ -75,13 +79,13 @@ def gradients(
     return found
 
 
+@register("probe", classes=True)
 def probe(
-    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+    lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
     """Logistic regression of z on the activation; for more dimensions again on what is orthogonal
     to the directions found before (iterative null-space projection)."""
     x, z = by_class(captured, site)
-    check_dim(site, dim, x.shape[1])
     x = x.cpu().double()
     x = x - x.mean(dim=0)
     found = x.new_zeros(x.shape[1], 0)
@@ -95,13 +99,12 @@ def probe(
     return made_by(lens, site, found, captured.pairs.sha256, dict(method="probe"))
 
 
+@register("random", blind=True)
 def random(
-    lens: LensModel, captured: Capture, site: Site, *, dim: int = 1, seed: int = 0
+    lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
     """A Haar-random subspace: what a subspace does that knows nothing."""
-    width = lens.map.dim(site)
-    check_dim(site, dim, width)
-    basis = haar(width, dim, 1, torch.Generator().manual_seed(seed))[0]
+    basis = haar(lens.map.dim(site), dim, 1, torch.Generator().manual_seed(seed))[0]
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="random", seed=seed))
 
 

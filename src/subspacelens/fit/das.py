@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from ..core.errors import SubspaceError
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..model.lens import LensModel
+from .registry import Count, Rate, Seed, register
 from .subspace import Subspace, made_by
 
-LOSSES = ("logit-difference", "cross-entropy")
+Loss = Literal["logit-difference", "cross-entropy"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
+@register("das", gradients=lambda pairs, options: options["steps"] * min(options["batch"], pairs))
 def das(
     lens: LensModel,
     captured: Capture,
     site: Site,
     *,
-    dim: int = 1,
-    seed: int = 0,
-    steps: int = 120,
-    batch: int = 64,
-    lr: float = 0.03,
-    loss: str = "logit-difference",
+    dim: Count = 1,
+    seed: Seed = 0,
+    steps: Count = 120,
+    batch: Count = 64,
+    lr: Rate = 0.03,
+    loss: Loss = "logit-difference",
     memory: int | None = None,
 ) -> Subspace:
     """The `dim`-dimensional subspace whose patch moves the model most towards the source's answer.
 
     `loss` is the mean of logit(answer) - logit(target) in nats, or the cross-entropy of the target
     over the whole vocabulary (as in arXiv 2311.17030). Adam with `lr` decaying linearly to a tenth,
-    on batches of `batch` pairs in turn, drawn once; the basis (d, k) is retracted by QR (for
-    k = 1 a normalised vector). Deterministic in `seed`.
+    on batches of `batch` pairs in turn, drawn once, the last with what is left; the basis (d, k)
+    is retracted by QR (for k = 1 a normalised vector). Deterministic in `seed`.
+
+    Raises `SubspaceError` for settings that are out of range.
     """
-    if loss not in LOSSES:
-        raise SubspaceError(f"unknown loss '{loss}': one of {', '.join(LOSSES)}")
     width = lens.map.dim(site)
-    check_dim(site, dim, width)
     generator = torch.Generator().manual_seed(seed)
     free = torch.randn(width, dim, generator=generator).div_(width**0.5).requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=lr)
@@ -47,7 +50,7 @@ def das(
     whole = Replay(lens, captured, site, memory=memory)
     total = len(captured.pairs)
     order = torch.randperm(total, generator=generator)
-    batches = [whole.subset(chosen) for chosen in order.chunk(max(1, total // batch))]
+    batches = [whole.subset(chosen) for chosen in order.split(batch)]
     losses: list[float] = []
     for step in track(range(steps), f"DAS at {site}"):
         replay = batches[step % len(batches)]
@@ -73,7 +76,7 @@ def das(
     return made_by(lens, site, retracted(free), captured.pairs.sha256, record)
 
 
-def _loss(kind: str, replay: Replay, unit, delta: Tensor) -> Tensor:
+def _loss(kind: Loss, replay: Replay, unit, delta: Tensor) -> Tensor:
     if kind == "logit-difference":
         return replay.logit_diff(unit, delta)
     logits = replay.logits(unit, delta)[0].float()
@@ -87,9 +90,3 @@ def retracted(free: Tensor) -> Tensor:
         return free / free.norm()
     q, r = torch.linalg.qr(free)
     return q * r.diagonal().sign()
-
-
-def check_dim(site: Site, dim: int, width: int) -> None:
-    """Raises `SubspaceError` unless 1 <= dim <= width."""
-    if not 1 <= dim <= width:
-        raise SubspaceError(f"{site} is {width} wide: a subspace of {dim} dimensions does not fit")

@@ -54,6 +54,7 @@ class PairDirections:
     recipe: Recipe
 
 
+@torch.enable_grad()
 def per_pair(
     lens: LensModel,
     captured: Capture,

@@ -93,7 +93,7 @@ def das_grid(
         models=(model,),
         tasks=(task,),
         sites=tuple(f"L*.mlp_act@{label}" for label in labels),
-        fits=(FitSpec(method="das", steps=steps),),
+        fits=(FitSpec("das", steps=steps),),
         seeds=(seed,),
         pairs=pairs,
         **settings,

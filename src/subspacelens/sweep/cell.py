@@ -19,7 +19,7 @@ from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture, capture_task
-from ..fit import FITS
+from ..fit import named
 from ..fit.per_pair import per_pair
 from ..fit.subspace import Subspace, made_by
 from ..measure.effects import Scorer, named_patches, outcomes_by_name
@@ -78,10 +78,9 @@ def _fitted(lens: LensModel, captures: TaskCapture, alone: Capture, cell: Cell) 
         found = per_pair(lens, alone, cell.site, seed=cell.seed, memory=cell.memory)
         record = dict(method="per-pair", seed=cell.seed, pair=cell.pair, **asdict(found.recipe))
         return made_by(lens, cell.site, found.directions.T, alone.pairs.sha256, record)
-    options = cell.fit.options
-    if cell.fit.method in ("das", "gradient"):
-        options["memory"] = cell.memory
-    fit = FITS[cell.fit.method]
+    fit = named(cell.fit.method)
+    memory = {"memory": cell.memory} if fit.gradients else {}
+    options = cell.fit.options | memory
     return fit(lens, captures.train, cell.site, dim=cell.dim, seed=cell.seed, **options)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from ..audit.drawing import DOSE_PAIRS, DOSES
+from ..fit import named
 from ..measure.effects import RANDOM_DRAWS, RANDOM_PAIRS
 from ..measure.support import EXPLAINED
 from .grid import Grid
 from .local import default_workers
 from .plan import Cell, ModelFacts
 
-DAS_STEPS, DAS_BATCH = 120, 64
 NAMED_PATCHES = 8
 PER_PAIR_RUNS = 4 * 8 + 36
 START_SECONDS = 5.0
@@ -47,13 +47,10 @@ def _operations(facts: ModelFacts, cell: Cell) -> float:
     suffix = column * task.suffix[cell.site.label]
     answer = suffix + 2.0 * facts.head_parameters
     total = 2 * task.test * answer
-    if cell.fit.method == "das":
-        steps = cell.fit.steps or DAS_STEPS
-        total += 3 * suffix * steps * min(task.train, cell.fit.batch or DAS_BATCH)
-    elif cell.fit.method == "gradient":
-        total += 3 * suffix * task.train
     if cell.kind == "pair":
         return 3 * PER_PAIR_RUNS * suffix + 4 * answer
+    fit = named(cell.fit.method)
+    total += 3 * suffix * fit.count_gradients(task.train, cell.fit.options)
     if cell.kind == "audit":
         replays = (NAMED_PATCHES + 2 * len(EXPLAINED)) * task.test + len(DOSES) * DOSE_PAIRS
         total += (replays + 2 * RANDOM_DRAWS * RANDOM_PAIRS) * answer

@@ -18,31 +18,45 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..core.errors import LensError, TaskError
+from ..core.errors import LensError, SubspaceError, TaskError
 from ..core.sizes import parse_size
+from ..fit.registry import Seed, named
 from .pattern import check_pattern
 
 FACTS = "facts"
 Kind = Literal["audit", "fit", "pair"]
-Method = Literal["das", "mean-difference", "gradient", "probe", "pca", "random", "per-pair"]
+PER_PAIR = "per-pair"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class FitSpec(_Strict):
-    """One way of fitting. `steps`, `batch`, `lr` and `loss` belong to DAS alone."""
+class FitSpec(_Strict, extra="allow"):
+    """One way of fitting and those of its options that are not left at their defaults:
+    `FitSpec("das", steps=60)`. Raises `ValueError` for a fit or an option that there is not."""
 
-    method: Method
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
-    loss: Literal["logit-difference", "cross-entropy"] | None = None
+    method: str
+
+    def __init__(self, /, method: str = "", **options: Any) -> None:
+        super().__init__(**{"method": method, **options})
+
+    @model_validator(mode="after")
+    def _known(self) -> FitSpec:
+        if self.method == PER_PAIR:
+            if self.options:
+                raise ValueError(f"{PER_PAIR} takes no {', '.join(self.options)}")
+            return self
+        try:
+            named(self.method).check_options(self.options)
+        except SubspaceError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True, exclude={"method"})
+        """The options that were given."""
+        return dict(self.__pydantic_extra__ or {})
 
     def __str__(self) -> str:
         more = ", ".join(f"{name}={value}" for name, value in self.options.items())
@@ -71,13 +85,13 @@ class Grid(_Strict):
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    fits: Annotated[tuple[FitSpec, ...], Field(min_length=1)] = (FitSpec(method="das"),)
+    fits: Annotated[tuple[FitSpec, ...], Field(min_length=1)] = (FitSpec("das"),)
     dims: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     kind: Kind = "audit"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     pairs: Annotated[int, Field(ge=1)] | None = None
-    task_seed: int = 0
+    task_seed: Seed = 0
     shifted: bool = False
     threads: Annotated[int, Field(ge=1)] = 1
     memory: str = "1GiB"
@@ -100,14 +114,6 @@ class Grid(_Strict):
             raise ValueError(f"give a list: [{value!r}]")
         return tuple(value)
 
-    @field_validator("fits")
-    @classmethod
-    def _fitting_options(cls, value: tuple[FitSpec, ...]) -> tuple[FitSpec, ...]:
-        for fit in value:
-            if fit.options and fit.method != "das":
-                raise ValueError(f"{fit.method} takes no {', '.join(fit.options)}")
-        return value
-
     @field_validator("sites")
     @classmethod
     def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,13 +128,13 @@ class Grid(_Strict):
     @classmethod
     def _fits_of_pairs(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("kind") == "pair" and "fits" not in data:
-            return data | {"fits": ("per-pair",)}
+            return data | {"fits": (PER_PAIR,)}
         return data
 
     @model_validator(mode="after")
     def _kind_and_fits(self) -> Grid:
         for fit in self.fits:
-            if (fit.method == "per-pair") != (self.kind == "pair"):
+            if (fit.method == PER_PAIR) != (self.kind == "pair"):
                 raise ValueError(f"fit {fit.method} does not go with kind {self.kind}")
         for task in self.tasks:
             if task.name == FACTS and self.kind != "pair":
@@ -171,7 +177,8 @@ def read_grid(path: Path | str) -> Grid:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the grid"
-        raise TaskError(f"{path}: {where}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise TaskError(f"{path}: {where}: {reason}") from None
 
     def beside(name: str) -> str:
         there = path.parent / name

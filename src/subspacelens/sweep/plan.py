@@ -24,10 +24,7 @@ from .grid import FACTS, FitSpec, Grid, Kind, TaskSpec
 from .pattern import Shape, expand
 
 ROOMS = (
-    "model.py", "modelmap.py", "site.py", "hooks.py", "capture.py", "replay.py", "speedups.py",
-    "prefix.py", "patching.py", "geometry.py", "subspace.py", "task_capture.py", "capture_file.py",
-    "results.py", "recall.py", "corpus.py", "random_weights.py", "certify", "tasks", "fit", "audit",
-    "sweep/cell.py",
+    "core", "model", "tasks", "engine", "certify", "fit", "measure", "audit", "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""
 

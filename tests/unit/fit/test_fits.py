@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,17 @@ from subspacelens import Replay, Site, Subspace, SubspaceError, TaskError
 from subspacelens.core.geometry import principal_angles
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import SubspacePatch
-from subspacelens.fit import FITS, das, gradients, mean_difference, pca, probe, random
+from subspacelens.fit import (
+    FITS,
+    Recipe,
+    das,
+    gradients,
+    mean_difference,
+    pca,
+    per_pair,
+    probe,
+    random,
+)
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping.probing import build_map
 from subspacelens.tasks.pairset import PairSet
@@ -96,13 +108,65 @@ def test_every_fit_is_reproducible_and_says_where_it_comes_from(lens, captured, 
     first, second = (FITS[name](lens, captured, SITE, seed=2, **options) for _ in range(2))
     assert torch.equal(first.basis, second.basis)
     assert first.fit["method"] == name and first.data_sha256 == captured.pairs.sha256
+    assert set(FITS[name].options) <= set(first.fit)
     assert first.site == SITE and first.weights_sha256 == lens.weights_sha256
+
+
+def test_das_goes_through_the_pairs_in_batches_and_says_of_what_size(lens, captured, monkeypatch):
+    sizes = []
+    subset = Replay.subset
+    monkeypatch.setattr(
+        Replay, "subset", lambda self, chosen: sizes.append(len(chosen)) or subset(self, chosen)
+    )
+    assert das(lens, captured, SITE, steps=2, batch=16).fit["batch"] == 16
+    assert sizes == [16, 16, 8]
+    assert das(lens, captured, SITE, steps=2, batch=64).fit["batch"] == 40
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"steps": 0}, "das: steps=0: input should be greater than or equal to 1"),
+        ({"batch": 0}, "das: batch=0: "),
+        ({"batch": -1}, "das: batch=-1: "),
+        ({"lr": math.inf}, "das: lr=inf: input should be a finite number"),
+        ({"lr": math.nan}, "das: lr=nan: "),
+        ({"lr": 0}, "das: lr=0: input should be greater than 0"),
+        ({"lr": -1.0}, "das: lr=-1.0: "),
+        ({"seed": -1}, "das: seed=-1: "),
+        ({"seed": 2**63}, "das: seed=9223372036854775808: "),
+        ({"steps": "many"}, "das: steps='many': "),
+        ({"dim": 0}, "das: dim=0: "),
+        ({"step": 3}, "das takes no step; its options are steps, batch, lr, loss"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(lens, captured, setting, says):
+    with pytest.raises(SubspaceError, match="^" + re.escape(says)) as error:
+        das(lens, captured, SITE, **setting)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fits_need_nobody_to_turn_gradients_on(lens, captured, name):
+    options = {"steps": 3} if name == "das" else {}
+    expected = FITS[name](lens, captured, SITE, **options).basis
+    with torch.no_grad():
+        assert torch.equal(FITS[name](lens, captured, SITE, **options).basis, expected)
+        assert not torch.is_grad_enabled()
+
+
+def test_directions_of_pairs_need_nobody_to_turn_gradients_on(lens, captured):
+    recipe = Recipe(steps=3, trial=2, rates=(0.1,), starts=1)
+    expected = per_pair(lens, captured, SITE, recipe=recipe).directions
+    with torch.no_grad():
+        assert torch.equal(per_pair(lens, captured, SITE, recipe=recipe).directions, expected)
+        assert not gradients(lens, captured, SITE).requires_grad
 
 
 def test_refusals(lens, captured):
     with pytest.raises(SubspaceError, match="not --dim 2"):
         mean_difference(lens, captured, SITE, dim=2)
-    with pytest.raises(SubspaceError, match="unknown loss"):
+    with pytest.raises(SubspaceError, match="das: loss='hinge': input should be 'logit-"):
         das(lens, captured, SITE, loss="hinge")
     with pytest.raises(SubspaceError, match="does not fit"):
         pca(lens, captured, SITE, dim=57)

@@ -47,7 +47,7 @@ def grid(place):
         models=(str(place / "model"),),
         tasks=(TaskSpec(name=str(place / "pairs.jsonl")),),
         sites=("L1-2.mlp_act@END", "L0.resid_post@NOUN"),
-        fits=(FitSpec(method="random"), FitSpec(method="das", steps=3)),
+        fits=(FitSpec("random"), FitSpec("das", steps=3)),
         seeds=(0, 1),
         kind="fit",
         pairs=12,
@@ -115,7 +115,7 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
     grid = read_grid(path)
     assert grid.models == (str(place / "model"), "smollm2")
     assert [task.name for task in grid.tasks] == ["ioi", str(place / "pairs.jsonl")]
-    assert grid.fits == (FitSpec(method="pca"), FitSpec(method="das", steps=9))
+    assert grid.fits == (FitSpec("pca"), FitSpec("das", steps=9))
     assert grid.kind == "audit" and grid.dims == (1,)
 
 
@@ -124,13 +124,20 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
     [
         ("sites = []", "sites"),
         ('sites = ["L*.mlp@END"]', "unknown stream"),
-        ('sites = ["L0.mlp_act@END"]\nfits = ["dash"]', "fits.0.method"),
-        ('sites = ["L0.mlp_act@END"]\nfits = [{method = "pca", steps = 3}]', "takes no steps"),
+        ('sites = ["L0.mlp_act@END"]\nfits = ["dash"]', "fits.0: unknown fit 'dash': one of das, "),
+        ('sites = ["L0.mlp_act@END"]\nfits = [{method = "pca", steps = 3}]', "pca takes no steps"),
+        ('sites = ["L0.mlp_act@END"]\nfits = [{steps = 3}]', "unknown fit ''"),
+        ('sites = ["L0.mlp_act@END"]\nfits = [{method = "das", lr = inf}]', "das: lr=inf"),
+        ('sites = ["L0.mlp_act@END"]\nfits = [{method = "das", steps = 2.0}]', "das: steps=2.0"),
+        ('sites = ["L0.mlp_act@END"]\nfits = [{method = "das", seed = 2}]', "das takes no seed"),
+        ('sites = ["L0.mlp_act@END"]\nseeds = [18446744073709551616]', "seeds.0: Input"),
+        ('sites = ["L0.mlp_act@END"]\nseeds = [-1]', "seeds.0: Input"),
+        ('sites = ["L0.mlp_act@END"]\ntask_seed = 9223372036854775808', "task_seed: Input"),
         ('sites = ["L0.mlp_act@END"]\nseed = [1]', "seed: Extra"),
         ('sites = ["L0.mlp_act@END"]\nmemory = "much"', "not a size"),
         ('sites = "', "not TOML"),
-        ('sites = "L0.mlp_act@END"', r"sites: .* give a list: \['L0.mlp_act@END'\]"),
-        ('sites = ["L0.mlp_act@END"]\nfits = 5', "fits: .* give a list"),
+        ('sites = "L0.mlp_act@END"', r"sites: give a list: \['L0.mlp_act@END'\]"),
+        ('sites = ["L0.mlp_act@END"]\nfits = 5', "fits: give a list"),
     ],
 )
 def test_a_grid_that_is_wrong_is_refused_in_one_line(tmp_path, line, says):

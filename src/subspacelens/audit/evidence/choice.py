@@ -4,7 +4,6 @@ a model that knows nothing."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import signature
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from ..record import Test
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64
-SETTINGS = ("steps", "batch", "lr", "loss")
 DIGITS = 9
 """Of a cosine: the last bits of a gradient depend on where its memory lies."""
 
@@ -144,14 +142,13 @@ def _turned(clean: Outcomes, patched: Outcomes) -> np.ndarray:
 
 def _repeatable(case: Case) -> bool:
     method = str(case.subspace.fit.get("method"))
-    return method in FITS and method != "random"
+    return method in FITS and not FITS[method].blind
 
 
 def _again(case: Case, lens: LensModel, captured: Capture, seed: int) -> Subspace:
     """The subspace's own method with its own settings, on other activations."""
     record = case.subspace.fit
     fit, dim = FITS[str(record["method"])], case.basis.shape[1]
-    known = signature(fit).parameters
-    settings = {name: record[name] for name in SETTINGS if name in record and name in known}
-    memory = {"memory": case.replay.memory} if "memory" in known else {}
+    settings = {name: record[name] for name in fit.options if name in record}
+    memory = {"memory": case.replay.memory} if fit.gradients else {}
     return fit(lens, captured, case.site, dim=dim, seed=seed, **settings, **memory)

@@ -1,0 +1,151 @@
+"""The fits by name. Each is registered once, where it is defined, and its signature is its options:
+the command line, sweeps, audits and time estimates read them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, signature
+from reprlib import repr as shortened
+from types import MappingProxyType
+from typing import Annotated, Any, ParamSpec
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from ..core.errors import SubspaceError
+from ..core.site import Site
+from ..engine.capture import Capture
+from ..model.lens import LensModel
+from .subspace import Subspace
+
+P = ParamSpec("P")
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+COMMON = ("dim", "seed", "memory")
+"""Keywords that are the caller's, not options of a method."""
+
+_registered: dict[str, Fit] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A way of finding a subspace, called as the function that it is.
+
+    `gradients(pairs, options)` counts the gradients of single pairs that it takes; None if it takes
+    none. `classes`: the pairs must carry z. `one_direction`: `dim` is 1. `blind`: it does not look
+    at the pairs. `schema` holds type, range and default of every keyword.
+    """
+
+    name: str
+    function: Callable[..., Subspace] = field(repr=False)
+    schema: type[BaseModel] = field(repr=False)
+    gradients: Callable[[int, Mapping[str, Any]], int] | None = None
+    classes: bool = False
+    one_direction: bool = False
+    blind: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options and their defaults."""
+        fields = self.schema.model_fields.items()
+        return {name: each.default for name, each in fields if name not in COMMON}
+
+    def count_gradients(self, pairs: int, options: Mapping[str, Any]) -> int:
+        """Gradients of single pairs that a fit to `pairs` pairs takes with these options."""
+        return self.gradients(pairs, self.options | dict(options)) if self.gradients else 0
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises `SubspaceError` for an option that the method does not have, or whose value is not
+        of its type, or out of range."""
+        self._checked(options, self.options, strict=True)
+
+    def _checked(
+        self, settings: Mapping[str, Any], known: Iterable[str], *, strict: bool
+    ) -> dict[str, Any]:
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            names = ", ".join(self.options)
+            more = f"; its options are {names}" if names else ""
+            raise SubspaceError(f"{self.name} takes no {', '.join(unknown)}{more}")
+        try:
+            values = self.schema.model_validate(dict(settings), strict=strict)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"{first['loc'][0]}={shortened(first['input'])}"
+            reason = first["msg"][0].lower() + first["msg"][1:]
+            raise SubspaceError(f"{self.name}: {what}: {reason}") from None
+        return values.model_dump(exclude_unset=True)
+
+    def __call__(self, lens: LensModel, captured: Capture, site: Site, **settings: Any) -> Subspace:
+        """Fits under `torch.enable_grad()`, whatever the caller's grad mode. Raises `SubspaceError`
+        for settings that are out of range or do not fit the site."""
+        settings = self._checked(settings, self.schema.model_fields, strict=False)
+        dim = settings.get("dim", 1)
+        if self.one_direction and dim != 1:
+            raise SubspaceError(f"{self.name} finds one direction, not --dim {dim}")
+        check_dim(site, dim, lens.map.dim(site))
+        with torch.enable_grad():
+            return self.function(lens, captured, site, **settings)
+
+
+FITS: Mapping[str, Fit] = MappingProxyType(_registered)
+
+
+def register(
+    name: str,
+    *,
+    gradients: Callable[[int, Mapping[str, Any]], int] | None = None,
+    classes: bool = False,
+    one_direction: bool = False,
+    blind: bool = False,
+) -> Callable[[Callable[P, Subspace]], Callable[P, Subspace]]:
+    """Registers a function (lens, captured, site, *, dim, seed, ...) under `name`; its keywords,
+    with their annotations and defaults, are its options. What they mean: see `Fit`.
+
+    >>> @register("first-axis", blind=True)
+    ... def first_axis(lens, captured, site, *, dim: int = 1, seed: int = 0) -> Subspace: ...
+    """
+
+    def decorate(function: Callable[P, Subspace]) -> Callable[P, Subspace]:
+        fit = Fit(
+            name=name, function=function, schema=_schema(name, function), gradients=gradients,
+            classes=classes, one_direction=one_direction, blind=blind,
+        )  # fmt: skip
+        _registered[name] = fit
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Subspace:
+            return fit(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def named(name: str) -> Fit:
+    """The fit of this name. Raises `SubspaceError`, with all names, where there is none."""
+    if name not in FITS:
+        raise SubspaceError(f"unknown fit '{name}': one of {', '.join(sorted(FITS))}")
+    return FITS[name]
+
+
+def check_dim(site: Site, dim: int, width: int) -> None:
+    """Raises `SubspaceError` unless 1 <= dim <= width."""
+    if not 1 <= dim <= width:
+        raise SubspaceError(f"{site} is {width} wide: a subspace of {dim} dimensions does not fit")
+
+
+def _schema(name: str, function: Callable[..., Subspace]) -> type[BaseModel]:
+    parameters = signature(function, eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        each.name: (each.annotation, each.default)
+        for each in parameters
+        if each.kind is Parameter.KEYWORD_ONLY
+    }
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return create_model(f"{name} options", __config__=config, **fields)
