@@ -13,6 +13,7 @@ import torch
 from ..core.errors import ModelError, SiteError
 from ..core.progress import hiding_progress, track
 from ..core.site import STREAMS, Site
+from ..model.hooks import exclusive
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .examination import Examination, Proof
@@ -81,7 +82,12 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
     asked = None if pairs is None else (pairs.sha256, site.label)
     key = (site.layer, site.stream, site.head, asked)
     if key not in kept:
-        with torch.inference_mode(False), torch.enable_grad(), hiding_progress():
+        with (
+            exclusive(lens.model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            hiding_progress(),
+        ):
             examination = Examination(lens, site, pairs, partial(centred, lens))
             kept[key] = Certificate(site, tuple(examination.proofs()))
     return replace(kept[key], site=site)
@@ -119,7 +125,7 @@ def centred(lens: LensModel) -> bool:
     """
     kept = _kept(lens)
     if "centred" not in kept:
-        with torch.inference_mode(False), torch.no_grad():
+        with exclusive(lens.model), torch.inference_mode(False), torch.no_grad():
             kept["centred"] = is_centred(lens)
     return kept["centred"]
 

@@ -22,9 +22,9 @@ from .probes import (
     Watched,
     adding,
     generator,
-    hooked,
     last_logits,
     part_of,
+    place_at,
     probing_pairs,
     projection_of,
     two_of,
@@ -319,7 +319,8 @@ class Examination:
 
         with ExitStack() as stack:
             stack.enter_context(adding(lens, self.site, columns, deltas))
-            stack.enter_context(hooked(lens, self.site, keep(read)))
+            place, module = place_at(lens, self.site)
+            stack.enter_context(place(module, keep(read)))
             projection = projection_of(lens, self.site)
             if projection is not None:
                 stack.enter_context(on_output(projection, keep(written)))

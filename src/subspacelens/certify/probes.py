@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from ..core.site import Site
-from ..model.hooks import on_input, on_output
+from ..model.hooks import Place, at_columns, on_input, on_output
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet, Prompt
 
@@ -77,11 +77,9 @@ def part_of(lens: LensModel, site: Site) -> slice:
     return lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
 
 
-@contextmanager
-def hooked(
-    lens: LensModel, site: Site, change: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Calls `change` with what the model computes at a site."""
+def place_at(lens: LensModel, site: Site) -> tuple[Place, nn.Module]:
+    """The hook and the module by which a site is seen, read from the map of the block without the
+    engine's own `place_of`, which is what the proofs are about."""
     block = lens.map.blocks[site.layer]
     if site.stream in ("resid_pre", "resid_post"):
         module = block.module
@@ -91,22 +89,17 @@ def hooked(
         linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
         module = linear and linear.module
     assert module is not None
-    read = site.stream in ("resid_pre", "resid_mid", "mlp_act", "head_z")
-    with (on_input if read else on_output)(module, change):
-        yield
+    reads = site.stream in ("resid_pre", "resid_mid", "mlp_act", "head_z")
+    return (on_input if reads else on_output), module
 
 
 @contextmanager
 def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iterator[None]:
     """Adds `deltas[r]` (rows, dim) at column `columns[r]` of row r. A change of `resid_mid` is one
     of what enters the block, with what attention adds held at its value in row 0."""
-    rows = torch.arange(len(columns))
-    part = part_of(lens, site)
 
     def add(x: Tensor) -> Tensor:
-        new = x.reshape(len(columns), -1, x.shape[-1]).clone()
-        new[rows, columns, part] += deltas.to(new)
-        return new.reshape(x.shape)
+        return x + deltas.to(x)
 
     def hold(x: Tensor) -> Tensor:
         every = x.reshape(len(columns), -1, x.shape[-1])
@@ -115,10 +108,12 @@ def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iter
     with ExitStack() as stack:
         if site.stream == "resid_mid":
             block = lens.map.blocks[site.layer]
-            stack.enter_context(on_input(block.module, add))
+            stack.enter_context(at_columns(on_input, block.module, columns, add))
             stack.enter_context(on_output(block.out_proj.module, hold))
         else:
-            stack.enter_context(hooked(lens, site, add))
+            place, module = place_at(lens, site)
+            part = part_of(lens, site)
+            stack.enter_context(at_columns(place, module, columns, add, part=part))
         yield
 
 
@@ -152,7 +147,8 @@ class Watched:
             # Hooks of one module run in the order of registration; the site's is the inner one.
             for layer, block in enumerate(lens.map.blocks):
                 stack.enter_context(on_input(block.module, note(("in", layer))))
-            stack.enter_context(hooked(lens, site, see))
+            place, module = place_at(lens, site)
+            stack.enter_context(place(module, see))
             for layer, block in enumerate(lens.map.blocks):
                 stack.enter_context(on_output(block.module, note(("out", layer))))
             last_logits(lens, ids)

@@ -6,7 +6,7 @@ Streaming and in float64. Uncentred, as rank-1 edits need it (arXiv 2311.17030 Â
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core.progress import track
 from ..core.site import Site
 from ..engine.buckets import place_of
 from ..engine.text import Corpus, keep
-from ..model.hooks import check_ready
+from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
 
 FORMAT = "subspacelens.second-moment/1"
@@ -102,7 +102,6 @@ def second_moments(
     Kept as safetensors in the cache folder under the hashes of model and text. Raises `SiteError`
     for a layer or stream that the model lacks.
     """
-    check_ready(lens.model)
     sites = {layer: Site(layer, stream, "END") for layer in dict.fromkeys(layers)}
     for site in sites.values():
         lens.map.block(site)
@@ -149,33 +148,25 @@ def _measured(lens: LensModel, sites: dict[int, Site], corpus: Corpus) -> dict[i
     def add(layer: int) -> Callable[[Tensor], None]:
         columns = lens.map.head_slice(sites[layer])
 
-        def seen(x: Tensor) -> None:
+        def accumulate(x: Tensor) -> None:
             rows = x.reshape(-1, x.shape[-1])[:, columns].double()
             product = (rows.T @ rows).cpu()
             sums[layer] = sums[layer] + product if layer in sums else product
             fourths[layer] += float(rows.square().sum(1).square().sum())
 
-        return seen
+        return accumulate
 
     deepest = lens.map.blocks[max(sites)].module
-
-    def stop(*_: object) -> None:
-        raise _Stop
-
-    with torch.no_grad(), ExitStack() as stack:
+    with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
+        check_ready(lens.model)
         for layer, site in sites.items():
             place, module = place_of(lens.map, site)
             stack.enter_context(place(module, add(layer)))
-        stack.callback(deepest.register_forward_hook(stop).remove)
         for ids in track(list(corpus.batches()), "second moments"):
-            with suppress(_Stop):
+            with stopping_after(deepest):
                 lens.map.inner(input_ids=ids.to(lens.device), use_cache=False)
     count = corpus.tokens
     return {
         layer: SecondMoment.of(total / count, count, fourths[layer] / count)
         for layer, total in sums.items()
     }
-
-
-class _Stop(Exception):
-    pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import EditError
 from ..core.site import Site
 from ..engine.buckets import place_of
-from ..model.hooks import check_ready, on_output
+from ..model.hooks import at_columns, check_ready, exclusive, on_output
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, SUBJECT_START
 from ..tasks.pairset import Prompt
@@ -99,7 +99,6 @@ def trace(
     """The layer × token map of one prompt, or its column at the subject's last token alone (the
     others are NaN). Raises `SiteError` where the model lacks the stream."""
     recipe = recipe or TraceRecipe()
-    check_ready(lens.model)
     columns = len(prompt.ids)
     around = range(-(recipe.window // 2), recipe.window - recipe.window // 2)
     depth = len(lens.map.blocks)
@@ -109,11 +108,12 @@ def trace(
     asked = [prompt.columns[SUBJECT]] if subject_only else list(range(columns))
     cells = [(-1, -1), *((layer, column) for layer in layers for column in asked)]
     rows = [(sample, *cell) for cell in cells for sample in range(recipe.samples)]
-    found: list[Tensor] = []
+    probabilities: list[Tensor] = []
     size = max(1, COLUMNS // columns)
     for start in range(0, len(rows), size):
-        found.append(_run(lens, prompt, answer, rows[start : start + size], noise, states, around))
-    means = torch.cat(found).view(len(cells), recipe.samples).mean(1)
+        batch = rows[start : start + size]
+        probabilities.append(_run(lens, prompt, answer, batch, noise, states, around))
+    means = torch.cat(probabilities).view(len(cells), recipe.samples).mean(1)
     restored = torch.full((len(layers), columns), torch.nan)
     restored[:, asked] = means[1:].view(len(layers), -1)
     return Trace(prompt, tuple(layers), clean, float(means[0]), restored)
@@ -129,7 +129,8 @@ def _clean(
     lens: LensModel, prompt: Prompt, answer: int, layers: Sequence[int], stream: str
 ) -> tuple[_States, float]:
     states: dict[int, Tensor] = {}
-    with torch.no_grad(), ExitStack() as stack:
+    with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
+        check_ready(lens.model)
         for layer in layers:
             site = Site(layer, stream, "END")
             lens.map.block(site)
@@ -165,31 +166,21 @@ def _run(
     around: range,
 ) -> Tensor:
     """Probability of the answer for each row (noise sample, layer, column), layer -1: none."""
-    samples = torch.tensor([sample for sample, _, _ in rows], device=noise.device)
+    samples, centres, columns = torch.tensor(rows).unbind(1)
 
-    def put_back(layer: int):
-        at = [
-            (row, column)
-            for row, (_, centre, column) in enumerate(rows)
-            if centre >= 0 and layer - centre in around
-        ]
+    def put_back(layer: int) -> Callable[[Tensor], Tensor]:
+        here = (centres >= 0) & torch.isin(layer - centres, torch.tensor(around))
+        clean = states.of[layer][columns.clamp(min=0)]
+        return lambda x: torch.where(here.to(x.device)[:, None], clean.to(x), x)
 
-        def change(x: Tensor) -> Tensor | None:
-            if not at:
-                return None
-            index = torch.tensor(at, device=x.device)
-            new = x.reshape(len(rows), -1, x.shape[-1]).clone()
-            new[index[:, 0], index[:, 1]] = states.of[layer][index[:, 1]].to(x)
-            return new.reshape(x.shape)
-
-        return change
-
-    with torch.no_grad(), ExitStack() as stack:
+    with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
         embedding = lens.model.get_input_embeddings()
-        stack.enter_context(on_output(embedding, lambda x: x + noise[samples].to(x)))
+        noisy = noise[samples.to(noise.device)]
+        stack.enter_context(on_output(embedding, lambda x: x + noisy.to(x)))
         for layer in states.of:
             place, module = place_of(lens.map, Site(layer, states.stream, "END"))
-            stack.enter_context(place(module, put_back(layer)))
+            context = at_columns(place, module, columns.clamp(min=0), put_back(layer))
+            stack.enter_context(context)
         ids = torch.tensor([prompt.ids], device=lens.device).expand(len(rows), -1)
         logits = lens.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits.float().softmax(-1)[:, answer].cpu()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.progress import track
-from ..model.hooks import check_ready, first_tensor
+from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
 from ..tasks.facts import Fact, fact_prompt, object_token
 from ..tasks.pairset import Prompt
@@ -46,13 +46,13 @@ def recall(
     """The next token after each prompt, and how likely `tokens` (n, m) are. The weights are used
     as they are at the moment, edits included."""
     hidden = last_hidden(lens, prompts, what, around)
-    tops, found = [], []
+    tops, log_probs = [], []
     with torch.no_grad():
         for rows, wanted in zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True):
             logs = lens.map.tail.logits(rows).float().log_softmax(-1).cpu()
             tops.append(logs.argmax(-1))
-            found.append(logs.gather(1, wanted))
-    return Recall(torch.cat(tops), torch.cat(found))
+            log_probs.append(logs.gather(1, wanted))
+    return Recall(torch.cat(tops), torch.cat(log_probs))
 
 
 def last_hidden(
@@ -63,7 +63,6 @@ def last_hidden(
 ) -> Tensor:
     """The last block's output at the last column of each prompt, (n, d_model). Without `around`
     each distinct prompt runs once."""
-    check_ready(lens.model)
     first: dict[tuple[int, ...], int] = {}
     same = [
         first.setdefault(prompt.ids, number) if around is None else number
@@ -72,24 +71,21 @@ def last_hidden(
     batches = prompt_batches(
         sorted(set(same)), lambda number: len(prompts[number].ids), lens.map.pads
     )
-    found: dict[int, Tensor] = {}
-    final: list[Tensor] = []
-
-    def stop(_module, _args, output):
-        final.append(first_tensor(output)[:, -1])
-        raise _Stop
-
-    with torch.no_grad(), ExitStack() as stack:
-        stack.callback(lens.map.blocks[-1].module.register_forward_hook(stop).remove)
-        for batch in track(batches, what):
-            ids, mask, positions = (
-                tensor.to(lens.device) for tensor in padded([prompts[i].ids for i in batch])
-            )
-            extra = {"position_ids": positions} if lens.map.accepts_positions else {}
-            with nullcontext() if around is None else around(batch), suppress(_Stop):
+    last: dict[int, Tensor] = {}
+    for batch in track(batches, what):
+        ids, mask, positions = (
+            tensor.to(lens.device) for tensor in padded([prompts[i].ids for i in batch])
+        )
+        extra = {"position_ids": positions} if lens.map.accepts_positions else {}
+        with exclusive(lens.model), torch.no_grad():
+            check_ready(lens.model)
+            with (
+                nullcontext() if around is None else around(batch),
+                stopping_after(lens.map.blocks[-1].module) as ending,
+            ):
                 lens.map.inner(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
-            found |= zip(batch, final.pop(), strict=True)
-    return torch.stack([found[number] for number in same])
+        last |= zip(batch, ending.output[:, -1], strict=True)
+    return torch.stack([last[number] for number in same])
 
 
 def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
@@ -99,7 +95,3 @@ def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
     right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
     known = recall(lens, prompts, right[:, None], "facts").top == right
     return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
-
-
-class _Stop(Exception):
-    pass

@@ -7,7 +7,8 @@ of the untouched model. What must not happen twice at a time is done inside `exc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from threading import Lock, RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -110,6 +111,87 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> I
         yield
     finally:
         handle.remove()
+
+
+Place = Callable[[nn.Module, Callable[[Tensor], Tensor | None]], AbstractContextManager[None]]
+"""`on_input` or `on_output`."""
+
+
+@contextmanager
+def at_columns(
+    place: Place,
+    module: nn.Module,
+    columns: Tensor,
+    change: Callable[[Tensor], Tensor | None],
+    *,
+    part: slice = slice(None),
+) -> Iterator[None]:
+    """Reads or writes at one column a row.
+
+    `change` gets what `place` sees of the module at column `columns[r]` of row r, in the
+    dimensions `part`: (rows, width). What it returns, unless None, is written there, the rest of
+    the tensor stays; gradients flow through both. `columns` is (rows,).
+    """
+    rows = torch.arange(len(columns))
+
+    def at(x: Tensor) -> Tensor | None:
+        every = x.reshape(len(columns), -1, x.shape[-1])
+        new = change(every[rows, columns][:, part])
+        if new is None:
+            return None
+        every = every.clone()
+        every[rows, columns, part] = new.to(every)
+        return every.reshape(x.shape)
+
+    with place(module, at):
+        yield
+
+
+def first_call(change: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    """`change` on the first call only; later ones see and change nothing. A replay may run a
+    module twice a pass: what was patched is in the first call."""
+    calls = iter([change])
+    return lambda x: next(calls, lambda _: None)(x)
+
+
+class _Stop(Exception):
+    pass
+
+
+@dataclass(eq=False)
+class Ending:
+    """Where a pass was stopped."""
+
+    _output: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        """What the module gave. Raises `ModelError` if the pass did not come to it."""
+        if self._output is None:
+            raise ModelError("a pass ended before the block at which it was to stop")
+        return self._output
+
+
+@contextmanager
+def stopping_after(module: nn.Module) -> Iterator[Ending]:
+    """Stops the pass inside as soon as `module` has run and gives its output:
+
+    >>> with stopping_after(lens.map.blocks[3].module) as ending:
+    ...     lens.map.inner(input_ids=ids, use_cache=False)
+    >>> ending.output  # (rows, columns, d_model)
+    """
+    ending, stop = Ending(), _Stop()
+
+    def end(output: Tensor) -> None:
+        ending._output = output
+        raise stop
+
+    try:
+        with on_output(module, end):
+            yield ending
+    except _Stop as raised:
+        if raised is not stop:
+            raise
 
 
 @contextmanager

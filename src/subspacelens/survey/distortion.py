@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..core.geometry import Split
 from ..core.progress import track
 from ..core.records import Estimate, Record
 from ..engine.text import Corpus
-from ..model.hooks import check_ready, on_input, on_output
+from ..model.hooks import check_ready, exclusive, on_input, on_output, stopping_after
 from ..model.lens import LensModel
 
 TOKENS = 1000
@@ -70,7 +70,6 @@ def distortion(
 ) -> list[Distortion]:
     """Both measures at every layer with an MLP, on `tokens` tokens of the text drawn by `seed`.
     Raises `TaskError` for a text of fewer than `FEWEST`."""
-    check_ready(lens.model)
     if corpus.tokens < FEWEST:
         raise TaskError(
             f"corpus {corpus.name}: {corpus.tokens} tokens are too few, {FEWEST} at least: give "
@@ -199,18 +198,19 @@ def _activations(
 
 
 def _pass(lens: LensModel, text: Corpus, layers: Sequence[int]) -> dict[tuple[int, str], Tensor]:
-    seen: dict[tuple[int, str], list[Tensor]] = {}
+    rows_of: dict[tuple[int, str], list[Tensor]] = {}
 
     def taking(key: tuple[int, str], shape: tuple[int, int]):
         def take(x: Tensor) -> None:
             rows = x.detach().reshape(*shape, -1)[:, 1:].flatten(0, 1)
-            seen.setdefault(key, []).append(rows.float().cpu())
+            rows_of.setdefault(key, []).append(rows.float().cpu())
 
         return take
 
     for ids in text.batches():
         shape = (ids.shape[0], ids.shape[1])
-        with torch.no_grad(), ExitStack() as stack:
+        with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
+            check_ready(lens.model)
             for layer in layers:
                 block = lens.map.blocks[layer]
                 assert block.down_proj is not None
@@ -220,15 +220,6 @@ def _pass(lens: LensModel, text: Corpus, layers: Sequence[int]) -> dict[tuple[in
                         stack.enter_context(on_output(reader.linear.module, take))
                 take = taking((layer, ""), shape)
                 stack.enter_context(on_input(block.down_proj.module, take))
-            stack.callback(lens.map.blocks[layers[-1]].module.register_forward_hook(_stop).remove)
-            with suppress(_Stop):
-                lens.map.inner(input_ids=ids.to(lens.device), use_cache=False)
-    return {key: torch.cat(rows) for key, rows in seen.items()}
-
-
-class _Stop(Exception):
-    pass
-
-
-def _stop(*_: object) -> None:
-    raise _Stop
+            stack.enter_context(stopping_after(lens.map.blocks[layers[-1]].module))
+            lens.map.inner(input_ids=ids.to(lens.device), use_cache=False)
+    return {key: torch.cat(rows) for key, rows in rows_of.items()}

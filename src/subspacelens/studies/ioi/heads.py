@@ -18,7 +18,7 @@ from ...core.errors import ModelError
 from ...core.site import Site
 from ...engine.buckets import place_of
 from ...measure.readers import ReaderShare, norm_gain
-from ...model.hooks import on_input, on_output
+from ...model.hooks import at_columns, exclusive, on_input, on_output
 from ...model.lens import LensModel
 from ...tasks import PairSet
 
@@ -172,15 +172,8 @@ def _run(lens: LensModel, pairs: PairSet, rows: Tensor, added: Mapping[Site, Ten
 
     def adding(site: Site, delta: Tensor) -> AbstractContextManager[None]:
         columns = torch.tensor([pair.base.columns[site.label] for pair in pairs.pairs])
-
-        def add(x: Tensor) -> Tensor:
-            wide = x.reshape(count, -1, x.shape[-1])
-            change = torch.zeros_like(wide)
-            change[torch.arange(count), columns] = delta[rows.to(delta.device)].to(wide)
-            return (wide + change).reshape(x.shape)
-
-        place, module = place_of(lens.map, site)
-        return place(module, add)
+        moved = delta[rows.to(delta.device)]
+        return at_columns(*place_of(lens.map, site), columns, lambda x: x + moved.to(x))
 
     def keep(into: dict, key, column: bool = True):
         def seen(x: Tensor) -> None:
@@ -188,7 +181,7 @@ def _run(lens: LensModel, pairs: PairSet, rows: Tensor, added: Mapping[Site, Ten
 
         return seen
 
-    with _eager(lens), ExitStack() as stack:
+    with exclusive(lens.model), _eager(lens), ExitStack() as stack:
         for site, delta in added.items():
             stack.enter_context(adding(site, delta))
         for layer, block in enumerate(lens.map.blocks):
