@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..engine.buckets import Outcomes, outcomes_of
 from ..engine.replay import Replay
 from ..model.hooks import on_output
 from ..model.lens import LensModel
 from ..model.mapping.values import Reader
+from ..model.norms import norm_gain
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,6 @@ def reader_matrix(share: ReaderShare) -> Tensor:
     gamma, centres = norm_gain(share.reader.norm, weight.shape[1])
     weight = weight * gamma
     return weight - weight.mean(dim=1, keepdim=True) if centres else weight
-
-
-def norm_gain(norm: nn.Module, dim: int) -> tuple[Tensor, bool]:
-    """The gain γ of a norm, float64 (dim,), and whether it subtracts the mean, found by probing:
-    norm(x) - norm(-x) = 2 γ · x / rms(x), or the same for centred x."""
-    parameter = next(norm.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, dim, generator=generator) + torch.linspace(-1, 1, 8)[:, None]
-    with torch.no_grad():
-        probe = x.to(parameter)
-        odd = ((norm(probe) - norm(-probe)) / 2).cpu().double()
-    x = x.double()
-    best = None
-    for centres in (False, True):
-        unit = x - x.mean(dim=1, keepdim=True) if centres else x
-        unit = unit / unit.pow(2).mean(dim=1, keepdim=True).sqrt()
-        gamma = (odd * unit).sum(0) / unit.pow(2).sum(0)
-        error = float((odd - gamma * unit).norm())
-        if best is None or error < best[0]:
-            best = error, gamma, centres
-    assert best is not None
-    return best[1], best[2]
 
 
 def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[ReaderShare, ...]:
@@ -121,3 +102,50 @@ def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
         both = (t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad))
         states[key] = tuple(both)
     return states
+
+
+def frozen(replay: Replay, delta: Tensor, readers: Sequence[ReaderShare]) -> Outcomes:
+    """Outcomes of adding `delta` (n, dim) while the readers give at the patched token what they
+    give without it."""
+    logit_diff, top = torch.empty(len(delta)), torch.empty(len(delta), dtype=torch.long)
+    with torch.no_grad():
+        for unit in replay.units(gradients=False):
+            moved = delta[unit.pairs.to(delta.device)][None]
+            clean: dict[int, Tensor] = {}
+            with _at_patched_token(readers, len(unit.pairs), clean.__setitem__):
+                replay.hidden(unit, 0 * moved)
+            with _at_patched_token(readers, len(unit.pairs), lambda i, _, kept=clean: kept[i]):
+                logits = replay.logits(unit, moved)[0].float()
+            outcomes = outcomes_of(logits, replay.answers[unit.pairs].to(logits.device))
+            logit_diff[unit.pairs], top[unit.pairs] = outcomes.logit_diff.cpu(), outcomes.top.cpu()
+    return Outcomes(logit_diff, top)
+
+
+@contextmanager
+def _at_patched_token(
+    readers: Sequence[ReaderShare], count: int, change: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls `change(i, y)` with what reader i gives at the patched token, (count, rows); what it
+    returns, unless None, is used instead. A replay may run a block's later columns by themselves:
+    the patched token is in its first call."""
+
+    def hook(place: int, rows: slice, called: list[bool]):
+        def changed(y: Tensor) -> Tensor | None:
+            if called:
+                return None
+            called.append(True)
+            wide = y.reshape(count, -1, y.shape[-1])
+            new = change(place, wide[:, 0, rows].clone())
+            if new is None:
+                return None
+            wide = wide.clone()
+            wide[:, 0, rows] = new
+            return wide.reshape(y.shape)
+
+        return changed
+
+    with ExitStack() as stack:
+        for place, share in enumerate(readers):
+            module = share.reader.linear.module
+            stack.enter_context(on_output(module, hook(place, share.rows, [])))
+        yield

@@ -14,7 +14,6 @@ from subspacelens.audit import judge
 from subspacelens.audit.evidence import TESTS
 from subspacelens.audit.evidence.choice import halves_of
 from subspacelens.audit.evidence.downstream import _held, _range
-from subspacelens.audit.evidence.path import _frozen
 from subspacelens.audit.record import Test as Found
 from subspacelens.audit.run import chosen_tests
 from subspacelens.audit.verdict import EXACT, decide
@@ -28,7 +27,7 @@ from subspacelens.engine.replay import Replay
 from subspacelens.engine.task_capture import TaskCapture, capture_task
 from subspacelens.fit import das, mean_difference
 from subspacelens.fit.subspace import made_by
-from subspacelens.measure.readers import attribute_readers
+from subspacelens.measure.readers import attribute_readers, frozen
 from subspacelens.model.hooks import on_input
 from subspacelens.model.lens import LensModel
 from subspacelens.model.loading import load_model
@@ -337,9 +336,9 @@ def test_frozen_readers_hide_what_only_they_read(lens):
     clean = captured.clean.logit_diff
     patched = replay.outcomes(delta).logit_diff
     # X is not the last column: what is written there reaches the answer through attention alone.
-    torch.testing.assert_close(_frozen(replay, readers, delta), clean)
-    torch.testing.assert_close(_frozen(replay, [], delta), patched)
-    some = _frozen(replay, readers[:1], delta)
+    torch.testing.assert_close(frozen(replay, delta, readers).logit_diff, clean)
+    torch.testing.assert_close(frozen(replay, delta, []).logit_diff, patched)
+    some = frozen(replay, delta, readers[:1]).logit_diff
     assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())
 
 

@@ -24,7 +24,7 @@ from subspacelens.engine.random_weights import mlp_input, random_mlp, random_mod
 from subspacelens.fit import mean_difference, random
 from subspacelens.measure.effects import Scorer
 from subspacelens.measure.maps import PatchingMap, StreamEffects
-from subspacelens.measure.readers import ReaderShare
+from subspacelens.measure.readers import ReaderShare, frozen
 from subspacelens.studies.ioi import circuit as ioi_circuit
 from subspacelens.studies.ioi import table as ioi_table
 from subspacelens.studies.ioi.constructed import constructed_illusion
@@ -33,7 +33,7 @@ from subspacelens.studies.ioi.data import shuffled_labels, with_first_token
 from subspacelens.studies.ioi.directions import v_grads
 from subspacelens.studies.ioi.dormant import dormant
 from subspacelens.studies.ioi.heads import query_maps, score_gradients, watch
-from subspacelens.studies.ioi.success import frozen, writers
+from subspacelens.studies.ioi.success import writers
 from subspacelens.studies.ioi.table import Evaluation, evaluate
 from subspacelens.tasks.ioi_variants import ioi_variants
 

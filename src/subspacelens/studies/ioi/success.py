@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import combinations
 
 import numpy as np
@@ -16,14 +14,12 @@ from ...audit.record import Scatter
 from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import Units, auroc_interval, proportion, ratio
-from ...engine.buckets import Outcomes, outcomes_of
 from ...engine.capture import Capture, capture
 from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
 from ...fit.subspace import Subspace
 from ...measure.effects import Scorer
-from ...measure.readers import ReaderShare, attribute_readers
-from ...model.hooks import on_output
+from ...measure.readers import attribute_readers, frozen
 from ...model.lens import LensModel
 from ...tasks import PairSet
 from .directions import Directions
@@ -206,53 +202,6 @@ def _frozen_rows(
         )
         for what, shares in groups.items()
     ]
-
-
-def frozen(replay: Replay, delta: Tensor, readers: tuple[ReaderShare, ...]) -> Outcomes:
-    """Outcomes of adding `delta` (n, dim) while the readers give at the patched token what they
-    give without it."""
-    logit_diff, top = torch.empty(len(delta)), torch.empty(len(delta), dtype=torch.long)
-    with torch.no_grad():
-        for unit in replay.units(gradients=False):
-            moved = delta[unit.pairs.to(delta.device)][None]
-            clean: dict[int, Tensor] = {}
-            with _at_patched_token(readers, len(unit.pairs), clean.__setitem__):
-                replay.hidden(unit, 0 * moved)
-            with _at_patched_token(readers, len(unit.pairs), lambda i, _, kept=clean: kept[i]):
-                logits = replay.logits(unit, moved)[0].float()
-            found = outcomes_of(logits, replay.answers[unit.pairs].to(logits.device))
-            logit_diff[unit.pairs], top[unit.pairs] = found.logit_diff.cpu(), found.top.cpu()
-    return Outcomes(logit_diff, top)
-
-
-@contextmanager
-def _at_patched_token(
-    readers: tuple[ReaderShare, ...], count: int, change: Callable[[int, Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Calls `change(i, y)` with what reader i gives at the patched token, (count, rows); what it
-    returns, unless None, is used instead. A replay may run a block's later columns by themselves:
-    the patched token is in its first call."""
-
-    def hook(place: int, rows: slice, called: list[bool]):
-        def seen(y: Tensor) -> Tensor | None:
-            if called:
-                return None
-            called.append(True)
-            wide = y.reshape(count, -1, y.shape[-1])
-            new = change(place, wide[:, 0, rows].clone())
-            if new is None:
-                return None
-            wide = wide.clone()
-            wide[:, 0, rows] = new
-            return wide.reshape(y.shape)
-
-        return seen
-
-    with ExitStack() as stack:
-        for place, share in enumerate(readers):
-            module = share.reader.linear.module
-            stack.enter_context(on_output(module, hook(place, share.rows, [])))
-        yield
 
 
 def _leaks(pairs: PairSet, along: np.ndarray, z: np.ndarray) -> list[Leak]:
