@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine.buckets import Outcomes, outcomes_of
 from ..engine.replay import Replay
-from ..model.hooks import on_output
+from ..model.hooks import at_columns, first_call, on_output
 from ..model.lens import LensModel
 from ..model.mapping.values import Reader
 from ..model.norms import norm_gain
@@ -125,27 +126,17 @@ def frozen(replay: Replay, delta: Tensor, readers: Sequence[ReaderShare]) -> Out
 def _at_patched_token(
     readers: Sequence[ReaderShare], count: int, change: Callable[[int, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Calls `change(i, y)` with what reader i gives at the patched token, (count, rows); what it
-    returns, unless None, is used instead. A replay may run a block's later columns by themselves:
-    the patched token is in its first call."""
-
-    def hook(place: int, rows: slice, called: list[bool]):
-        def changed(y: Tensor) -> Tensor | None:
-            if called:
-                return None
-            called.append(True)
-            wide = y.reshape(count, -1, y.shape[-1])
-            new = change(place, wide[:, 0, rows].clone())
-            if new is None:
-                return None
-            wide = wide.clone()
-            wide[:, 0, rows] = new
-            return wide.reshape(y.shape)
-
-        return changed
-
+    """Calls `change(i, y)` with what reader i gives at the patched token, the first of each of
+    `count` rows, y (count, width); what it returns, unless None, is used instead."""
+    columns = torch.zeros(count, dtype=torch.long)
     with ExitStack() as stack:
-        for place, share in enumerate(readers):
-            module = share.reader.linear.module
-            stack.enter_context(on_output(module, hook(place, share.rows, [])))
+        for number, share in enumerate(readers):
+            module, own = share.reader.linear.module, partial(change, number)
+            stack.enter_context(at_columns(_on_first, module, columns, own, part=share.rows))
         yield
+
+
+def _on_first(
+    module: nn.Module, change: Callable[[Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    return on_output(module, first_call(change))

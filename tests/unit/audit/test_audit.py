@@ -17,7 +17,7 @@ from subspacelens.audit.evidence.downstream import _held, _range
 from subspacelens.audit.record import Test as Found
 from subspacelens.audit.run import chosen_tests
 from subspacelens.audit.verdict import EXACT, decide
-from subspacelens.bench.planted import Units, planted
+from subspacelens.bench.planted import Channels, planted
 from subspacelens.core.errors import LensError
 from subspacelens.core.records import Estimate
 from subspacelens.core.site import Site
@@ -129,7 +129,7 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="module")
-def units(lens) -> Units:
+def channels(lens) -> Channels:
     """A faithful unit, a sensor, and one that never varies; what they write outweighs the rest."""
     generator = torch.Generator().manual_seed(0)
 
@@ -139,27 +139,27 @@ def units(lens) -> Units:
     reads, writes = draw(3, lens.map.d_model), 30 * draw(lens.map.d_model, 3)
     reads[2], writes[:, 1] = 0, 0
     mixing, _ = torch.linalg.qr(draw(3, 3))
-    return Units(reads, torch.zeros(3), writes, mixing, ("faithful", "sensor", "dormant"))
+    return Channels(reads, torch.zeros(3), writes, mixing, ("faithful", "sensor", "dormant"))
 
 
-def judged(lens, task: Task, units: Units, weights: dict[int, float], **options):
-    with planted(lens, 1, units) as wide:
+def judged(lens, task: Task, channels: Channels, weights: dict[int, float], **options):
+    with planted(lens, 1, channels) as wide:
         captures: TaskCapture = capture_task(wide, task, [SITE])
-        basis = units.direction(weights, wide.map.dim(SITE))[:, None]
+        basis = channels.direction(weights, wide.map.dim(SITE))[:, None]
         subspace = made_by(wide, SITE, basis, task.train.sha256, {"method": "planted"})
         return judge(wide, captures, subspace, **options)
 
 
-def test_what_a_used_unit_writes_follows_what_it_reads(lens, task, units):
-    tests = judged(lens, task, units, {0: 1.0}, budget="fast").tests
+def test_what_a_used_unit_writes_follows_what_it_reads(lens, task, channels):
+    tests = judged(lens, task, channels, {0: 1.0}, budget="fast").tests
     assert tests["covariation"].value == pytest.approx(1, abs=0.1)
     assert tests["covariation"].low <= tests["covariation"].value <= tests["covariation"].high
     assert tests["row_effect"].value == pytest.approx(1, abs=0.1)
     assert tests["read_source"].value == pytest.approx(0, abs=0.1)
 
 
-def test_what_a_sensor_reads_is_not_followed(lens, task, units):
-    tests = judged(lens, task, units, {1: 0.5**0.5, 2: 0.5**0.5}, budget="fast").tests
+def test_what_a_sensor_reads_is_not_followed(lens, task, channels):
+    tests = judged(lens, task, channels, {1: 0.5**0.5, 2: 0.5**0.5}, budget="fast").tests
     assert tests["covariation"].value == pytest.approx(0, abs=0.1)
     assert tests["row_effect"].value == pytest.approx(0, abs=0.1)
     assert tests["read_source"].value == pytest.approx(1, abs=0.1)
@@ -167,14 +167,14 @@ def test_what_a_sensor_reads_is_not_followed(lens, task, units):
     assert "nats, as it must be" in tests["null_effect"].reading
 
 
-def test_a_sensor_alone_has_nothing_to_judge(lens, task, units):
-    found = judged(lens, task, units, {1: 1.0}, budget="fast")
+def test_a_sensor_alone_has_nothing_to_judge(lens, task, channels):
+    found = judged(lens, task, channels, {1: 1.0}, budget="fast")
     assert found.tests["covariation"].value is None
     assert found.verdict.label == "undetermined"
 
 
-def test_all_tests_say_something(lens, task, units):
-    found = judged(lens, task, units, {0: 1.0})
+def test_all_tests_say_something(lens, task, channels):
+    found = judged(lens, task, channels, {0: 1.0})
     assert set(found.tests) == set(TESTS) - {"stability", "vacuity"}
     assert all(test.reading for test in found.tests.values())
     assert found.tests["chance"].value <= 0.1
@@ -225,17 +225,17 @@ def test_a_slope_beyond_the_ceiling_is_named():
     assert any("covariation is beyond 2" in reason for reason in verdict.reasons)
 
 
-def test_repeated_training_prompts_are_one_unit(lens, task, units):
+def test_repeated_training_prompts_are_one_unit(lens, task, channels):
     thin = Task("thin", task.train[:20], task.test)
     often = Task("often", PairSet("random", "train", task.train.pairs[:20] * 5), task.test)
     found = [
-        judged(lens, each, units, {0: 0.8, 1: 0.6}, budget="fast").tests["covariation"]
+        judged(lens, each, channels, {0: 0.8, 1: 0.6}, budget="fast").tests["covariation"]
         for each in (thin, often)
     ]
     assert found[0].value == pytest.approx(found[1].value)
     assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high), abs=1e-6)
     few = Task("few", task.train[:10], task.test)
-    assert "10 distinct" in judged(lens, few, units, {0: 1.0}, budget="fast").verdict.reasons[0]
+    assert "10 distinct" in judged(lens, few, channels, {0: 1.0}, budget="fast").verdict.reasons[0]
 
 
 def test_auroc_intervals_are_over_units():
@@ -342,8 +342,8 @@ def test_frozen_readers_hide_what_only_they_read(lens):
     assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())
 
 
-def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, units):
-    case = judged(lens, task, units, {0: 1.0}, budget="fast").case
+def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, channels):
+    case = judged(lens, task, channels, {0: 1.0}, budget="fast").case
     captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
     replay, delta = Replay(lens, captured, SITE), captured.difference(SITE)
     low, high = _range(captured.base[replace(SITE, layer=2)][:6])

@@ -17,13 +17,8 @@ from torch import Tensor
 from ...core.errors import ModelError
 from ...core.site import Site
 from ...engine.buckets import place_of
-<<<<<<< HEAD
 from ...measure.readers import ReaderShare
 from ...model.hooks import at_columns, exclusive, on_input, on_output
-=======
-from ...measure.readers import ReaderShare
-from ...model.hooks import on_input, on_output
->>>>>>> 4586628 (Frozen readers and the gain of a norm have one home each)
 from ...model.lens import LensModel
 from ...model.norms import norm_gain
 from ...tasks import PairSet
