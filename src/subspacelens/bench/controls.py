@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..audit import judge
-from ..certify import centred
-from ..core.geometry import Split
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import das
 from ..fit.subspace import Subspace, made_by
 from ..model.lens import LensModel
-from ..survey.construct import constructions, sensed, targets
+from ..survey.construct import constructions, sensed, targets, written_through
 from ..tasks import ioi
 
 BUILT = (
@@ -57,10 +55,7 @@ def controls(lens: LensModel) -> list[dict]:
 def _subspaces(lens: LensModel, captures: TaskCapture) -> Iterator[tuple[str, Subspace]]:
     train = captures.train
     for site in map(Site.parse, BUILT):
-        weight = lens.map.linear_writer(site).cpu().double()
-        if centred(lens):
-            weight = weight - weight.mean(dim=0)
-        split = Split.of(weight)
+        weight, split = written_through(lens, site)
         target = targets(lens, train, captures.test, _after(site))["gradient"]
         feature = sensed(train, captures.test, site)
         built = constructions(weight, split, feature, target)["transpose"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..certify import centred
 from ..core.geometry import Split
 from ..core.site import Site
 from ..engine.capture import Capture
@@ -71,6 +72,17 @@ def constructions(
         name: Construction(read, write, best_angle(read, write, sensed.double()))
         for name, write in writes.items()
     }
+
+
+def written_through(lens: LensModel, site: Site) -> tuple[Tensor, Split]:
+    """The site's writer W (d_model, dim) as its readers see it, centred where they centre, float64
+    on the CPU; and its row space and kernel. Raises `SiteError` for a site without a writer."""
+    is_centred = centred(lens)
+    weight = lens.map.linear_writer(site)
+    matrix = weight.cpu().double()
+    if is_centred:
+        matrix = matrix - matrix.mean(dim=0, keepdim=True)
+    return matrix, Split.of(weight, centred=is_centred)
 
 
 def sensed(train: Capture | None, test: Capture, site: Site) -> Tensor:

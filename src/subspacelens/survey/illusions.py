@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..certify import centred, require_streams
+from ..certify import require_streams
 from ..core.errors import SiteError, TaskError
 from ..core.files import write_atomically
 from ..core.geometry import Split
@@ -39,6 +39,7 @@ from .construct import (
     random_write,
     sensed,
     targets,
+    written_through,
 )
 
 SCHEMA: Final = "subspacelens.illusions/1"
@@ -160,7 +161,7 @@ def illusion_map(
     clean, split = 0.0, None
     for train_of, test_of, site in _captured(lens, train, test, sites, shifted, memory):
         if split is None or found[-1].layer != site.layer:
-            split = _split(lens, site)
+            split = written_through(lens, site)
         found.append(_at(lens, train_of, test_of, site, *split, memory, seed))
         clean = float(test_of.clean.logit_diff.double().mean())
     return IllusionMap(
@@ -203,17 +204,6 @@ def _captured(
 
 def _after(site: Site) -> Site:
     return Site(site.layer, "resid_post", site.label)
-
-
-def _split(lens: LensModel, site: Site) -> tuple[Tensor, Split]:
-    """W as it is read (centred for LayerNorm models), float64, and its row space."""
-    weight = lens.map.writer(site)
-    assert weight is not None
-    is_centred = centred(lens)
-    matrix = weight.detach().cpu().double()
-    if is_centred:
-        matrix = matrix - matrix.mean(dim=0, keepdim=True)
-    return matrix, Split.of(weight, centred=is_centred)
 
 
 def _at(

@@ -153,10 +153,8 @@ class Bench:
 
     def illusion(self, name: str) -> Subspace:
         """The constructed illusion at the main MLP towards one of the bottleneck's directions."""
-        return constructed_illusion(
-            self.lens, self.captures.train, self.directions.main, self.directions.residual[name],
-            centred=centred(self.lens),
-        )  # fmt: skip
+        target = self.directions.residual[name]
+        return constructed_illusion(self.lens, self.captures.train, self.directions.main, target)
 
     @property
     def chosen(self) -> tuple[Site, Site]:
