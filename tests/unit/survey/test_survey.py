@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,10 +30,11 @@ from subspacelens.engine.patches import SubspacePatch
 from subspacelens.measure.effects import Scorer
 from subspacelens.measure.splits import exact_split
 from subspacelens.report.survey_page import markdown, reading, svg, write_survey
+from subspacelens.studies import prevalence as prevalence_module
 from subspacelens.studies.prevalence import prevalence
 from subspacelens.survey import IllusionMap, illusion_map
 from subspacelens.survey.construct import best_angle, constructions, random_write, sensed, targets
-from subspacelens.survey.das_sites import Share
+from subspacelens.survey.das_sites import Share, das_sites
 from subspacelens.survey.distortion import distortion, r_squared, separators
 from subspacelens.survey.random_mlp import random_mlp
 from subspacelens.survey.weights import weight_facts
@@ -273,12 +275,15 @@ def test_shares_have_wilson_intervals():
 
 @pytest.fixture(scope="module")
 def everything(lens, task, place, tmp_path_factory):
+    """In this process: what worker processes do is proven with the sweep."""
     folder = tmp_path_factory.mktemp("prevalence")
-    return prevalence(
-        lens, task, ["END"], parts=("weights", "random", "das"), model=str(place / "model"),
-        task_spec=TaskSpec(name=str(place / "pairs.jsonl")), directory=folder, pairs=16, steps=3,
-        seeds=2, workers=2,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prevalence_module, "das_sites", partial(das_sites, backend="serial"))
+        return prevalence(
+            lens, task, ["END"], parts=("weights", "random", "das"), model=str(place / "model"),
+            task_spec=TaskSpec(name=str(place / "pairs.jsonl")), directory=folder, pairs=16,
+            steps=3, seeds=2,
+        )  # fmt: skip
 
 
 def test_the_study_has_every_part_and_das_at_every_mlp(everything):
