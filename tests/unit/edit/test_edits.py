@@ -31,7 +31,7 @@ from subspacelens.engine.patches import (
     ZeroSetting,
 )
 from subspacelens.engine.recall import recall
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 SITE = Site.parse("L1.mlp_act@X")
 

@@ -14,7 +14,7 @@ from subspacelens.edit import RomeRecipe, SecondMoment, edited, rome, rome_promp
 from subspacelens.edit.score import essence_logs, probe, rewrite_score, score
 from subspacelens.edit.tracing import ROLES, TraceRecipe, role_of, trace
 from subspacelens.engine.recall import recall
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.tasks.facts import SUBJECT, SUBJECT_START, fact_prompt, object_token
 
 RECIPE = RomeRecipe(steps=20, prefixes=2, decay=0.0)

@@ -13,7 +13,7 @@ from subspacelens.core.errors import EditError
 from subspacelens.edit import SecondMoment, second_moments
 from subspacelens.engine.text import SHORTEST, Corpus, embedded_corpus, read_corpus
 from subspacelens.model.loading import load_model
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 
 @pytest.fixture(autouse=True)

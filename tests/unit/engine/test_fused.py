@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from helpers_models import tiny_model
 from subspacelens.engine.fused import RMSNorm, kernels_of, packed_attention
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 
 def lens_of(family: str) -> LensModel:

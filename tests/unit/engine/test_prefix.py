@@ -11,7 +11,7 @@ from helpers_models import FAMILIES, tiny_model
 from subspacelens.engine.fused import kernels_of
 from subspacelens.engine.prefix import Prefix, prefix_attention, prefix_of
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 ALWAYS_JOINED = {"gpt_neo", "falcon", "bloom", "mpt"}
 """They have an attention of their own, or none that is called `sdpa`."""

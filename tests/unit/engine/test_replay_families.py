@@ -12,7 +12,7 @@ from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 LENGTHS = [(9, 4), (12, 7), (9, 0), (11, 6), (8, 7), (9, 4), (10, 5)]
 EVEN = [(9, 4), (12, 7)]

@@ -18,7 +18,7 @@ from subspacelens.engine.capture import capture
 from subspacelens.engine.replay import Replay
 from subspacelens.engine.store import FORMAT, kept_capture, load_capture, save_capture
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 LENGTHS = [(9, 4), (12, 7), (9, 0), (9, 4)]
 SITES = [Site(1, "mlp_act", "X"), Site(2, "resid_mid", "X"), Site(3, "resid_post", "END")]

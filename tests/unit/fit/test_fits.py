@@ -27,7 +27,7 @@ from subspacelens.fit import (
     random,
 )
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.tasks.pairset import PairSet
 
 SITE = Site.parse("L1.mlp_act@X")

@@ -15,7 +15,7 @@ from subspacelens.fit import registry as module
 from subspacelens.fit.registry import Count, Seed
 from subspacelens.fit.subspace import made_by
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.sweep.grid import FitSpec
 
 SITE = Site.parse("L1.mlp_act@X")

@@ -19,7 +19,7 @@ from subspacelens.core.records import ModelRecord
 from subspacelens.core.site import Site
 from subspacelens.measure.maps import PatchingMap, StreamEffects, making, patching_map
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.report import map_page
 from subspacelens.report.map_page import render_map, write_map_page
 from subspacelens.tasks.pairset import PairSet, Prompt

@@ -21,7 +21,7 @@ from subspacelens.model.hooks import (
     on_output,
     replaced_forward,
 )
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 
 def state(model: nn.Module) -> list:

@@ -16,7 +16,7 @@ from helpers_models import FAMILIES, VOCABULARY, tiny_model
 from subspacelens.core.errors import ModelError, SiteError
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.model.lens import wrap
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 from subspacelens.model.mapping.values import ModelMap
 
 # blocks, output projection, down-projection, reader of the stream between attention and MLP

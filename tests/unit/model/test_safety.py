@@ -17,7 +17,7 @@ from subspacelens.core.site import Site
 from subspacelens.engine.capture import Capture, capture
 from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel, wrap
-from subspacelens.model.mapping.probing import build_map
+from subspacelens.model.mapping import build_map
 
 FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox")
 LENGTHS = [(9, 4), (12, 7), (9, 4), (10, 5)]

@@ -10,36 +10,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...core.errors import ModelError
-from .tracing import Call, Trace, as_linear, same
+from .recording import Call, Recording, same
 from .values import Tail
 
 
-def find_tail(
-    model: PreTrainedModel,
-    trace: Trace,
-    last: Call,
-    head: nn.Module,
-    logits: Tensor,
-    names: dict[int, str],
-) -> Tail:
-    kind = type(model).__name__
-    assert last.y is not None
+def find_tail(model: PreTrainedModel, recording: Recording, last: Call, head: nn.Module) -> Tail:
+    """The norms from the last block, whose call is `last`, to the unembedding `head`, and what the
+    model then does to its logits. Raises `ModelError` where they are not found."""
     current, norms = last.y, []
-    inside_last = {id(call) for call in trace.inside(last.module)}
-    later = trace.calls[trace.calls.index(last) + 1 :]
-    for call in later:
+    inside_last = {id(call) for call in recording.inside(last.module)}
+    for call in recording.calls[recording.place(last) + 1 :]:
         if id(call) in inside_last:
             continue
         if call.module is head:
-            linear = as_linear(call, names[id(head)])
+            linear = recording.linear(call)
             if linear is None or not same(call.x[:, -1], current[:, -1], 1e-6):
                 break
-            assert call.y is not None
-            return Tail(tuple(norms), linear, _find_finish(model, call.y, logits))
-        if call.y is not None and same(call.x, current, 1e-6):
-            current = call.y
+            return Tail(tuple(norms), linear, _find_finish(model, call.y, recording.logits))
+        if call.output is not None and same(call.x, current, 1e-6):
+            current = call.output
             norms.append(call.module)
-    raise ModelError(f"{kind}: the way from the last block to the unembedding was not found")
+    raise ModelError(
+        f"{type(model).__name__}: the way from the last block to the unembedding was not found"
+    )
 
 
 def _find_finish(model: PreTrainedModel, raw: Tensor, logits: Tensor) -> Callable[[Tensor], Tensor]:

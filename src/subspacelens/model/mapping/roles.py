@@ -1,0 +1,236 @@
+"""The parts of one block: found in the recording of a pass, and proven by small interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...core.errors import ModelError
+from ..hooks import first_tensor, muted, on_input, on_output
+from .recording import Call, Recording, same
+from .values import Block, Linear, Reader
+
+Run = Callable[[Tensor], Tensor]
+"""One block alone: what enters it, (1, columns, d_model), to what leaves it."""
+
+
+class BlockRunner:
+    """Runs one block alone, on a given input, with the other arguments the model gives it."""
+
+    def __init__(self, model: PreTrainedModel, modules: list[nn.Module], ids: Tensor) -> None:
+        self._arguments: list[tuple[tuple, dict[str, Any]]] = []
+        self._modules = modules
+
+        def keep(_module, args, kwargs):
+            self._arguments.append((args[1:], dict(kwargs)))
+
+        with ExitStack() as stack:
+            for module in modules:
+                handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+                stack.callback(handle.remove)
+            model(input_ids=ids.to(model.device), use_cache=False)
+
+    def of(self, index: int) -> Run:
+        """The block of this number, as a function of what enters it."""
+        module, (args, kwargs) = self._modules[index], self._arguments[index]
+
+        def run(hidden: Tensor) -> Tensor:
+            if "hidden_states" in kwargs:
+                return first_tensor(module(*args, **kwargs | {"hidden_states": hidden}))
+            return first_tensor(module(hidden, *args, **kwargs))
+
+        return run
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One block in the recorded pass: `x` (1, columns, d_model) enters it, `y` leaves it; the calls
+    `within` it, in order, are those of its `attention` and `others`."""
+
+    recording: Recording
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+    within: tuple[Call, ...]
+    attention: tuple[Call, ...]
+    others: tuple[Call, ...]
+
+    @classmethod
+    def of(cls, recording: Recording, module: nn.Module) -> _Pass:
+        own = recording.last_calls[id(module)]
+        within = recording.inside(module)
+        writers = (c for c in within if c.parents[-1] is module and c.wrote_cache)
+        attention = next(writers, None)
+        if attention is None:
+            name = recording.names[id(module)]
+            raise ModelError(f"{name}: no attention child that writes keys and values was found")
+        inner = recording.inside(attention.module)
+        theirs = {id(call) for call in (attention, *inner)}
+        others = tuple(
+            c for c in within if id(c) not in theirs and c.module is not attention.module
+        )
+        return cls(recording, module, own.x, own.y, within, inner, others)
+
+    @property
+    def name(self) -> str:
+        return self.recording.names[id(self.module)]
+
+    @property
+    def d_model(self) -> int:
+        return self.x.shape[-1]
+
+    def fits(self, call: Call) -> bool:
+        """Whether a call reads as many numbers as the residual stream has."""
+        return call.x.numel() == self.x.numel() and call.x.shape[-1] == self.d_model
+
+    def writers(self, calls: tuple[Call, ...]) -> list[tuple[Call, Linear]]:
+        """Linear maps to the width of the residual stream, in order."""
+        pairs = ((call, self.recording.linear(call)) for call in calls)
+        return [(c, lin) for c, lin in pairs if lin and lin.weight.shape[0] == self.d_model]
+
+
+@dataclass(frozen=True, eq=False)
+class _Middle:
+    """The residual stream between attention and MLP: its first reader, and its values."""
+
+    reader: nn.Module
+    x: Tensor
+
+
+def find_roles(recording: Recording, module: nn.Module, run: Run, heads: int) -> Block:
+    """The parts of one block. Streams that it lacks, or that cannot be proven, are in `missing`.
+
+    Raises `ModelError` for a block without an attention that has a linear output projection.
+    """
+    block = _Pass.of(recording, module)
+    outs = block.writers(block.attention)
+    if not outs:
+        raise ModelError(f"{block.name}: no linear output projection was found in its attention")
+    out_call, out_proj = outs[-1]
+    down_proj, reason = _down_projection(block, out_proj, run)
+    middle = _middle(block, out_call, out_proj, run)
+    entries = {"resid_pre": "pre", "resid_post": "post"}
+    missing: dict[str, str] = {}
+    if middle is None:
+        missing["resid_mid"] = f"{block.name} has no residual stream between attention and MLP"
+    else:
+        entries["resid_mid"] = "mid"
+    for stream in ("attn_out", "head_z"):
+        entries[stream] = _entry(block, middle, out_proj, stream, run)
+    if down_proj is None:
+        missing |= dict.fromkeys(("mlp_act", "mlp_out"), reason)
+    else:
+        for stream in ("mlp_act", "mlp_out"):
+            entries[stream] = _entry(block, middle, down_proj, stream, run)
+    return Block(
+        module=module,
+        out_proj=out_proj,
+        down_proj=down_proj,
+        mid_reader=middle and middle.reader,
+        readers=tuple(_readers(block, middle, out_proj)),
+        n_heads=heads if out_proj.weight.shape[1] % heads == 0 else 1,
+        entries=entries,
+        missing=missing,
+    )
+
+
+def _down_projection(block: _Pass, out_proj: Linear, run: Run) -> tuple[Linear | None, str]:
+    """The last linear map of the MLP, if with it and attention muted the block is the identity;
+    else None and why."""
+    columns = block.x.shape[:-1].numel()
+    for call, linear in reversed(block.writers(block.others)):
+        if call.x.shape[:-1].numel() == columns:
+            with muted(out_proj.module, linear.module):
+                identity = run(block.x)
+            if same(identity, block.x):
+                return linear, ""
+            return None, (
+                f"{block.name}: with attention and {linear.name} muted the block is not the "
+                "identity, so they are not its only writers"
+            )
+    return None, f"{block.name} has no single down-projection (a mixture of experts?)"
+
+
+def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: Run) -> _Middle | None:
+    """What the first module after attention reads, if the block gives the same output from it, with
+    attention muted, as from its own input."""
+    after = block.recording.place(out_call)
+    for call in block.others:
+        if block.recording.place(call) <= after or not block.fits(call):
+            continue
+        x = call.x.reshape(block.x.shape)
+        if not same(x, block.x, 1e-6):
+            with muted(out_proj.module):
+                candidate = run(x)
+            if same(candidate, block.y):
+                return _Middle(call.module, x)
+    return None
+
+
+def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, run: Run) -> str:
+    """How a change of what `linear` reads (mlp_act, head_z) or writes enters the residual stream:
+    as it is after the block, as it is in the middle, or otherwise (a norm follows)."""
+    inside = stream in ("mlp_act", "head_z")
+    width = linear.weight.shape[1] if inside else block.d_model
+    epsilon = torch.randn(width, generator=torch.Generator().manual_seed(1))
+    epsilon = epsilon.to(block.x) * block.x.std()
+    place = on_input if inside else on_output
+    before = _run_and_read(block, middle, run)
+    with place(linear.module, lambda x: x + epsilon):
+        after = _run_and_read(block, middle, run)
+    written = linear.weight @ epsilon if inside else epsilon
+    tolerance = 2e-3 if block.x.dtype in (torch.float32, torch.float64) else 5e-2
+    moved = [
+        same(a - b, written.expand_as(b), tolerance) for a, b in zip(after, before, strict=True)
+    ]
+    for is_moved, kind in zip(moved, ("post", "mid"), strict=False):
+        if is_moved:
+            return kind
+    return "hook"
+
+
+def _run_and_read(block: _Pass, middle: _Middle | None, run: Run) -> list[Tensor]:
+    """What leaves the block and, if it has a middle, what is there."""
+    if middle is None:
+        return [run(block.x)]
+    read: list[Tensor] = []
+    with on_input(middle.reader, read.append):
+        y = run(block.x)
+    return [y, read[0].reshape(block.x.shape)]
+
+
+def _readers(block: _Pass, middle: _Middle | None, out_proj: Linear) -> Iterator[Reader]:
+    """Linear maps whose input is the residual stream or a norm of it."""
+    streams = [(block.x, False)] + ([(middle.x, True)] if middle else [])
+    in_attention = {id(call) for call in block.attention}
+    for call in block.within:
+        if call.module is out_proj.module or not block.fits(call):
+            continue
+        linear = block.recording.linear(call)
+        if linear is None:
+            continue
+        x = call.x.reshape(block.x.shape)
+        norms = [other for other in block.within if _gives(block, other, x) and other is not call]
+        for stream, is_mid in streams:
+            norm = next((n for n in norms if _reads(block, n, stream)), None)
+            raw = same(x, stream, 1e-6)
+            if raw or norm is not None:
+                module = None if raw or norm is None else norm.module
+                yield Reader(linear, module, is_mid, id(call) in in_attention)
+                break
+
+
+def _gives(block: _Pass, call: Call, x: Tensor) -> bool:
+    y = call.output
+    return y is not None and y.numel() == x.numel() and same(y.reshape(block.x.shape), x, 1e-6)
+
+
+def _reads(block: _Pass, call: Call, x: Tensor) -> bool:
+    fits = call.x.numel() == block.x.numel()
+    return fits and same(call.x.reshape(block.x.shape), x, 1e-6)
