@@ -18,7 +18,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test check lint format types install install-dev lock clean distclean python
+.PHONY: help audit test attack check lint format types install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -34,6 +34,9 @@ audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs
 
 test: install-dev ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+attack: install-dev ## Run a thousand hostile command lines (half an hour)
+	$(BIN)/python -m pytest -m attack $(PYTEST_ARGS)
 
 check: lint types test ## Run everything that a change must pass
 

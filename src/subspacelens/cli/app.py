@@ -44,3 +44,8 @@ def run(arguments: list[str]) -> None:
     except LensError as error:
         complain(error)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
+        sys.exit(2)

@@ -212,7 +212,7 @@ def _checked(path: Path) -> dict[str, Any] | None:
         checksum = record.pop("checksum")
         if hashlib.sha256(canonical(record).encode()).hexdigest() != checksum:
             return None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if record.get("schema") == SCHEMA else None
 
