@@ -16,8 +16,8 @@ from .options import (
     Device,
     Dim,
     Dtype,
-    Fit,
     FitName,
+    FitOptions,
     Memory,
     Model,
     Pairs,
@@ -28,8 +28,8 @@ from .options import (
     TestPairs,
     Tests,
     bytes_of,
+    chosen_fit,
     command_line,
-    fitted,
     given_subspace,
     prepared,
     sites_of,
@@ -44,7 +44,8 @@ def audit(
     task: TaskName = "ioi",
     test_pairs: TestPairs = None,
     site: Sites = None,
-    fit: FitName = Fit.das,
+    fit: FitName = "das",
+    fit_option: FitOptions = None,
     dim: Dim = 1,
     subspace: Annotated[
         Path | None,
@@ -80,6 +81,7 @@ def audit(
     from ..report import write_report
 
     space = bytes_of(memory)
+    find = chosen_fit(fit, fit_option, dim, seed, space)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
     writable(out)
@@ -92,7 +94,7 @@ def audit(
         def audited(where: Site):
             if where in refused:
                 raise refused[where]
-            direction = given or fitted(lens, activations, where, fit, dim, seed, space)
+            direction = given or find(lens, activations.train, where)
             result = run_audit(
                 lens, activations, direction, budget=budget, tests=named, seed=seed, memory=space,
                 command=command_line(),
@@ -114,7 +116,8 @@ def fit_command(
     model: Model = "smollm2",
     task: TaskName = "ioi",
     site: Sites = None,
-    fit: FitName = Fit.das,
+    fit: FitName = "das",
+    fit_option: FitOptions = None,
     dim: Dim = 1,
     pairs: Pairs = None,
     seed: Seed = 0,
@@ -132,7 +135,7 @@ def fit_command(
     """
     from ..audit.run import SUBSPACE_FILE
 
-    budget = bytes_of(memory)
+    find = chosen_fit(fit, fit_option, dim, seed, bytes_of(memory))
     writable(out)
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
@@ -143,7 +146,7 @@ def fit_command(
             if where in refused:
                 raise refused[where]
             path = out / str(where) / SUBSPACE_FILE
-            fitted(lens, activations, where, fit, dim, seed, budget).save(path)
+            find(lens, activations.train, where).save(path)
             say(path)
 
         _, whole = at_each_site(sites, out, saved)

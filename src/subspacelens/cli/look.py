@@ -74,7 +74,7 @@ def doctor(
     """Prove that hooks, replay and row/null split are right on this model.
 
     Without --site: every stream of the first, a middle and the last layer. Exits with 1 if a site
-    that the model has fails a proof.
+    fails a proof, or if one that was named cannot be used.
     """
     from ..certify import doctor_rows
     from ..core.site import Site
@@ -95,7 +95,14 @@ def doctor(
                 str(row.site), proof.name, passed, f"{proof.error:.1e}", f"{proof.tolerance:.1e}"
             )
     table.show()
-    if not all(row.passed for row in rows if row.certificate is not None):
+    proven = [row for row in rows if row.passed]
+    refused = [row for row in rows if row.certificate is None]
+    failed = len(rows) - len(proven) - len(refused)
+    say(
+        f"{len(proven)} of {len(rows)} sites are proven, {failed} failed a proof, {len(refused)} "
+        "cannot be used in this model"
+    )
+    if failed or (site and refused):
         raise typer.Exit(1)
 
 

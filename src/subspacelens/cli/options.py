@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from enum import StrEnum
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,16 +15,10 @@ from ..core.errors import LensError, ResultError, SiteError
 from ..core.site import Site
 from ..core.sizes import parse_size
 
+if TYPE_CHECKING:
+    from ..fit.subspace import Subspace
+
 MAIN_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2")
-
-
-class Fit(StrEnum):
-    das = "das"
-    mean_difference = "mean-difference"
-    gradient = "gradient"
-    probe = "probe"
-    pca = "pca"
-    random = "random"
 
 
 Model = Annotated[
@@ -51,12 +46,25 @@ Sites = Annotated[
         f"given several times. By default, for smollm2 on ioi: {' and '.join(MAIN_SITES)}.",
     ),
 ]
-FitName = Annotated[Fit, typer.Option("--fit", help="How the subspace is found.")]
+FitName = Annotated[
+    str,
+    typer.Option(
+        "--fit",
+        help="How the subspace is found: das, gradient, mean-difference, pca, probe or random.",
+    ),
+]
+FitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fit-option",
+        help="An option of that fit and its value, such as steps=300; may be given several times.",
+    ),
+]
 Dim = Annotated[int, typer.Option(help="Dimensions of the subspace.")]
 Pairs = Annotated[
     int | None, typer.Option(help="Use at most this many pairs to fit and to judge on.")
 ]
-Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same numbers.")]
 Device = Annotated[
     str | None, typer.Option(help="A torch device, or `auto` to spread the model over all.")
 ]
@@ -130,12 +138,19 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
     raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")
 
 
-def fitted(lens, captures, site, fit: Fit, dim: int, seed: int, memory: int | None):
+def chosen_fit(
+    name: str, options: list[str] | None, dim: int, seed: int, memory: int | None
+) -> Callable[..., Subspace]:
+    """The fit of that name with its settings, a function of (lens, captured, site).
+
+    Raises `SubspaceError` for an unknown name, an option that the fit lacks, or a bad value.
+    """
     from ..fit import named
 
-    chosen = named(fit.value)
-    extra = {"memory": memory} if chosen.gradients else {}
-    return chosen(lens, captures.train, site, dim=dim, seed=seed, **extra)
+    fit = named(name)
+    settings = fit.read_options(dict(text.partition("=")[::2] for text in options or ()))
+    budget = {"memory": memory} if fit.gradients else {}
+    return partial(fit, dim=dim, seed=seed, **budget, **settings)
 
 
 def bytes_of(memory: str | None) -> int | None:

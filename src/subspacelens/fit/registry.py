@@ -64,6 +64,11 @@ class Fit:
         of its type, or out of range."""
         self._checked(options, self.options, strict=True)
 
+    def read_options(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """The values of options that are given as text. Raises `SubspaceError` as `check_options`
+        does."""
+        return self._checked(texts, self.options, strict=False)
+
     def _checked(
         self, settings: Mapping[str, Any], known: Iterable[str], *, strict: bool
     ) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from subspacelens.core.errors import SubspaceError
+from subspacelens import Site, SubspaceError
+from subspacelens.fit import random
 
 GOOD, LATER = "L1.mlp_act@S2", "L2.resid_post@END"
 NO_HEAD, NO_LABEL, NARROW = "L1.head_z.7@END", "L1.mlp_act@S9", "L3.resid_post@END"
@@ -46,14 +47,12 @@ def test_the_other_sites_and_the_page_are_written(several, tmp_path):
 
 
 def test_a_fit_that_fails_at_one_site_leaves_the_others(several, tmp_path, monkeypatch):
-    from subspacelens.fit import FITS
-
-    def failing(lens, captured, site, **options):
-        if str(site) == GOOD:
+    def failing(lens, captured, site, **settings):
+        if site == Site.parse(GOOD):
             raise SubspaceError("nothing [/b] to\nfind")
-        return FITS["random"](lens, captured, site, **options)
+        return random(lens, captured, site, **settings)
 
-    monkeypatch.setitem(FITS, "pca", failing)
+    monkeypatch.setattr("subspacelens.cli.audit.chosen_fit", lambda *_: failing)
     code, _, err = several("audit", *sites(GOOD, LATER))
     assert code == 2 and complaints(err) == [f"subspacelens: {GOOD}: nothing [/b] to find"]
     assert not (tmp_path / GOOD / "audit.json").exists()
