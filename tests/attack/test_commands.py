@@ -50,7 +50,8 @@ NO_SITES = [
     f"L{'9' * 30}.mlp_act@S2",
     f"L{'9' * 5000}.mlp_act@S2", "L1.mlp_act.0@S2", "L1.head_z.4@END", "L1.head_z.-1@END",
     f"L1.head_z.{'9' * 5000}@END", "L٣.mlp_act@S2", "L1.mlp_act@[b]", "L1.mlp_act@[/b]",
-    "L1.mlp_act@\x1b[31m", "L1.mlp_act@../x", "L1.mlp_act@" + "S" * 300, "L1.[red]@S2", "l1.mlp_act@s2", "L0.resid_pre@IO",
+    "L1.mlp_act@\x1b[31m", "L1.mlp_act@../x",
+    "L1.mlp_act@" + "S" * 300, "L1.[red]@S2", "l1.mlp_act@s2", "L0.resid_pre@IO",
 ]  # fmt: skip
 NO_MODELS = [
     *NO_FILES, *TEXTS[4:], "a/b/c", "./none", "none.gguf", "-m",
