@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -154,22 +153,20 @@ def test_a_hook_of_another_process_is_another_hook(model):
     now = here(model)
     assert now == here(model) and not now.lasting
     script = (
-        "import sys; sys.path[:0] = {paths!r}\n"
-        "from unit.core.test_identity import *\n"
-        "model = tiny_model('llama', 0); {change}\n"
-        "print(here(model).to_json())"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[2])]!r}\n"
+        "from helpers_models import tiny_model\n"
+        "from subspacelens.core.identity import identity_of\n"
+        "model = tiny_model('llama', 0)\n"
+        "print(identity_of(model, 'clean').to_json())\n"
+        "model.model.layers[1].mlp.register_forward_hook(lambda module, args, output: output)\n"
+        "print(identity_of(model, 'hooked').to_json())\n"
     )
-    tests = str(Path(__file__).parents[2])
-
-    def elsewhere(change: str) -> Identity:
-        code = script.format(paths=[tests], change=change)
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
-        )
-        return Identity.from_json(done.stdout)
-
-    assert elsewhere("no_hook(model)").differences(now, MODEL)
-    assert elsewhere("0") == here(tiny_model("llama", 0))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    clean, hooked = map(Identity.from_json, done.stdout.splitlines())
+    assert hooked.differences(now, MODEL) and not hooked.lasting
+    assert clean == here(tiny_model("llama", 0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
