@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 from .errors import ResultError
+
+LARGEST = 2**28
+"""Bytes of the largest record or page that is read back."""
 
 
 def cache_folder() -> Path:
@@ -19,24 +24,74 @@ def cache_folder() -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    """Hash of the bytes of a regular file. Raises `OSError` where it cannot be read."""
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` whole or not at all. Raises `ResultError` where it cannot."""
+def regular(path: Path) -> Path:
+    """The path, if a regular file is there, behind symbolic links or not. Raises `OSError` for
+    anything else: a FIFO would be waited for for ever, a device read for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
+
+
+def read_whole(path: Path | str, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file. Raises `ResultError` where it cannot be read, or is larger than
+    `largest` bytes."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        path = regular(Path(path))
+        if path.stat().st_size > largest:
+            raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` whole or not at all, on the disk before it is seen under its name.
+
+    A new file has the mode that the umask leaves it, one that is replaced keeps its own. A symbolic
+    link is written through. Raises `ResultError` where the file cannot be written, or where a
+    folder, a device or a FIFO is in its place.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = regular(target).stat().st_mode if os.path.lexists(target) else None
+        temporary = target.parent / f".{secrets.token_hex(8)}.partial"
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            write_synced(temporary, data)
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
+            temporary.replace(target)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
+        sync_folder(target.parent)
     except OSError as error:
         raise ResultError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A new file that is on the disk when this returns. Raises `OSError`."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """What was created or renamed in `folder` is on the disk when this returns. Raises `OSError`.
+
+    Some file systems know no such thing for folders; there it does nothing.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -8,6 +8,7 @@ from typing import Annotated, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ResultError
+from .files import read_whole
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -63,15 +64,7 @@ class ModelRecord(Record):
 def read_record(kind: type[R], path: Path | str, what: str) -> R:
     """A record of `kind` from a JSON file; `what` says what it should be. Raises `ResultError`
     naming the file and the first field that is wrong."""
-    return parse_record(kind, read_bytes(path), path, what)
-
-
-def read_bytes(path: Path | str) -> bytes:
-    """What a file holds. Raises `ResultError` naming the file if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {error.strerror or error}") from None
+    return parse_record(kind, read_whole(path), path, what)
 
 
 def parse_record(kind: type[R], text: str | bytes, origin: Path | str, what: str) -> R:

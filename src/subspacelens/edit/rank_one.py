@@ -9,18 +9,17 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.errors import EditError
-from ..core.files import write_atomically
+from ..core.identity import MODEL
 from ..core.site import Site
+from ..core.tensorfile import TensorFile
 from ..model.hooks import exclusive, on_input, on_output
 from ..model.lens import LensModel
 from ..model.mapping.values import Linear
 
-FORMAT = "subspacelens.rank-one-edit/1"
+FORMAT = "subspacelens.rank-one-edit/2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,36 +32,26 @@ class RankOneEdit:
     b: Tensor = field(repr=False)
 
     def save(self, path: Path | str, lens: LensModel) -> None:
-        """Writes safetensors with the factors, and the model that they are for as metadata."""
-        metadata = {
-            "format": FORMAT,
-            "layer": str(self.layer),
-            "parameter": _down_projection(lens, self.layer).name,
-            "model": lens.id,
-            "weights_sha256": lens.weights_sha256,
-        }
-        factors = {"a": self.a.detach().cpu().contiguous(), "b": self.b.detach().cpu().contiguous()}
-        write_atomically(Path(path), save(factors, metadata=metadata))
+        """Writes safetensors with the factors and the identity of the model that they are for.
+        Raises `ResultError` where it cannot."""
+        facts = {"layer": str(self.layer), "parameter": _down_projection(lens, self.layer).name}
+        TensorFile(
+            format=FORMAT,
+            made_with=lens.identity,
+            tensors={"a": self.a, "b": self.b},
+            facts=facts,
+        ).save(path)
 
     @classmethod
     def load(cls, path: Path | str, lens: LensModel) -> RankOneEdit:
-        """Reads a file written by `save`. Raises `EditError` for a damaged file or one made for
-        another model."""
+        """Reads a file written by `save`. Raises `EditError` for a file that is damaged, or made
+        for another model than `lens` as it is now: save and load outside of `edited`."""
+        file = TensorFile.load(path, FORMAT, "an edit", EditError)
+        file.made_with.require(lens.identity, str(path), MODEL, EditError)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise EditError(f"{path} is not an edit: no '{FORMAT}' mark in it")
-                found = cls(int(metadata["layer"]), file.get_tensor("a"), file.get_tensor("b"))
-                made_for, name = metadata["weights_sha256"], metadata["model"]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise EditError(f"{path} cannot be read as an edit: {error}") from None
-        if made_for != lens.weights_sha256:
-            raise EditError(
-                f"{path} was made for model {name} ({made_for[:12]}), not {lens.id} "
-                f"({lens.weights_sha256[:12]})"
-            )
-        return found
+            return cls(int(file.facts["layer"]), file.tensors["a"], file.tensors["b"])
+        except (KeyError, ValueError) as error:
+            raise EditError(f"{path} is damaged: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,19 +12,19 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import EditError
 from ..core.files import cache_folder
+from ..core.identity import Identity
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.buckets import place_of
-from ..engine.text import Corpus, keep
+from ..engine.text import Corpus, from_cache, to_cache
 from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
 
-FORMAT = "subspacelens.second-moment/1"
+FORMAT = "subspacelens.second-moment/2"
 SINGULAR = 1e10
 """A condition number above this counts as singular."""
 
@@ -105,40 +105,33 @@ def second_moments(
     sites = {layer: Site(layer, stream, "END") for layer in dict.fromkeys(layers)}
     for site in sites.values():
         lens.map.block(site)
-    paths = {layer: _path(lens, layer, stream, corpus) for layer in sites}
-    found = {layer: _load(paths[layer]) for layer in sites}
-    missing = [layer for layer, moment in found.items() if moment is None]
-    if missing:
-        fresh = _measured(lens, {layer: sites[layer] for layer in missing}, corpus)
-        for layer, moment in fresh.items():
-            keep(
-                paths[layer],
-                {
-                    "matrix": moment.matrix,
-                    "fourth": torch.tensor(moment.fourth, dtype=torch.float64),
-                },
-                {"format": FORMAT, "tokens": str(moment.tokens), "corpus": corpus.sha256},
-            )
-        found |= fresh
-    return {layer: moment for layer, moment in found.items() if moment is not None}
+    identity = lens.identity
+    paths = {layer: _path(identity, site, corpus) for layer, site in sites.items()}
+    kept = {layer: _load(path, identity) for layer, path in paths.items()}
+    moments = {layer: moment for layer, moment in kept.items() if moment is not None}
+    missing = {layer: site for layer, site in sites.items() if layer not in moments}
+    if not missing:
+        return moments
+    fresh = _measured(lens, missing, corpus)
+    for layer, moment in fresh.items():
+        fourth = torch.tensor(moment.fourth, dtype=torch.float64)
+        tokens = torch.tensor(moment.tokens)
+        parts = {"matrix": moment.matrix, "fourth": fourth, "tokens": tokens}
+        to_cache(paths[layer], FORMAT, identity, parts)
+    both = moments | fresh
+    return {layer: both[layer] for layer in sites}
 
 
-def _path(lens: LensModel, layer: int, stream: str, corpus: Corpus) -> Path:
-    dtype = str(lens.dtype).removeprefix("torch.")
-    name = f"{corpus.sha256[:16]}-{dtype}-L{layer}.{stream}.safetensors"
-    return cache_folder() / "second-moments" / lens.weights_sha256[:16] / name
+def _path(identity: Identity, site: Site, corpus: Corpus) -> Path:
+    name = f"{corpus.sha256[:16]}-L{site.layer}.{site.stream}.safetensors"
+    return cache_folder() / "second-moments" / identity.key[:16] / name
 
 
-def _load(path: Path) -> SecondMoment | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                return None
-            fourth = float(file.get_tensor("fourth"))
-            return SecondMoment.of(file.get_tensor("matrix"), int(metadata["tokens"]), fourth)
-    except (OSError, SafetensorError, KeyError, ValueError):
+def _load(path: Path, identity: Identity) -> SecondMoment | None:
+    parts = from_cache(path, FORMAT, identity)
+    if parts is None:
         return None
+    return SecondMoment.of(parts["matrix"], int(parts["tokens"]), float(parts["fourth"]))
 
 
 def _measured(lens: LensModel, sites: dict[int, Site], corpus: Corpus) -> dict[int, SecondMoment]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..core.errors import ModelError, ResultError, SiteError, TaskError
-from ..core.files import write_atomically
+from ..core.errors import ResultError, SiteError, TaskError
+from ..core.progress import note
 from ..core.site import Site
+from ..core.tensorfile import TensorFile
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .buckets import Bucket, Outcomes, entry_of
 from .capture import Capture, capture, check_pairs
 
-FORMAT = "subspacelens.capture/2"
+FORMAT = "subspacelens.capture/3"
 
 
 def kept_capture(
@@ -30,21 +29,28 @@ def kept_capture(
     *,
     shifted: bool = False,
 ) -> Capture:
-    """What `capture` gives, read from `folder` if it was made before of the same weights, dtype,
-    pairs and sites, else made and kept there. Raises what `capture`, `save_capture` and
-    `load_capture` do."""
+    """What `capture` gives, read from `folder` if it was made before of the same model as it is
+    now, pairs and sites, else made and kept there.
+
+    Under a hook that is not ours nothing is read or kept: what such a hook does cannot be told from
+    what it did before. Raises what `capture`, `save_capture` and `load_capture` do.
+    """
     sites = tuple(dict.fromkeys(sites))
     for site in sites:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)
-    made_of = (FORMAT, lens.weights_sha256, str(lens.dtype), pairs.sha256, *map(str, sites))
+    identity = lens.identity
+    if not identity.lasting:
+        note("captures are neither read nor kept: the model has hooks whose effect cannot be named")
+        return capture(lens, pairs, sites, shifted=shifted)
+    made_of = (FORMAT, identity.key, pairs.sha256, *map(str, sites))
     name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     path = folder / f"capture-{name}.safetensors"
     if path.exists():
         return load_capture(path, lens, pairs)
-    found = capture(lens, pairs, sites, shifted=shifted)
-    save_capture(found, lens, path)
-    return found
+    captured = capture(lens, pairs, sites, shifted=shifted)
+    save_capture(captured, lens, path)
+    return captured
 
 
 def save_capture(captured: Capture, lens: LensModel, path: Path) -> None:
@@ -56,62 +62,40 @@ def save_capture(captured: Capture, lens: LensModel, path: Path) -> None:
     for label, buckets in captured.buckets.items():
         for number, bucket in enumerate(buckets):
             tensors |= {f"{label}.{number}.{name}": x for name, x in _parts(bucket).items()}
-    metadata = {
-        "format": FORMAT,
-        "model": lens.id,
-        "weights_sha256": lens.weights_sha256,
-        "dtype": str(lens.dtype).removeprefix("torch."),
+    counts = {label: len(buckets) for label, buckets in captured.buckets.items()}
+    facts = {
         "data": f"{captured.pairs.name}, {captured.pairs.split}: {len(captured.pairs)} pairs",
         "data_sha256": captured.pairs.sha256,
         "sites": json.dumps([str(site) for site in captured.sites]),
-        "buckets": json.dumps({label: len(found) for label, found in captured.buckets.items()}),
+        "buckets": json.dumps(counts),
     }
-    contents = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    write_atomically(path, save(contents, metadata=metadata))
+    TensorFile(format=FORMAT, made_with=lens.identity, tensors=tensors, facts=facts).save(path)
 
 
 def load_capture(path: Path, lens: LensModel, pairs: PairSet) -> Capture:
     """Reads a file written by `save_capture`, to the devices of `lens`.
 
     Raises `ResultError` for a file that is damaged or no capture, `ModelError` for one made with
-    another model or dtype, `TaskError` for one of other pairs; the message names both sides.
+    another model, or the same with other settings, device or library versions, `TaskError` for one
+    of other pairs; the message names both sides.
     """
+    file = TensorFile.load(path, FORMAT, "a capture")
+    file.made_with.require(lens.identity, str(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ResultError(f"{path} cannot be read as safetensors: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise ResultError(f"{path} is not a capture: no '{FORMAT}' mark in it")
-    try:
-        _check(path, metadata, lens, pairs)
-        return _capture(metadata, tensors, lens, pairs)
+        if file.facts["data_sha256"] != pairs.sha256:
+            raise TaskError(
+                f"{path} was made of {file.facts['data']} ({file.facts['data_sha256'][:12]}), not "
+                f"of {pairs.name}, {pairs.split}: {len(pairs)} pairs ({pairs.sha256[:12]})"
+            )
+        return _capture(file.facts, file.tensors, lens, pairs)
     except (KeyError, ValueError, SiteError) as error:
         raise ResultError(f"{path} is damaged: {error}") from None
 
 
-def _check(path: Path, metadata: dict[str, str], lens: LensModel, pairs: PairSet) -> None:
-    dtype = str(lens.dtype).removeprefix("torch.")
-    if metadata["dtype"] != dtype:
-        raise ModelError(f"{path} was made in {metadata['dtype']}, the model is in {dtype}")
-    made = metadata["weights_sha256"]
-    if made != lens.weights_sha256:
-        raise ModelError(
-            f"{path} was made with model {metadata['model']} ({made[:12]}), "
-            f"not {lens.id} ({lens.weights_sha256[:12]})"
-        )
-    if metadata["data_sha256"] != pairs.sha256:
-        raise TaskError(
-            f"{path} was made of {metadata['data']} ({metadata['data_sha256'][:12]}), not of "
-            f"{pairs.name}, {pairs.split}: {len(pairs)} pairs ({pairs.sha256[:12]})"
-        )
-
-
 def _capture(
-    metadata: dict[str, str], tensors: dict[str, Tensor], lens: LensModel, pairs: PairSet
+    facts: Mapping[str, str], tensors: Mapping[str, Tensor], lens: LensModel, pairs: PairSet
 ) -> Capture:
-    sites = tuple(Site.parse(text) for text in json.loads(metadata["sites"]))
+    sites = tuple(Site.parse(text) for text in json.loads(facts["sites"]))
     entries = {site: entry_of(lens.map, site) for site in sites}
     blocks = lens.map.blocks
     devices = [next(block.module.parameters()).device for block in blocks]
@@ -121,8 +105,8 @@ def _capture(
         layers = range(min(layer for _, layer in wanted), len(blocks))
 
         def part(name: str, layer: int | None = None) -> Tensor:
-            found = tensors[f"{label}.{number}.{name}"]
-            return found if layer is None else found.to(devices[min(layer, len(blocks) - 1)])
+            tensor = tensors[f"{label}.{number}.{name}"]
+            return tensor if layer is None else tensor.to(devices[min(layer, len(blocks) - 1)])
 
         return Bucket(
             part("pairs"),
@@ -141,7 +125,7 @@ def _capture(
         Outcomes(tensors["clean.logit_diff"], tensors["clean.top"]),
         {
             label: tuple(bucket(label, number) for number in range(count))
-            for label, count in json.loads(metadata["buckets"]).items()
+            for label, count in json.loads(facts["buckets"]).items()
         },
     )
 

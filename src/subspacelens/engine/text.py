@@ -7,22 +7,23 @@ the reference text that comes with CPython (`pydoc_data.topics`), half is sample
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..core.errors import ResultError, TaskError
-from ..core.files import cache_folder, write_atomically
+from ..core.errors import LensError, ResultError, TaskError
+from ..core.files import cache_folder
+from ..core.identity import Identity
 from ..core.progress import track
+from ..core.tensorfile import TensorFile
 from ..model.hooks import check_ready
 from ..model.lens import LensModel
 from ..tasks.tokens import encode
@@ -30,6 +31,7 @@ from ..tasks.tokens import encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAMPLED = "subspacelens.sampled-text/1"
 WINDOW = 128
 SHORTEST = 8
 OPENINGS = (
@@ -103,6 +105,14 @@ def embedded_corpus(lens: LensModel, *, tokens: int = 20_000, seed: int = 0) -> 
     return Corpus(f"embedded, {tokens} tokens, seed {seed}", half + _sampled(lens, rows, seed))
 
 
+@cache
+def reference_sha256() -> str:
+    """Hash of CPython's reference text, which differs between versions of Python: part of the key
+    of whatever `reference_windows` enters."""
+    texts = (f"{name}\0{topics[name]}\0" for name in sorted(topics))
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
 def reference_windows(
     tokenizer: PreTrainedTokenizerBase, count: int, length: int, *, seed: int = 0
 ) -> tuple[tuple[int, ...], ...]:
@@ -138,22 +148,33 @@ def sample(lens: LensModel, rows: int, length: int, seed: int) -> Tensor:
 
 
 def _sampled(lens: LensModel, rows: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    name = f"{lens.weights_sha256[:16]}-{rows}x{WINDOW}-{seed}.safetensors"
-    path = cache_folder() / "sampled" / name
-    try:
-        ids = load_file(path)["ids"]
-    except (OSError, SafetensorError, KeyError):
-        ids = sample(lens, rows, WINDOW, seed)
-        keep(path, {"ids": ids})
-    return tuple(map(tuple, ids.tolist()))
+    identity = lens.identity
+    path = cache_folder() / "sampled" / f"{identity.key[:16]}-{rows}x{WINDOW}-{seed}.safetensors"
+    kept = from_cache(path, SAMPLED, identity)
+    if kept is None:
+        kept = {"ids": sample(lens, rows, WINDOW, seed)}
+        to_cache(path, SAMPLED, identity, kept)
+    return tuple(map(tuple, kept["ids"].tolist()))
 
 
-def keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors to the cache; a cache that cannot be written is done without."""
+def from_cache(path: Path, format: str, identity: Identity) -> Mapping[str, Tensor] | None:
+    """The tensors of a file in the cache folder; None unless it is whole and of this model, and
+    nobody else's hooks are on the model."""
+    if not identity.lasting:
+        return None
     try:
-        write_atomically(path, save(tensors, metadata=metadata))
-    except ResultError:
-        return
+        file = TensorFile.load(path, format, "a file of the cache")
+        file.made_with.require(identity, str(path))
+    except LensError:
+        return None
+    return file.tensors
+
+
+def to_cache(path: Path, format: str, identity: Identity, tensors: Mapping[str, Tensor]) -> None:
+    """Keeps what `from_cache` reads. A cache that cannot be written is done without."""
+    if identity.lasting:
+        with suppress(ResultError):
+            TensorFile(format=format, made_with=identity, tensors=tensors).save(path)
 
 
 def _windows(ids: Sequence[int]) -> list[tuple[int, ...]]:

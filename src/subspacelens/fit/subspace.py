@@ -9,28 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..core.errors import SiteError, SubspaceError
-from ..core.files import write_atomically
+from ..core.identity import MODEL, Identity
 from ..core.site import Site
+from ..core.tensorfile import TensorFile
 from ..model.lens import LensModel
 
-FORMAT = "subspacelens.subspace/1"
+FORMAT = "subspacelens.subspace/2"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Subspace:
-    """`basis` is float32 (dim, k) with orthonormal columns. `fit` says how it was found, and
-    `data_sha256` on which pairs (empty if that is not known)."""
+    """An orthonormal `basis`, float32 (dim, k), at a `site` of the model `made_with`.
+
+    `data_sha256` is the hash of the pairs that it was fitted on, empty if that is not known; `fit`
+    names the method and every setting. Raises `SubspaceError` for a basis that is none.
+
+    >>> subspace = sl.das(lens, captures.train, sl.Site.parse("L18.mlp_act@S2"))
+    >>> subspace.save("s2.safetensors")
+    >>> sl.Subspace.load("s2.safetensors", lens).dim
+    1
+    """
 
     basis: Tensor = field(repr=False)
     site: Site
-    model_id: str
-    weights_sha256: str = field(repr=False)
-    dtype: str
+    made_with: Identity
     data_sha256: str = field(repr=False)
     fit: dict[str, Any]
 
@@ -42,76 +47,73 @@ class Subspace:
         """k, the number of dimensions."""
         return self.basis.shape[1]
 
+    @property
+    def model_id(self) -> str:
+        return self.made_with.id
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.made_with.weights
+
     def to_bytes(self) -> bytes:
-        """Safetensors with the basis under `basis` and the provenance as metadata."""
-        metadata = {
-            "format": FORMAT,
+        """What `save` writes: safetensors with the basis under `basis`, the rest as metadata."""
+        return self._file().to_bytes()
+
+    def save(self, path: Path | str) -> None:
+        """Writes the subspace whole or not at all. Raises `ResultError` where it cannot."""
+        self._file().save(path)
+
+    def _file(self) -> TensorFile:
+        facts = {
             "site": str(self.site),
-            "model": self.model_id,
-            "weights_sha256": self.weights_sha256,
-            "dtype": self.dtype,
             "data_sha256": self.data_sha256,
             "fit": json.dumps(self.fit),
         }
-        return save({"basis": self.basis.contiguous()}, metadata=metadata)
-
-    def save(self, path: Path | str) -> None:
-        """Writes `to_bytes` whole or not at all. Raises `ResultError` where it cannot."""
-        write_atomically(Path(path), self.to_bytes())
+        return TensorFile(
+            format=FORMAT, made_with=self.made_with, tensors={"basis": self.basis}, facts=facts
+        )
 
     @staticmethod
     def is_ours(path: Path | str) -> bool:
-        """Whether a file was written by `save`."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                return (file.metadata() or {}).get("format") == FORMAT
-        except (SafetensorError, OSError):
-            return False
+        """Whether a file was written by `save`, of this version of the format or another."""
+        return TensorFile.format_of(path).startswith(FORMAT.rpartition("/")[0])
 
     @classmethod
     def load(
         cls, path: Path | str, lens: LensModel | None = None, site: Site | None = None
     ) -> Subspace:
-        """Reads a file written by `save`. With `lens` or `site`, refuses one made for another.
+        """Reads a file written by `save`; with `lens` or `site`, refuses one made for another.
 
-        Raises `SubspaceError` for a damaged or foreign file, and names both sides of a mismatch.
+        Raises `SubspaceError` for a file that is damaged or no subspace, or for a mismatch, naming
+        both sides.
         """
+        file = TensorFile.load(path, FORMAT, "a subspace file", SubspaceError)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                basis = file.get_tensor("basis") if "basis" in file.keys() else None  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise SubspaceError(f"{path} cannot be read as safetensors: {error}") from None
-        if basis is None or metadata.get("format") != FORMAT:
-            raise SubspaceError(f"{path} is not a subspace file: no '{FORMAT}' mark in it")
-        try:
-            made_for = Site.parse(metadata["site"])
-            found = cls(
-                basis,
-                made_for,
-                metadata["model"],
-                metadata["weights_sha256"],
-                metadata["dtype"],
-                metadata["data_sha256"],
-                json.loads(metadata["fit"]),
+            subspace = cls(
+                basis=file.tensors["basis"],
+                site=Site.parse(file.facts["site"]),
+                made_with=file.made_with,
+                data_sha256=file.facts["data_sha256"],
+                fit=json.loads(file.facts["fit"]),
             )
-        except (KeyError, SiteError, json.JSONDecodeError) as error:
+        except (KeyError, ValueError, SiteError) as error:
             raise SubspaceError(f"{path}: its metadata is damaged: {error}") from None
         except SubspaceError as error:
             raise SubspaceError(f"{path}: {error}") from None
-        if site is not None and made_for != site:
-            raise SubspaceError(f"{path} was made for site {made_for}, not {site}")
+        if site is not None and subspace.site != site:
+            raise SubspaceError(f"{path} was made for site {subspace.site}, not {site}")
         if lens is not None:
-            found.check(lens, str(path))
-        return found
+            subspace.check(lens, str(path))
+        return subspace
 
     def check(self, lens: LensModel, name: str = "subspace") -> None:
-        """Raises `SubspaceError` unless the subspace belongs to this model and fits its site."""
-        if self.weights_sha256 != lens.weights_sha256:
-            raise SubspaceError(
-                f"{name} was made for model {self.model_id} ({self.weights_sha256[:12]}), "
-                f"not {lens.id} ({lens.weights_sha256[:12]})"
-            )
+        """Raises `SubspaceError` unless `lens`, as it is now, computes what the model did that the
+        subspace was made with, and the basis is as wide as the site.
+
+        Weights, configuration, buffers, settings of modules and hooks must agree; device, library
+        versions and the model's name need not.
+        """
+        self.made_with.require(lens.identity, name, MODEL, SubspaceError)
         width = lens.map.dim(self.site)
         if self.basis.shape[0] != width:
             raise SubspaceError(
@@ -160,7 +162,10 @@ def made_by(
             "directions; ask for a smaller --dim"
         )
     largest = q.gather(0, q.abs().argmax(dim=0, keepdim=True))
-    dtype = str(lens.dtype).removeprefix("torch.")
     return Subspace(
-        (q * largest.sign()).float(), site, lens.id, lens.weights_sha256, dtype, data_sha256, fit
+        basis=(q * largest.sign()).float(),
+        site=site,
+        made_with=lens.identity,
+        data_sha256=data_sha256,
+        fit=fit,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,9 +16,13 @@ from helpers_oracle import random_pairs
 from subspacelens.core.errors import ModelError, ResultError, TaskError
 from subspacelens.core.progress import showing_progress
 from subspacelens.core.site import Site
+from subspacelens.core.tensorfile import TensorFile
+from subspacelens.edit import RankOneEdit, edited
+from subspacelens.engine import store
 from subspacelens.engine.capture import capture
 from subspacelens.engine.replay import Replay
 from subspacelens.engine.store import FORMAT, kept_capture, load_capture, save_capture
+from subspacelens.model.hooks import on_output
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 
@@ -59,9 +65,9 @@ def test_what_is_read_back_replays_the_same(lens, saved):
 
 def test_another_model_dtype_or_task_is_refused_by_name(lens, saved):
     pairs, _, path = saved
-    with pytest.raises(ModelError, match=r"made with model llama 0 .*, not llama 1"):
+    with pytest.raises(ModelError, match=r"made with model llama 0, not with llama 1 .*weights"):
         load_capture(path, lens_of(1), pairs)
-    with pytest.raises(ModelError, match="made in float32, the model is in float64"):
+    with pytest.raises(ModelError, match=r"dtype \(float32, not float64\)"):
         load_capture(path, lens_of(0, torch.float64), pairs)
     other = replace(pairs, split="train", pairs=pairs.pairs[:3])
     with pytest.raises(TaskError, match=r"random, test: 4 pairs .* random, train: 3 pairs"):
@@ -85,27 +91,130 @@ def test_damaged_and_foreign_files_are_refused(lens, saved, tmp_path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     save_file(tensors, foreign, metadata=metadata)
+    with pytest.raises(ResultError, match="is damaged"):
+        load_capture(foreign, lens, pairs)
+    TensorFile(
+        format=FORMAT, made_with=lens.identity, tensors=tensors, facts=json.loads(metadata["facts"])
+    ).save(foreign)
     with pytest.raises(ResultError, match=r"is damaged: .*X\.0\.pairs"):
         load_capture(foreign, lens, pairs)
 
 
-def test_the_same_pairs_and_sites_run_once(tmp_path):
-    lens, pairs, passes = lens_of(), random_pairs(LENGTHS), []
-    lens.map.blocks[0].module.register_forward_hook(lambda *_: passes.append(1))
+@pytest.fixture
+def runs(monkeypatch):
+    """How many pairs each capture that was not read from a file had."""
+    ran: list[int] = []
+
+    def counted(lens, pairs, *args, **kwargs):
+        ran.append(len(pairs))
+        return capture(lens, pairs, *args, **kwargs)
+
+    monkeypatch.setattr(store, "capture", counted)
+    return ran
+
+
+def test_the_same_pairs_and_sites_run_once(lens, runs, tmp_path):
+    pairs = random_pairs(LENGTHS)
     first = kept_capture(lens, pairs, SITES, tmp_path)
-    ran = len(passes)
-    again = kept_capture(lens, pairs, [*SITES, SITES[0]], tmp_path)
-    assert len(passes) == ran > 0 and len(list(tmp_path.iterdir())) == 1
+    again = kept_capture(lens_of(), pairs, [*SITES, SITES[0]], tmp_path)
+    assert runs == [4] and len(list(tmp_path.iterdir())) == 1
     assert torch.equal(again.base[SITES[1]], first.base[SITES[1]])
     kept_capture(lens, pairs[:2], SITES, tmp_path)
     kept_capture(lens, pairs, SITES[:1], tmp_path)
-    assert len(passes) > ran and len(list(tmp_path.iterdir())) == 3
+    assert runs == [4, 2, 4] and len(list(tmp_path.iterdir())) == 3
     shifted = random_pairs([(9, 4)], shift=1)
     with pytest.raises(TaskError, match="--shifted"):
         kept_capture(lens, shifted, SITES[:1], tmp_path)
     kept_capture(lens, shifted, SITES[:1], tmp_path, shifted=True)
     with pytest.raises(TaskError, match="--shifted"):
         kept_capture(lens, shifted, SITES[:1], tmp_path)
+
+
+@contextmanager
+def edit(lens):
+    layer = Site(0, "mlp_act", "X")
+    edit = RankOneEdit(0, torch.ones(lens.map.d_model), torch.ones(lens.map.dim(layer)))
+    with edited(lens, edit):
+        yield
+
+
+@contextmanager
+def weight_by_data(lens):
+    weight = lens.map.blocks[0].down_proj.module.weight
+    before = weight.detach().clone()
+    weight.data[:, 1] *= -1
+    yield
+    weight.data.copy_(before)
+
+
+@contextmanager
+def live_eps(lens):
+    norm = lens.model.model.layers[0].input_layernorm
+    before, norm.variance_epsilon = norm.variance_epsilon, 0.5
+    yield
+    norm.variance_epsilon = before
+
+
+@contextmanager
+def buffer(lens):
+    frequencies = lens.model.model.rotary_emb.inv_freq
+    before = frequencies.clone()
+    frequencies.data.mul_(3)
+    yield
+    frequencies.data.copy_(before)
+
+
+@contextmanager
+def steering(lens):
+    with on_output(lens.map.blocks[0].module, lambda x: x + 3):
+        yield
+
+
+@pytest.mark.parametrize("changed", [edit, weight_by_data, live_eps, buffer, steering])
+def test_what_another_model_gave_is_never_served(lens, tmp_path, changed):
+    pairs, site = random_pairs(LENGTHS), Site(2, "resid_post", "X")
+    clean = capture(lens, pairs, [site]).base[site]
+    with changed(lens):
+        other = kept_capture(lens, pairs, [site], tmp_path).base[site]
+        assert not torch.equal(other, clean)
+    assert torch.equal(kept_capture(lens, pairs, [site], tmp_path).base[site], clean)
+    with changed(lens):
+        assert torch.equal(kept_capture(lens, pairs, [site], tmp_path).base[site], other)
+    whose = {x: TensorFile.load(x, FORMAT, "a capture").made_with for x in tmp_path.iterdir()}
+    assert all(made.lasting for made in whose.values())
+    for path, made in whose.items():
+        if made == lens.identity:
+            load_capture(path, lens, pairs)
+            with changed(lens), pytest.raises(ModelError, match="made with model"):
+                load_capture(path, lens, pairs)
+
+
+def test_another_rope_theta_is_another_model(runs, tmp_path):
+    pairs = random_pairs(LENGTHS)
+    for theta in (10_000.0, 50.0):
+        config = tiny_model("llama", 0, torch.float32).config
+        config.rope_parameters["rope_theta"] = theta
+        model = type(tiny_model("llama", 0, torch.float32))(config).eval()
+        model.load_state_dict(tiny_model("llama", 0, torch.float32).state_dict())
+        lens = LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+        kept_capture(lens, pairs, SITES, tmp_path)
+    assert runs == [4, 4]
+
+
+def test_every_damaged_byte_is_noticed(lens, tmp_path):
+    pairs, path = random_pairs([(9, 4)]), tmp_path / "capture.safetensors"
+    save_capture(capture(lens, pairs, SITES[:1]), lens, path)
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(0, len(whole), (150,), generator=generator).tolist()
+    for place in [*range(0, 400, 7), *places, len(whole) - 1]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises((ResultError, ModelError)):
+            load_capture(path, lens, pairs)
+    path.write_bytes(whole)
+    load_capture(path, lens, pairs)
 
 
 def test_split_work_is_said_once(lens, saved, capsys):

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...core.errors import SiteError
 from ...core.files import write_atomically
-from ...core.records import ModelRecord, parse_record, read_bytes
+from ...core.files import read_whole
+from ...core.records import ModelRecord, parse_record
 from ...core.site import Site
 from .record import SCHEMA, MapClean, MapRecord, MapTask, StreamRecord
 
@@ -160,7 +161,7 @@ class PatchingMap:
     @classmethod
     def load(cls, path: Path) -> PatchingMap:
         """Reads a saved map; raises `ResultError` for a file that is missing or damaged."""
-        return cls.from_json(read_bytes(path), str(path))
+        return cls.from_json(read_whole(path), str(path))
 
     def __repr__(self) -> str:
         strongest = "".join(f", strongest {site}" for site in self.best(1))
