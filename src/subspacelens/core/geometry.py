@@ -20,6 +20,22 @@ def orthonormal(columns: Tensor) -> Tensor:
     return u[:, s > SMALLEST]
 
 
+def unit(columns: Tensor) -> Tensor:
+    """`columns` (d, k), float64, each scaled to length one, however large or small its entries; a
+    column of zeros stays."""
+    largest = columns.abs().amax(0)
+    scaled = columns / torch.where(largest > 0, largest, 1)
+    length = scaled.norm(dim=0)
+    return scaled / torch.where(length > 0, length, 1)
+
+
+def independent(columns: Tensor, precision: float) -> int:
+    """How many of `columns` (d, k), float64 and of length one, are linearly independent, where
+    their entries are known to a relative `precision`: singular values below its square root are
+    taken for rounding."""
+    return int((torch.linalg.svdvals(columns) > precision**0.5).sum())
+
+
 @dataclass(frozen=True)
 class Split:
     """The row space of a map W (out, d) and its kernel, as projectors.

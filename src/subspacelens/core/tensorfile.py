@@ -67,7 +67,9 @@ class TensorFile:
                 raise error(f"{path} is damaged: its checksum is not that of what it holds")
             made_with = Identity.from_json(metadata["made_with"])
             facts = json.loads(metadata["facts"])
-        except (SafetensorError, OSError) as wrong:
+        except OSError as wrong:
+            raise error(f"{path} cannot be read: {wrong.strerror or wrong}") from None
+        except SafetensorError as wrong:
             raise error(f"{path} cannot be read as safetensors: {wrong}") from None
         except (KeyError, ValueError) as wrong:
             raise error(f"{path} is damaged: its metadata lack or spoil {wrong}") from None

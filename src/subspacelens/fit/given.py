@@ -1,19 +1,28 @@
-"""A subspace that somebody else found: a matrix or a vector in a file of another tool."""
+"""A subspace that somebody else made: a matrix or a vector in a file of another tool."""
 
 from __future__ import annotations
 
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import SubspaceError
-from ..core.files import file_sha256
+from ..core.files import file_sha256, regular
+from ..core.geometry import independent, unit
 from ..core.site import Site
 from ..model.lens import LensModel
 from .subspace import Subspace, made_by
+
+SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
 
 
 def given(
@@ -24,77 +33,195 @@ def given(
     `.npy`, `.npz`, `.safetensors`, and `.pt`/`.pth`/`.bin` (tensors only: nothing pickled is run).
     `key` names the array where a file holds several; `row` takes one row of it, such as a latent of
     an autoencoder's decoder (latents, d). Columns that are not orthonormal are made so, and
-    `fit["orthonormalised"]` says whether they were.
+    `fit["orthonormalised"]` says whether they were. A file that `Subspace.save` wrote is read as
+    what it is: it must be of this model and this site.
 
-    Raises `SubspaceError` for a file, key, row or shape that does not fit.
+    Raises `SubspaceError` for a file, key, row or shape that does not fit; for numbers that are
+    complex, boolean, sparse, quantised or not finite; and for columns that are linearly dependent
+    as far as the precision of the file can tell. Shapes are checked before an array is read.
+
+    >>> given(lens, sl.Site.parse("L9.resid_post@END"), "decoder.safetensors", key="W_dec", row=7)
     """
     path = Path(path)
-    array = _array(path, key)
-    if row is not None:
-        if array.ndim != 2 or not 0 <= row < len(array):
-            raise SubspaceError(f"{path}: no row {row} in an array of shape {tuple(array.shape)}")
-        array = array[row]
+    if Subspace.is_ours(path):
+        if key not in (None, "basis") or row is not None:
+            raise SubspaceError(f"{path} is a subspace of this library: it has no keys and rows")
+        return Subspace.load(path, lens, site)
     width = lens.map.dim(site)
-    basis = array.double()[:, None] if array.ndim == 1 else array.double()
-    if basis.ndim == 2 and basis.shape[0] != width and basis.shape[1] == width:
-        basis = basis.T
-    if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] > width:
-        raise SubspaceError(
-            f"{path}: shape {tuple(array.shape)} is not a direction or a basis at {site}, which is "
-            f"{width} wide"
-        )
-    if not bool(basis.isfinite().all()) or not bool(basis.any()):
+    array = _chosen(path, key)
+    array.check(f"{path}", site, width, row)
+    stored = array.read(row)
+    basis = stored[:, None] if stored.ndim == 1 else stored
+    basis = basis if basis.shape[0] == width else basis.T
+    wide = basis.double()
+    if not bool(wide.isfinite().all()) or not bool(wide.any()):
         raise SubspaceError(f"{path}: the array is zero or not finite")
-    gram = basis.T @ basis
+    columns = unit(wide)
+    rank = independent(columns, _precision(stored.dtype))
+    if rank < basis.shape[1]:
+        raise SubspaceError(
+            f"{path}: only {rank} of its {basis.shape[1]} columns are independent, as far as "
+            f"{str(stored.dtype).removeprefix('torch.')} can tell"
+        )
+    gram = wide.T @ wide
     already = float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
     record = dict(
         method="given", file=path.name, file_sha256=file_sha256(path), key=key, row=row,
         orthonormalised=not already,
     )  # fmt: skip
-    return made_by(lens, site, basis, "", record)
+    return made_by(lens, site, columns, "", record)
 
 
-def _array(path: Path, key: str | None) -> Tensor:
-    try:
-        if path.suffix == ".npy":
-            found = {"": np.load(path, allow_pickle=False)}
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                found = dict(file)
-        elif path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                wanted = names if key is None else [name for name in names if name == key]
-                found = {name: file.get_tensor(name) for name in wanted}
-        elif path.suffix in (".pt", ".pth", ".bin"):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            found = loaded if isinstance(loaded, dict) else {"": loaded}
-        else:
+@dataclass(frozen=True)
+class _Array:
+    """An array in a file: what its header says, and how all of it or one row is read."""
+
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[int | None], Tensor]
+
+    def check(self, name: str, site: Site, width: int, row: int | None) -> None:
+        """Raises `SubspaceError` unless this, or a row of it, can be a basis at the site."""
+        if self.kind:
+            raise SubspaceError(f"{name}: an array of {self.kind}: give real numbers, dense")
+        shape = self.shape
+        if row is not None:
+            if len(shape) != 2 or not 0 <= row < shape[0]:
+                raise SubspaceError(f"{name}: no row {row} in an array of shape {shape}")
+            shape = shape[1:]
+        fits = shape == (width,) or (
+            len(shape) == 2 and width in shape and min(shape) >= 1 and max(shape) == width
+        )
+        if not fits:
             raise SubspaceError(
-                f"{path}: a subspace is read from .safetensors, .npy, .npz, .pt, .pth or .bin"
+                f"{name}: shape {shape} is not a direction or a basis at {site}, which is "
+                f"{width} wide"
             )
+
+
+def _precision(dtype: torch.dtype) -> float:
+    """The spacing of numbers around 1; integers are exact."""
+    return torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
+
+
+def _chosen(path: Path, key: str | None) -> _Array:
+    if path.suffix not in SUFFIXES:
+        raise SubspaceError(f"{path}: a subspace is read from {', '.join(SUFFIXES)}")
+    try:
+        return _picked(path, _arrays(regular(path)), key)
     except SubspaceError:
         raise
-    except (OSError, ValueError, SafetensorError, RuntimeError, EOFError) as error:
+    except OSError as error:
+        reason = error.strerror or _line(error)
+        raise SubspaceError(f"{path} cannot be read: {reason}") from None
+    except (ValueError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise SubspaceError(f"{path} cannot be read: {_line(error)}") from None
     except Exception as error:  # torch.load raises pickle's own errors, of many kinds
         raise SubspaceError(f"{path} holds more than tensors: {_line(error)}") from None
-    arrays = {n: a for n, a in found.items() if isinstance(a, (np.ndarray, Tensor))}
+
+
+def _picked(path: Path, arrays: Mapping[str, _Array], key: str | None) -> _Array:
     if key is None and len(arrays) == 1:
-        (array,) = arrays.values()
-    elif key in arrays:
-        array = arrays[key]
+        return next(iter(arrays.values()))
+    if key is not None and key in arrays:
+        return arrays[key]
+    what = "name one with --key" if key is None else f"no array '{key}'"
+    raise SubspaceError(f"{path}: {what}; it holds {', '.join(sorted(arrays)) or 'none'}")
+
+
+def _arrays(path: Path) -> dict[str, _Array]:
+    """The arrays of a file by name, none of them read yet."""
+    if path.suffix == ".npy":
+        with path.open("rb") as file:
+            return {"": _of_npy(file, lambda: np.load(path, mmap_mode="r", allow_pickle=False))}
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if path.suffix == ".safetensors":
+        return _of_safetensors(path)
+    with warnings.catch_warnings(action="ignore"):  # of torch about its own old forms
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+    entries = loaded if isinstance(loaded, Mapping) else {"": loaded}
+    return {str(name): _of_tensor(x) for name, x in entries.items() if isinstance(x, Tensor)}
+
+
+def _of_npy(file: IO[bytes], load: Callable[[], Any]) -> _Array:
+    version = npy.read_magic(file)
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in headers:
+        raise ValueError(f"an array of numpy's format {version}")
+    shape, _, dtype = headers[version](file)
+    if dtype.kind == "O":
+        raise ValueError("an array of Python objects, which would have to be unpickled")
+
+    def read(row: int | None) -> Tensor:
+        array = load() if row is None else load()[row]
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+
+    return _Array(shape, "" if dtype.kind in "fiu" else str(dtype), read)
+
+
+def _of_npz(path: Path) -> dict[str, _Array]:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
+
+            def load(name: str = name) -> np.ndarray:
+                with np.load(path, allow_pickle=False) as file:
+                    return file[name]
+
+            with archive.open(member) as file:
+                arrays[name] = _of_npy(file, load)
+    return arrays
+
+
+def _of_safetensors(path: Path) -> dict[str, _Array]:
+    arrays = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            kind = part.get_dtype()
+
+            def read(row: int | None, name: str = name) -> Tensor:
+                with safe_open(path, framework="pt") as again:
+                    return again.get_tensor(name) if row is None else again.get_slice(name)[row]
+
+            arrays[name] = _Array(
+                tuple(part.get_shape()),
+                "" if kind.startswith(("F", "BF", "I", "U")) else kind,
+                read,
+            )
+    return arrays
+
+
+def _of_tensor(tensor: Tensor) -> _Array:
+    if tensor.is_quantized:
+        kind = "quantised numbers"
+    elif tensor.layout is not torch.strided or tensor.is_nested:
+        kind = f"layout {tensor.layout}"
+    elif tensor.is_meta:
+        kind = "no numbers (device meta)"
+    elif tensor.is_complex() or tensor.dtype == torch.bool:
+        kind = str(tensor.dtype).removeprefix("torch.")
     else:
-        names = ", ".join(sorted(arrays)) or "none"
-        what = "name one with --key" if key is None else f"no array '{key}'"
-        raise SubspaceError(f"{path}: {what}; it holds {names}")
-    try:
-        found = torch.as_tensor(array)
-    except TypeError as error:
-        raise SubspaceError(f"{path}: not an array of numbers: {_line(error)}") from None
-    if found.is_complex() or found.dtype == torch.bool:
-        raise SubspaceError(f"{path}: an array of {found.dtype}: give real numbers")
-    return found
+        kind = ""
+    shape = () if tensor.is_nested else tuple(tensor.shape)
+
+    def read(row: int | None) -> Tensor:
+        return (tensor if row is None else tensor[row]).detach().clone()
+
+    return _Array(shape, kind, read)
+
+
+def _mappable(path: Path) -> bool:
+    """Whether the file is of PyTorch's present format, with all of it as large as it says."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError("it is compressed, which torch.save does not do")
+    return True
 
 
 def _line(error: BaseException) -> str:

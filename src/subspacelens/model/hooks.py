@@ -236,6 +236,7 @@ def replaced_forward(modules: Sequence[nn.Module], make: Callable[[int], Callabl
         def forward(*args, **kwargs):
             return (new if get_ident() == thread else old)(*args, **kwargs)
 
+        forward.__module__ = new.__module__
         return forward
 
     kept = [(module, module.__dict__.get("forward")) for module in modules]

@@ -13,6 +13,7 @@ from transformers import (
 
 from ..core.errors import ModelError
 from ..core.identity import Identity, identity_of, weights_sha256
+from .hooks import exclusive
 from .mapping import build_map
 from .mapping.values import ModelMap
 
@@ -38,8 +39,10 @@ class LensModel:
     @property
     def identity(self) -> Identity:
         """Which model this is, as it is now: what subspaces, edits, captures and records are bound
-        to. Read anew each time, at about the cost of reading the weights once."""
-        return identity_of(self.model, self.id)
+        to. Read anew each time, at about the cost of reading the weights once, while no other
+        thread uses the model."""
+        with exclusive(self.model):
+            return identity_of(self.model, self.id)
 
     @property
     def weights_sha256(self) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from subspacelens import load_audit
 from subspacelens.cli import main
+from subspacelens.core.tensorfile import TensorFile
+from subspacelens.fit.subspace import FORMAT
 
 
 @pytest.fixture
@@ -206,17 +208,26 @@ def test_subspace_of_another_model_site_or_shape(refused, audited, tiny_folder, 
     assert f"made for site {SITE}" in refused(
         *common, "--subspace", file, "--site", "L2.mlp_act@S2"
     )
-    with safe_open(file, framework="pt") as opened:
-        metadata, basis = opened.metadata(), opened.get_tensor("basis")
+    ours = TensorFile.load(file, FORMAT, "a subspace file")
     other = tmp_path / "other.safetensors"
-    save_file({"basis": basis}, other, metadata=metadata | {"weights_sha256": "0" * 64})
-    assert "made for model" in refused(*common, "--subspace", other)
-    save_file({"basis": torch.eye(9)[:, :2].contiguous()}, other, metadata=metadata)
-    assert "9 rows" in refused(*common, "--subspace", other)
-    save_file({"basis": basis * 2}, other, metadata=metadata)
-    assert "not orthonormal" in refused(*common, "--subspace", other)
+
+    def altered(**changes: object) -> Path:
+        replace(ours, **changes).save(other)  # type: ignore[arg-type]
+        return other
+
+    made_with = replace(ours.made_with, weights="0" * 64)
+    assert "made with model" in refused(*common, "--subspace", altered(made_with=made_with))
+    key = ("--subspace", other, "--key", "basis", "--site", SITE)
+    assert "made with model" in refused(*common, *key)
+    wide = {"basis": torch.eye(9)[:, :2]}
+    assert "9 rows" in refused(*common, "--subspace", altered(tensors=wide))
+    basis = ours.tensors["basis"]
+    double = {"basis": basis * 2}
+    assert "not orthonormal" in refused(*common, "--subspace", altered(tensors=double))
     save_file({"weights": basis}, other)
     assert "not a subspace file" in refused(*common, "--subspace", other)
+    save_file({"basis": basis}, other, metadata={"format": "subspacelens.subspace/1"})
+    assert "another version" in refused(*common, "--subspace", other)
     np.save(tmp_path / "v.npy", basis.numpy())
     assert "name its --site" in refused(*common, "--subspace", tmp_path / "v.npy")
     assert "No such file" in refused(*common, "--subspace", tmp_path / "none.npy")

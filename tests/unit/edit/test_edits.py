@@ -254,8 +254,10 @@ def test_saved_edits_come_back_and_know_their_model(lens, edits, tmp_path):
     assert again.layer == 1 and torch.equal(again.a, edit.a) and torch.equal(again.b, edit.b)
     other = tiny_model("llama", dtype=torch.float32)
     other = LensModel(other, None, "other", build_map(other))  # type: ignore[arg-type]
-    with pytest.raises(EditError, match="was made for model tiny"):
+    with pytest.raises(EditError, match=r"was made with model tiny, not with other .*weights"):
         RankOneEdit.load(path, other)
+    with edited(lens, edit), pytest.raises(EditError, match="was made with model tiny"):
+        RankOneEdit.load(path, lens)
     path.write_bytes(b"damaged")
     with pytest.raises(EditError, match="cannot be read"):
         RankOneEdit.load(path, lens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from helpers_models import VOCABULARY, tiny_model
 from subspacelens import LensModel, TaskError
 from subspacelens.core.errors import EditError
-from subspacelens.edit import SecondMoment, second_moments
+from subspacelens.core.site import Site
+from subspacelens.edit import RankOneEdit, SecondMoment, edited, second_moments
 from subspacelens.engine.text import SHORTEST, Corpus, embedded_corpus, read_corpus
+from subspacelens.model.hooks import on_output
 from subspacelens.model.loading import load_model
 from subspacelens.model.mapping import build_map
 
@@ -63,24 +67,50 @@ def test_equals_plain_hooks_window_by_window(lens):
         assert found[layer].ledoit_wolf == pytest.approx(expected, rel=1e-9)
 
 
-def test_cache_serves_the_same_model_and_text_only(lens, own_cache):
-    passes = []
-    handle = lens.map.inner.register_forward_pre_hook(lambda *_: passes.append(1))
+@pytest.fixture
+def runs(monkeypatch):
+    """The layers of each measurement that was not read from the cache."""
+    ran: list[list[int]] = []
+    module = import_module("subspacelens.edit.second_moments")
+    measured = module._measured
+
+    def counted(lens, sites, corpus):
+        ran.append(list(sites))
+        return measured(lens, sites, corpus)
+
+    monkeypatch.setattr(module, "_measured", counted)
+    return ran
+
+
+def test_cache_serves_the_same_model_and_text_only(lens, own_cache, runs):
     corpus = corpus_of()
     first = second_moments(lens, [1], corpus)[1]
-    ran = len(passes)
-    assert ran > 0
     again = second_moments(lens, [1], corpus)[1]
-    assert len(passes) == ran
+    assert runs == [[1]]
     assert torch.equal(first.matrix, again.matrix) and again.fourth == first.fourth
+    assert again.tokens == first.tokens and again.shrinkage == first.shrinkage
+    assert list(second_moments(lens, [2, 1], corpus)) == [2, 1] and runs == [[1], [2]]
     second_moments(lens, [1], corpus_of(rows=3))
-    assert len(passes) > ran
+    assert len(runs) == 3
     for path in own_cache.rglob("*.safetensors"):
-        path.write_bytes(b"damaged")
-    ran = len(passes)
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert torch.equal(second_moments(lens, [1], corpus)[1].matrix, first.matrix)
-    assert len(passes) > ran
-    handle.remove()
+    assert len(runs) == 4
+
+
+def test_an_edited_or_hooked_model_has_moments_of_its_own(lens, own_cache, runs):
+    corpus = corpus_of()
+    clean = second_moments(lens, [2], corpus)[2].matrix
+    edit = RankOneEdit(
+        1, torch.ones(lens.map.d_model), torch.ones(lens.map.dim(Site(1, "mlp_act", "END")))
+    )
+    with edited(lens, edit):
+        assert not torch.equal(second_moments(lens, [2], corpus)[2].matrix, clean)
+    files = set(own_cache.rglob("*"))
+    with on_output(lens.map.blocks[1].module, lambda x: x + 1):
+        assert not torch.equal(second_moments(lens, [2], corpus)[2].matrix, clean)
+    assert set(own_cache.rglob("*")) == files and runs == [[2]] * 3
+    assert torch.equal(second_moments(lens, [2], corpus)[2].matrix, clean) and len(runs) == 3
 
 
 def test_solve_and_shrinkage(lens):
