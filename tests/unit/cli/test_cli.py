@@ -67,9 +67,9 @@ def test_audit_writes_results_that_can_be_read_back(audited, tiny_folder):
     assert record.task.test_pairs == 16 and record.command.startswith("subspacelens audit --model")
     raw = json.loads((audited / SITE / "audit.json").read_text())
     assert raw["schema"] == "subspacelens.audit/2"
-    with safe_open(audited / SITE / "subspace.safetensors", framework="pt") as file:
-        basis = file.get_tensor("basis")
-        assert file.metadata()["site"] == SITE
+    file = TensorFile.load(audited / SITE / "subspace.safetensors", FORMAT, "a subspace file")
+    basis = file.tensors["basis"]
+    assert file.facts["site"] == SITE
     assert basis.shape == (56, 1) and basis.dtype == torch.float32
     assert float(basis.norm()) == pytest.approx(1, abs=1e-6)
     assert (audited / "report.html").stat().st_size > 1e6

@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ...core.errors import SiteError
-from ...core.files import write_atomically
-from ...core.files import read_whole
+from ...core.files import read_whole, write_atomically
 from ...core.records import ModelRecord, parse_record
 from ...core.site import Site
 from .record import SCHEMA, MapClean, MapRecord, MapTask, StreamRecord
