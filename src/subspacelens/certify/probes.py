@@ -83,12 +83,9 @@ def place_at(lens: LensModel, site: Site) -> tuple[Place, nn.Module]:
     block = lens.map.blocks[site.layer]
     if site.stream in ("resid_pre", "resid_post"):
         module = block.module
-    elif site.stream == "resid_mid":
-        module = block.mid_reader
     else:
-        linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
-        module = linear and linear.module
-    assert module is not None
+        middle = site.stream == "resid_mid"
+        module = block.middle if middle else block.linear(site.stream).module
     reads = site.stream in ("resid_pre", "resid_mid", "mlp_act", "head_z")
     return (on_input if reads else on_output), module
 

@@ -9,7 +9,24 @@ from .errors import SiteError
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "mlp_act", "mlp_out", "attn_out", "head_z")
 
-_FORM = re.compile(r"L(\d+)\.([a-z_]+)(?:\.(\d+))?@([^@\s/\\]+)")
+_FORM = re.compile(r"L(\d{1,6})\.([a-z_]+)(?:\.(\d{1,6}))?@([^@\s/\\]+)")
+
+LONGEST_LABEL = 64
+
+
+def label_problem(label: str) -> str | None:
+    """Why a text cannot be the label of a token, or None if it can."""
+    if not label:
+        return "it is empty"
+    if len(label) > LONGEST_LABEL:
+        return f"it has {len(label)} characters, {LONGEST_LABEL} at most are allowed"
+    if not label.isprintable():
+        return "it has a character that cannot be printed"
+    if "*" in label:
+        return "a * stands for every label"
+    if any(sign in label for sign in "@/\\"):
+        return "@, / and \\ are not allowed"
+    return None
 
 
 @dataclass(frozen=True, order=True)
@@ -18,7 +35,11 @@ class Site:
 
     `layer` counts blocks from 0. `stream` is one of `STREAMS`. `label` names the token, as the
     task labels it (`S2`, `END`, ...). `head` picks one attention head of `head_z`; without it
-    `head_z` is all heads of the block, one after the other.
+    `head_z` is all heads of the block, one after the other. Raises `SiteError` for a negative
+    number, an unknown stream, a head of another stream, and a label that cannot be printed.
+
+    >>> Site.parse("L18.mlp_act@S2") == Site(18, "mlp_act", "S2")
+    True
     """
 
     layer: int
@@ -27,6 +48,15 @@ class Site:
     head: int | None = None
 
     def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise SiteError(f"layer {self.layer}: blocks are counted from 0")
+        if self.head is not None and self.head < 0:
+            raise SiteError(f"head {self.head}: heads are counted from 0")
+        problem = label_problem(self.label)
+        if problem is not None:
+            raise SiteError(
+                f"label {self.label[:LONGEST_LABEL]!r} cannot be part of a site: {problem}"
+            )
         if self.stream not in STREAMS:
             raise SiteError(f"unknown stream '{self.stream}': one of {', '.join(STREAMS)}")
         if self.head is not None and self.stream != "head_z":
@@ -38,7 +68,7 @@ class Site:
         match = _FORM.fullmatch(text.strip())
         if match is None:
             raise SiteError(
-                f"site '{text}' is not of the form L<layer>.<stream>@<label>, "
+                f"site '{text[:80]}' is not of the form L<layer>.<stream>@<label>, "
                 "such as L18.mlp_act@S2 or L18.head_z.3@END"
             )
         layer, stream, head, label = match.groups()

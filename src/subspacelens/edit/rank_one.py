@@ -142,6 +142,4 @@ def edited_each(lens: LensModel, edits: Sequence[RankOneEdit]) -> Iterator[None]
 
 def _down_projection(lens: LensModel, layer: int) -> Linear:
     """Raises `SiteError` where the model lacks it."""
-    linear = lens.map.block(Site(layer, "mlp_act", "END")).down_proj
-    assert linear is not None
-    return linear
+    return lens.map.block(Site(layer, "mlp_act", "END")).down

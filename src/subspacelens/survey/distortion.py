@@ -86,8 +86,7 @@ def distortion(
 def _at(
     lens: LensModel, layer: int, before: dict[str, Tensor], after: Tensor, seed: int
 ) -> Distortion:
-    down = lens.map.blocks[layer].down_proj
-    assert down is not None
+    down = lens.map.blocks[layer].down
     kernel = _gram(Split.of(down.weight, centred=centred(lens)).null(after.T).T)
     single = {name: _gram(x) for name, x in before.items()}
     whole = sum(single.values(), torch.zeros_like(kernel))
@@ -213,13 +212,12 @@ def _pass(lens: LensModel, text: Corpus, layers: Sequence[int]) -> dict[tuple[in
             check_ready(lens.model)
             for layer in layers:
                 block = lens.map.blocks[layer]
-                assert block.down_proj is not None
                 for reader in block.readers:
                     if not reader.attention:
                         take = taking((layer, reader.linear.name), shape)
                         stack.enter_context(on_output(reader.linear.module, take))
                 take = taking((layer, ""), shape)
-                stack.enter_context(on_input(block.down_proj.module, take))
+                stack.enter_context(on_input(block.down.module, take))
             stack.enter_context(stopping_after(lens.map.blocks[layers[-1]].module))
             lens.map.inner(input_ids=ids.to(lens.device), use_cache=False)
     return {key: torch.cat(rows) for key, rows in rows_of.items()}

@@ -226,7 +226,7 @@ def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
             "choose others"
         )
     z = line.z and (line.z.base, line.z.source)
-    return Pair(base, source, answer, target, line.template, z)
+    return Pair(base, source, answer, target, line.template, z, where)
 
 
 def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -29,6 +29,7 @@ class Pair:
 
     `answer` is the token id that is right for the base, `target` the one expected once the
     feature z has the source's value. `z` is the feature's value (0 or 1) in base and source.
+    `where` says where the pair was written, such as a file and its line.
     """
 
     base: Prompt
@@ -37,6 +38,7 @@ class Pair:
     target: int
     template: str = ""
     z: tuple[int, int] | None = None
+    where: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,18 @@ class PairSet(Sequence[Pair]):
         """Base and source exchanged; which of the two tokens is now right is for the model to say
         (see `exchanged`)."""
         pairs = tuple(
-            Pair(p.source, p.base, p.answer, p.target, p.template, p.z and (p.z[1], p.z[0]))
-            for p in self.pairs
+            replace(p, base=p.source, source=p.base, z=p.z and (p.z[1], p.z[0])) for p in self.pairs
         )
         return PairSet(self.name, f"{self.split}, reversed", pairs)
 
     def exchanged(self) -> PairSet:
         """Answer and target exchanged."""
-        pairs = tuple(
-            Pair(p.base, p.source, p.target, p.answer, p.template, p.z) for p in self.pairs
-        )
+        pairs = tuple(replace(p, answer=p.target, target=p.answer) for p in self.pairs)
         return PairSet(self.name, self.split, pairs)
+
+    def where(self, number: int) -> str:
+        """Where pair `number` was written, or else which one it is."""
+        return self.pairs[number].where or f"task {self.name}, {self.split} pair {number}"
 
     def __repr__(self) -> str:
         return (

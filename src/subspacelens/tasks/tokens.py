@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
+from ..core.site import LONGEST_LABEL, label_problem
 from .pairset import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "END"
-
-_LABEL = re.compile(r"[^@\s/\\]+")
 
 
 def tokenize_prompt(
@@ -99,11 +97,11 @@ def _check_span(label: str, span: tuple[int, int], text: str, where: str) -> Non
     start, end = span
     if label == END:
         raise TaskError(f"{where}: label {END} is always the last token: give yours another name")
-    if not _LABEL.fullmatch(label):
-        raise TaskError(
-            f"{where}: label {label!r} cannot be part of a site: "
-            "a label has at least one character, and no white space, @, / or \\"
-        )
+    white = any(map(str.isspace, label))
+    problem = "it has white space" if white else label_problem(label)
+    if problem is not None:
+        shown = label[:LONGEST_LABEL]
+        raise TaskError(f"{where}: label {shown!r} cannot be part of a site: {problem}")
     if start == end:
         raise TaskError(
             f"{where}: label {label}: span [{start}, {end}) is empty: end is one past the last "

@@ -104,6 +104,10 @@ def test_white_space_at_a_spans_edges_is_not_part_of_it():
         ({"S 2": (0, 2)}, "here: label 'S 2' cannot be part of a site"),
         ({"a@b": (0, 2)}, "here: label 'a@b' cannot be part of a site"),
         ({"": (0, 2)}, "here: label '' cannot be part of a site"),
+        ({"*": (0, 2)}, "here: label '*' cannot be part of a site: a * stands for every"),
+        ({"S" * 300: (0, 2)}, "it has 300 characters, 64 at most"),
+        ({"S\x1b[31m": (0, 2)}, "here: label 'S\\x1b[31m' cannot be part of a site: it has a char"),
+        ({"S\u202e": (0, 2)}, "cannot be printed"),
     ],
 )
 def test_refuses_spans(spans, message):

@@ -39,10 +39,12 @@ class Reader:
     attention: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
-    """One transformer block. `entries` maps each stream that was proven to the way a change of it
-    enters the replay (see `Entry`); `missing` maps the others to the reason."""
+    """One transformer block: the output projections of its attention and of its MLP, the module
+    that reads the residual stream between them, and every linear map that reads the stream.
+    `entries` maps each stream that was proven to the way a change of it enters the replay;
+    `missing` maps the others to the reason."""
 
     module: nn.Module
     out_proj: Linear
@@ -52,6 +54,24 @@ class Block:
     n_heads: int
     entries: dict[str, str]
     missing: dict[str, str]
+
+    @property
+    def down(self) -> Linear:
+        """`down_proj`. Raises `SiteError` for a block that has no single one."""
+        if self.down_proj is None:
+            raise SiteError(self.missing["mlp_act"])
+        return self.down_proj
+
+    @property
+    def middle(self) -> nn.Module:
+        """`mid_reader`. Raises `SiteError` for a block without a stream after its attention."""
+        if self.mid_reader is None:
+            raise SiteError(self.missing["resid_mid"])
+        return self.mid_reader
+
+    def linear(self, stream: str) -> Linear:
+        """The projection that reads `head_z` or `mlp_act` and writes `attn_out` or `mlp_out`."""
+        return self.down if stream.startswith("mlp") else self.out_proj
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class Tail:
         return self.finish(logits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelMap:
     """Where everything is. `inner` is the module that holds the blocks and is called with
     `inputs_embeds`; `accepts_positions` says whether it takes `position_ids`. `pads` says whether
@@ -102,7 +122,7 @@ class ModelMap:
 
     def block(self, site: Site) -> Block:
         """The block of a site. Raises `SiteError` for a layer or a stream that is not there."""
-        if site.layer >= len(self.blocks):
+        if not 0 <= site.layer < len(self.blocks):
             raise SiteError(
                 f"site {site}: the model has layers 0 to {len(self.blocks) - 1}, not {site.layer}"
             )
@@ -119,8 +139,7 @@ class ModelMap:
         """Width of the activation at a site."""
         block = self.block(site)
         if site.stream == "mlp_act":
-            assert block.down_proj is not None
-            return block.down_proj.weight.shape[1]
+            return block.down.weight.shape[1]
         if site.stream == "head_z":
             width = block.out_proj.weight.shape[1]
             return width if site.head is None else width // block.n_heads
@@ -131,8 +150,7 @@ class ModelMap:
         where the site is the residual stream or its write is not linear (a norm follows)."""
         block = self.block(site)
         if site.stream == "mlp_act":
-            assert block.down_proj is not None
-            return block.down_proj.weight
+            return block.down.weight
         if site.stream == "head_z":
             weight = block.out_proj.weight
             return weight if site.head is None else weight[:, self.head_slice(site)]

@@ -1,0 +1,48 @@
+"""Prompts that the model cannot read are named by their line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helpers_models import VOCABULARY, tiny_model
+from helpers_oracle import random_pairs
+from subspacelens.core.errors import TaskError
+from subspacelens.engine.fitting_prompts import check_fits
+from subspacelens.model.lens import LensModel
+from subspacelens.model.mapping import build_map
+from subspacelens.tasks.pairset import PairSet
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bloom", "mpt"])
+def lens(request) -> LensModel:
+    model = tiny_model(request.param)
+    return LensModel(model, None, request.param, build_map(model))  # type: ignore[arg-type]
+
+
+def pairs_with(**changes) -> PairSet:
+    first, second = random_pairs([(8, 4), (9, 5)])
+    return PairSet("mine", "test", (first, replace(second, **changes)))
+
+
+def test_prompts_that_fit_pass(lens):
+    check_fits(lens, pairs_with())
+
+
+@pytest.mark.parametrize("role", ["base", "source"])
+def test_a_prompt_longer_than_the_context_is_named_by_its_line(lens, role):
+    if lens.id == "bloom":
+        pytest.skip("its configuration names no context")
+    prompt = replace(pairs_with()[0].base, ids=(5,) * 65)
+    pairs = pairs_with(**{role: prompt}, where="pairs.jsonl, line 7")
+    with pytest.raises(TaskError, match=f"line 7: the {role} has 65 tokens, and .* is 64"):
+        check_fits(lens, pairs)
+
+
+@pytest.mark.parametrize("which", ["base", "source", "answer", "target"])
+def test_tokens_that_the_model_does_not_know_are_named(lens, which):
+    prompt = replace(pairs_with()[0].base, ids=(5, VOCABULARY, 6))
+    pairs = pairs_with(**{which: prompt if which in ("base", "source") else VOCABULARY})
+    with pytest.raises(TaskError, match=f"task mine, test pair 1: token id {VOCABULARY}"):
+        check_fits(lens, pairs)
