@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers_real import FAITHFUL, ILLUSORY
-from subspacelens import Replay, audit, das
+from subspacelens import audit, das
 from subspacelens.engine.patches import Full, SubspacePatch
 from subspacelens.fit import random
 
@@ -109,10 +109,10 @@ def test_same_seed_same_numbers(lens, captures):
 def test_gradient_equals_a_full_pass(lens, captures):
     pair = captures.test.pairs[0]
     piece = captures.test.select(captures.test.pairs[:1], torch.arange(1))
-    replay = Replay(lens, piece, ILLUSORY)
-    (unit,) = replay.units()
+    replay = piece.at(ILLUSORY)
+    (piece,) = replay.pieces()
     delta = piece.difference(ILLUSORY)[None].clone().requires_grad_(True)
-    (ours,) = torch.autograd.grad(replay.logit_diff(unit, delta).sum(), delta)
+    (ours,) = torch.autograd.grad(piece.logit_diff(delta).sum(), delta)
     change = delta.detach()[0, 0].requires_grad_(True)
     module = lens.model.model.layers[ILLUSORY.layer].mlp.down_proj
 

@@ -61,10 +61,10 @@ def dose_response(case: Case) -> tuple[list[float], dict[str, float]]:
     with a linear writer every patch that writes along W V is one of them."""
     some = torch.arange(min(DOSE_PAIRS, len(case.captures.test.pairs)))
     replay = case.replay.subset(some)
-    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
+    base, source = replay.base, replay.source
     whole = SubspacePatch(case.basis).delta(base, source)
-    found = replay.outcomes(torch.stack([dose * whole for dose in DOSES]))
-    clean = replay.captured.clean.logit_diff
+    found = replay.delta_outcomes(torch.stack([dose * whole for dose in DOSES]))
+    clean = replay.clean.logit_diff
     effects = (clean - found.logit_diff).double().mean(1).tolist()
     marks = {"subspace": 1.0}
     if case.parts is not None:

@@ -108,7 +108,6 @@ def judge(
     budget: str = "standard",
     tests: Sequence[str] | None = None,
     seed: int = 0,
-    memory: int | None = None,
 ) -> Judgement:
     """The evidence and the verdict alone; arguments and errors as in `audit`."""
     chosen = chosen_tests(budget, tests)
@@ -118,7 +117,7 @@ def judge(
     if site not in captures.test.base:
         raise SubspaceError(f"the subspace is at {site}, which was not captured")
     basis = subspace.basis.double()
-    replay = Replay(lens, captures.test, site, memory=memory)
+    replay = captures.test.at(site, lens)
     steps = iter(track([*range(4), *chosen], f"audit of {site}"))
     next(steps)
     parts, readers = _decompose(lens, replay, basis)
@@ -134,7 +133,7 @@ def judge(
     if budget != "fast":
         natural = captures.train.difference(site).cpu().double()
         effects["random"], drops = random_effects(replay, natural, basis.shape[1], seed)
-        effects["reversed"] = _reversed(lens, captures, site, basis, memory)
+        effects["reversed"] = _reversed(captures, site, basis)
     next(steps)
     natural = Natural.of(captures.train, site)
     explained = (SUPPORT_AT,) if budget == "fast" else EXPLAINED
@@ -176,7 +175,6 @@ def audit(
     budget: str = "standard",
     tests: Sequence[str] | None = None,
     seed: int = 0,
-    memory: int | None = None,
     command: str = "",
 ) -> Audit:
     """Judges `subspace` on the task's test pairs; statistics of nature come from its training
@@ -184,13 +182,13 @@ def audit(
 
     `captures` must hold the subspace's site (`capture_task`). `budget` is `fast` (what the verdict
     rests on), `standard` or `full` (the subspace is fitted again on halves of the data); `tests`
-    names those to run instead. `memory` is the replay budget in bytes.
+    names those to run instead.
 
     Raises `SubspaceError` if the subspace belongs to another model, `SiteError` if its site was
     not captured or fails a proof, `LensError` for an unknown budget or test.
     """
     started = time.monotonic()
-    found = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed, memory=memory)
+    found = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
     effects = dict(found.effects)
     no_op = effects.pop("no_op")
     record = AuditRecord(
@@ -221,8 +219,8 @@ def _decompose(
     site = replay.site
     if lens.map.writer(site) is not None:
         return exact_split(lens, site, basis, centred=centred(lens)), ()
-    some = replay.subset(torch.arange(min(READER_PAIRS, len(replay.captured.pairs))))
-    difference = some.captured.difference(site)
+    some = replay.subset(torch.arange(min(READER_PAIRS, len(replay.pairs))))
+    difference = some.difference
     held = basis.to(difference)
     readers = attribute_readers(lens, some, (difference @ held) @ held.T)
     if not any(r.reader.attention for r in readers):
@@ -230,9 +228,9 @@ def _decompose(
     return proxy_split(readers, basis, READERS_IN_PROXY), readers
 
 
-def _reversed(lens, captures: TaskCapture, site: Site, basis: Tensor, memory):
+def _reversed(captures: TaskCapture, site: Site, basis: Tensor):
     swapped = captures.reversed
-    replay = Replay(lens, swapped, site, memory=memory)
+    replay = swapped.at(site)
     patches = {"subspace": named_patches(None, basis)["subspace"]}
     found = outcomes_by_name(replay, patches)["subspace"]
     assert found is not None

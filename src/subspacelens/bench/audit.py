@@ -21,7 +21,6 @@ from ..core.progress import track
 from ..core.site import Site
 from ..core.statistics import Units, proportion
 from ..engine.capture import Capture, capture
-from ..engine.replay import Replay
 from ..engine.task_capture import capture_task
 from ..fit.subspace import made_by
 from ..model.lens import LensModel
@@ -178,7 +177,7 @@ def role_errors(
     """What is wrong with the planted channels, nothing if they do what they are meant to:
     exchanged between base and source, faithful ones move the answer, sensors and dormant ones do
     not; moved as faithful ones are, dormant ones do."""
-    replay, clean = Replay(lens, captured, site), captured.clean.logit_diff
+    replay, clean = captured.at(site), captured.clean.logit_diff
     difference = captured.difference(site).cpu().double()
     moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
     if planting.plan.drift <= 0.1:
@@ -194,7 +193,7 @@ def role_errors(
             names.append(name)
             deltas.append((difference @ read)[:, None] * write)
     stacked = torch.stack(deltas).to(captured.base[site])
-    patched = replay.outcomes(stacked).logit_diff.double().mean(dim=1)
+    patched = replay.delta_outcomes(stacked).logit_diff.double().mean(dim=1)
     for name, fldd in zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True):
         if moves[name] and fldd < SMALLEST_EFFECT:
             return f"a {name} channel moves the answer by {fldd:.2f} only"

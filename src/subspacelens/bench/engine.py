@@ -15,9 +15,8 @@ from ..core.errors import TaskError
 from ..core.machine import peak_rss_bytes
 from ..core.progress import track
 from ..core.site import Site
-from ..engine.buckets import answers_of
 from ..engine.capture import Capture, capture
-from ..engine.replay import Replay
+from ..engine.outcomes import answers_of
 from ..model.hooks import first_tensor, on_output
 from ..model.lens import LensModel
 from ..tasks import ioi
@@ -180,7 +179,7 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
         captured = capture(lens, pairs, sites)
         return torch.stack(
             [
-                Replay(lens, captured, site).outcomes(captured.difference(site)).logit_diff
+                captured.at(site).delta_outcomes(captured.difference(site)).logit_diff
                 for site in sites
             ]
         )
@@ -226,16 +225,16 @@ def _growth(lens: LensModel, pairs: PairSet, quick: bool) -> dict[str, list[list
     end, late = Site(20, "mlp_act", "END"), Site(18, "mlp_act", "END")
 
     def step(captured: Capture, site: Site, directions: int = 1) -> Callable[[], None]:
-        replay, difference = Replay(lens, captured, site), captured.difference(site)
+        replay, difference = captured.at(site), captured.difference(site)
         start = torch.randn(directions, lens.map.dim(site), device=difference.device)
 
         def run() -> None:
             free = start.to(difference).requires_grad_(True)
-            for unit in replay.units(directions):
-                moved = difference[unit.pairs.to(difference.device)]
-                basis = free[unit.patches]
+            for piece in replay.pieces(directions):
+                moved = difference[piece.pairs.to(difference.device)]
+                basis = free[piece.patches]
                 delta = (moved @ basis.T).T[..., None] * basis[:, None]
-                replay.logit_diff(unit, delta).sum().backward(inputs=[free])
+                piece.logit_diff(delta).sum().backward(inputs=[free])
 
         return run
 

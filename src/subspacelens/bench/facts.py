@@ -14,7 +14,6 @@ from ..core.site import Site
 from ..engine.buckets import place_of
 from ..engine.capture import capture
 from ..engine.recall import known_facts
-from ..engine.replay import Replay
 from ..fit.per_pair import evaluated
 from ..model.hooks import on_input
 from ..model.lens import LensModel
@@ -50,7 +49,7 @@ def _layer(
     capture(lens, data[:2], [site], shifted=True)
     begin = time.perf_counter()
     captured = capture(lens, data, [site], shifted=True)
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, *captured.base[site].shape, generator=generator)
     first = free = _unit(start.to(captured.base[site]))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.site import Site
-from ..engine.buckets import answers_of, place_of
+from ..engine.buckets import place_of
 from ..engine.capture import Capture, capture
-from ..engine.replay import Replay
+from ..engine.outcomes import answers_of
 from ..fit.das import retracted
 from ..model.hooks import first_tensor, on_input
 from ..model.lens import LensModel
@@ -68,11 +68,11 @@ def engine_from(lens: LensModel, train: Capture, test: Capture, site: Site) -> T
     free = first_direction(lens.map.dim(site)).to(lens.device).requires_grad_(True)
 
     def loss_on(captured: Capture) -> Callable[[Tensor], Tensor]:
-        replay, difference = Replay(lens, captured, site), captured.difference(site).float()
+        replay, difference = captured.at(site), captured.difference(site).float()
 
         def loss(basis: Tensor) -> Tensor:
             delta = ((difference @ basis) @ basis.T)[None]
-            parts = [replay.logit_diff(unit, delta[:, unit.pairs]).sum() for unit in replay.units()]
+            parts = [piece.logit_diff(delta[:, piece.pairs]).sum() for piece in replay.pieces()]
             return torch.stack(parts).sum() / len(captured.pairs)
 
         return loss
@@ -184,7 +184,7 @@ def pyvene(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Traine
 def floor(lens: LensModel, captured: Capture, site: Site) -> Callable[[], None]:
     """The matrix products of the suffix alone, forward (x Wᵀ) and backward (g W), for every linear
     map of the replayed blocks on every suffix column."""
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     start = replay.entry[1]
     weights = [
         child.weight.detach()

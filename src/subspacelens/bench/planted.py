@@ -26,8 +26,7 @@ from ..core.errors import SiteError
 from ..core.geometry import haar
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Replay
-from ..fit.closed_form import by_class, gradients
+from ..fit.closed_form import by_class
 from ..model.lens import LensModel
 from ..model.mapping.values import Linear
 
@@ -240,15 +239,15 @@ def _writes(lens: LensModel, readout: Capture, post: Site) -> tuple[Tensor, Tens
     difference by `EFFECT` of itself, when a channel that writes it changes from z to the other."""
     pairs = readout.pairs.pairs
     sign = torch.tensor([2.0 * pair.z[0] - 1 for pair in pairs], dtype=torch.float64)  # type: ignore[index]
-    pull = (sign[:, None] * gradients(lens, readout, post).cpu().double()).mean(dim=0)
+    pull = (sign[:, None] * readout.at(post).gradients().cpu().double()).mean(dim=0)
     half = torch.arange(len(pull)) % 2 == 0
     size = readout.difference(post).cpu().double().norm(dim=1).mean()
-    replay, clean = Replay(lens, readout, post), readout.clean.logit_diff.mean()
+    replay, clean = readout.at(post), readout.clean.logit_diff.mean()
 
     def scaled(direction: Tensor) -> Tensor:
         moves = SIZES[:, None] * size * direction / direction.norm()
         deltas = -2 * sign[None, :, None] * moves[:, None]
-        found = replay.outcomes(deltas.to(readout.base[post])).logit_diff.mean(dim=1)
+        found = replay.delta_outcomes(deltas.to(readout.base[post])).logit_diff.mean(dim=1)
         return moves[int((1 - found / clean - EFFECT).abs().argmin())]
 
     return scaled(pull * half), scaled(pull * ~half)

@@ -14,7 +14,6 @@ from ..core.errors import LensError, ModelError, TaskError
 from ..core.geometry import Split
 from ..core.site import Site
 from ..engine.capture import Capture, capture
-from ..engine.replay import Replay
 from ..model.hooks import on_output
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet
@@ -352,12 +351,12 @@ class Examination:
         logits = torch.full(shape, math.nan, dtype=self.clean.dtype)
         with torch.no_grad():
             for which, site in enumerate(self.sites):
-                replay = Replay(self.lens, captured, site)
+                replay = captured.at(site)
                 patches = torch.nn.functional.pad(self.patches[which], (0, 0, 1, 0))
                 delta = patches[:, None].expand(-1, count, -1).to(captured.base[site].device)
-                for unit in replay.units(len(delta), gradients=False):
-                    piece = delta[unit.patches][:, unit.pairs.to(delta.device)]
-                    logits[which, unit.patches, unit.pairs] = replay.logits(unit, piece).cpu()
+                for piece in replay.pieces(len(delta), gradients=False):
+                    part = piece.of(delta)
+                    logits[which, piece.patches, piece.pairs] = piece.logits(part).cpu()
         return logits
 
     def _replay_gradients(self, captured: Capture) -> tuple[Tensor, Tensor]:
@@ -366,13 +365,13 @@ class Examination:
         differences = torch.full((len(self.sites), len(self.pairs)), math.nan).double()
         gradients = []
         for which, site in enumerate(self.sites):
-            replay = Replay(self.lens, captured, site)
+            replay = captured.at(site)
             delta = self.patches[which, :1, None].expand(-1, len(self.pairs), -1)
             delta = delta.to(captured.base[site].device).clone().requires_grad_(True)
             total = torch.zeros_like(delta)
-            for unit in replay.units():
-                difference = replay.logit_diff(unit, delta[:, unit.pairs.to(delta.device)])
+            for piece in replay.pieces():
+                difference = piece.logit_diff(delta[:, piece.pairs.to(delta.device)])
                 total += torch.autograd.grad(difference.sum(), delta)[0]
-                differences[which, unit.pairs] = difference[0].detach().double().cpu()
+                differences[which, piece.pairs] = difference[0].detach().double().cpu()
             gradients.append(total[0, 0].cpu())
         return differences, torch.stack(gradients)

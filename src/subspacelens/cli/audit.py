@@ -81,7 +81,7 @@ def audit(
     from ..report import write_report
 
     space = bytes_of(memory)
-    find = chosen_fit(fit, fit_option, dim, seed, space)
+    find = chosen_fit(fit, fit_option, dim, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
     writable(out)
@@ -89,14 +89,14 @@ def audit(
         lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
-        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures)
+        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def audited(where: Site):
             if where in refused:
                 raise refused[where]
             direction = given or find(lens, activations.train, where)
             result = run_audit(
-                lens, activations, direction, budget=budget, tests=named, seed=seed, memory=space,
+                lens, activations, direction, budget=budget, tests=named, seed=seed,
                 command=command_line(),
             )  # fmt: skip
             result.save(out)
@@ -135,12 +135,12 @@ def fit_command(
     """
     from ..audit.run import SUBSPACE_FILE
 
-    find = chosen_fit(fit, fit_option, dim, seed, bytes_of(memory))
+    find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
         sites = sites_of(site, model, task)
-        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures)
+        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def saved(where: Site) -> None:
             if where in refused:

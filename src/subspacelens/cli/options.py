@@ -139,7 +139,7 @@ def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
 
 
 def chosen_fit(
-    name: str, options: list[str] | None, dim: int, seed: int, memory: int | None
+    name: str, options: list[str] | None, dim: int, seed: int
 ) -> Callable[..., Subspace]:
     """The fit of that name with its settings, a function of (lens, captured, site).
 
@@ -149,8 +149,7 @@ def chosen_fit(
 
     fit = named(name)
     settings = fit.read_options(dict(text.partition("=")[::2] for text in options or ()))
-    budget = {"memory": memory} if fit.gradients else {}
-    return partial(fit, dim=dim, seed=seed, **budget, **settings)
+    return partial(fit, dim=dim, seed=seed, **settings)
 
 
 def bytes_of(memory: str | None) -> int | None:

@@ -15,7 +15,13 @@ T = TypeVar("T")
 
 
 def capture_sites(
-    lens, task, sites: Sequence[Site], dim: int, shifted: bool, keep: Path | None = None
+    lens,
+    task,
+    sites: Sequence[Site],
+    dim: int,
+    shifted: bool,
+    keep: Path | None = None,
+    memory: int | None = None,
 ):
     """The captures of all sites that have what the work needs, and the error of each other one.
 
@@ -46,10 +52,14 @@ def capture_sites(
 
     certified = passing(check)
     try:
-        return capture_task(lens, task, certified, shifted=shifted, keep=keep), refused
+        return capture_task(
+            lens, task, certified, shifted=shifted, keep=keep, memory=memory
+        ), refused
     except LensError:
         captured = passing(lambda site: capture_task(lens, task, [site], shifted=shifted))
-        return capture_task(lens, task, captured, shifted=shifted, keep=keep), refused
+        return capture_task(
+            lens, task, captured, shifted=shifted, keep=keep, memory=memory
+        ), refused
 
 
 def at_each_site(

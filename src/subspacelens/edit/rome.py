@@ -119,7 +119,7 @@ def _values(
 ) -> Tensor:
     """δ (facts, d_model): what the MLP is to write more at the subject."""
     site = Site(layer, "mlp_out", SUBJECT)
-    replay = Replay(lens, prompts.captured, site, memory=memory)
+    replay = prompts.captured.at(site)
     size = prompts.captured.base[site][prompts.bare].norm(dim=-1, keepdim=True)
     owner, essence = prompts.fact_of.to(size.device), prompts.essence.to(size.device)
     share = 1 / torch.bincount(owner[~essence]).to(size)
@@ -128,15 +128,15 @@ def _values(
     before = _essence_before(replay, essence)
     for _ in track(range(recipe.steps), f"ROME values at layer {layer}"):
         optimiser.zero_grad()
-        for unit in replay.units():
-            rows = unit.pairs.to(size.device)
-            logs = replay.logits(unit, delta[owner[rows]][None])[0].float().log_softmax(-1)
-            new = replay.answers[unit.pairs, 0].to(logs.device)
+        for piece in replay.pieces():
+            rows = piece.pairs.to(size.device)
+            logs = piece.logits(delta[owner[rows]][None])[0].float().log_softmax(-1)
+            new = replay.answers[piece.pairs, 0].to(logs.device)
             said = -logs.gather(1, new[:, None])[:, 0] * share[owner[rows]]
             loss = said[~essence[rows]].sum()
             if bool(essence[rows].any()):
                 here = essence[rows]
-                old = torch.stack([before[i] for i in unit.pairs[here.cpu()].tolist()])
+                old = torch.stack([before[i] for i in piece.pairs[here.cpu()].tolist()])
                 moved = (logs[here].exp() * (logs[here] - old)).sum(-1)
                 loss = loss + recipe.kl * moved.sum()
             loss.backward(inputs=[delta])
@@ -153,12 +153,12 @@ def _essence_before(replay: Replay, essence: Tensor) -> dict[int, Tensor]:
     """Log-probabilities after each essence prompt, by its number, with nothing changed."""
     found: dict[int, Tensor] = {}
     with torch.no_grad():
-        for unit in replay.units(gradients=False):
-            here = essence[unit.pairs.to(essence.device)]
+        for piece in replay.pieces(gradients=False):
+            here = essence[piece.pairs.to(essence.device)]
             if bool(here.any()):
-                none = torch.zeros(1, len(unit.pairs), replay.lens.map.d_model)
-                logs = replay.logits(unit, none.to(replay.lens.device))[0].float().log_softmax(-1)
-                found |= zip(unit.pairs[here.cpu()].tolist(), logs[here], strict=True)
+                none = torch.zeros(1, len(piece.pairs), replay.lens.map.d_model)
+                logs = piece.logits(none.to(replay.lens.device))[0].float().log_softmax(-1)
+                found |= zip(piece.pairs[here.cpu()].tolist(), logs[here], strict=True)
     return found
 
 

@@ -1,18 +1,16 @@
-"""What a replay starts from, and what it answers."""
+"""What a replay starts from: the residual stream where a patch enters, and what came before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..core.site import Site
 from ..model.hooks import on_input, on_output
 from ..model.mapping.values import ModelMap
-from ..tasks.pairset import PairSet
 
 Entry = tuple[str, int]
 """A place in the residual stream: `("pre", l)` before block l, `("mid", l)` inside it."""
@@ -44,17 +42,18 @@ class Bucket:
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
 
-    def select(self, place: Tensor) -> Bucket | None:
-        """The pairs i with `place[i]` >= 0, renamed to `place[i]`; None if there are none."""
-        rows = (place[self.pairs] >= 0).nonzero()[:, 0]
+    def select(self, indices: Tensor) -> Bucket | None:
+        """Those of the pairs at `indices` (m,), each as often as it is there, renamed to its place
+        in `indices`; None if there are none. Rows keep their order."""
+        rows, pairs = (self.pairs[:, None] == indices).nonzero(as_tuple=True)
         if len(rows) == 0:
             return None
 
-        def of(tensors):
+        def of(tensors: dict) -> dict:
             return {name: x[rows.to(x.device)] for name, x in tensors.items()}
 
         return Bucket(
-            place[self.pairs[rows]],
+            pairs,
             self.padding[rows],
             self.ends[rows],
             of(self.entries),
@@ -76,15 +75,6 @@ class Bucket:
         return int(next(iter(self.keys.values())).shape[2]) if self.keys else 0
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What the model answers. `logit_diff`: logit(answer) - logit(target) in nats. `top`: the most
-    likely token over the whole vocabulary. Both (..., n)."""
-
-    logit_diff: Tensor
-    top: Tensor
-
-
 def place_of(
     model_map: ModelMap, site: Site
 ) -> tuple[Callable[..., AbstractContextManager[None]], nn.Module]:
@@ -102,13 +92,6 @@ def place_of(
     return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
 
 
-def answers_of(pairs: PairSet) -> Tensor:
-    """Token ids of answer and target, (n, 2)."""
-    return torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
-
-
-def outcomes_of(logits: Tensor, answers: Tensor) -> Outcomes:
-    """Logits (..., n, vocabulary) and answers (n, 2) to outcomes (..., n)."""
-    index = answers.expand(*logits.shape[:-1], 2)
-    picked = logits.gather(-1, index)
-    return Outcomes(picked[..., 0] - picked[..., 1], logits.argmax(-1))
+def selected(buckets: Iterable[Bucket], indices: Tensor) -> tuple[Bucket, ...]:
+    """`Bucket.select` of each, without those of which nothing is left."""
+    return tuple(part for bucket in buckets if (part := bucket.select(indices)) is not None)

@@ -4,7 +4,7 @@ A replayed suffix is short, so that norms and attention cost as much as memory t
 make them cost. `RMSNorm` does in few passes what Transformers writes as many small operations;
 `packed_attention` keeps grouped queries together instead of repeating keys and values, and does
 not copy the captured prefix for every replay (`prefix_attention`). Both are swapped in by
-`Kernels.used()` and gone afterwards.
+`Fused.used()` and gone afterwards.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
-class Kernels:
+class Fused:
     """What of a model can be replaced while replaying. `split` says whether its attention may be
     given a split `Prefix`."""
 
@@ -137,11 +137,11 @@ class Kernels:
             yield
 
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Kernels]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Fused]] = WeakKeyDictionary()
 
 
-def kernels_of(lens: LensModel) -> Kernels:
-    """The kernels that were proven on this model; the proof is made once for the same modules."""
+def fused_parts(lens: LensModel) -> Fused:
+    """What was proven on this model; the proof is made once for the same modules."""
     blocks = [block.module for block in lens.map.blocks]
     proved = _known.setdefault(lens.model, {})
     modules = tuple(id(module) for block in blocks for module in block.modules())
@@ -149,9 +149,9 @@ def kernels_of(lens: LensModel) -> Kernels:
         norms = [m for block in blocks for m in block.modules() if _is_leaf_with_gain(m)]
         norms += [m for m in lens.map.tail.norms if _is_leaf_with_gain(m)]
         proven = ((m, _fused(m)) for m in dict.fromkeys(norms))
-        fast = Kernels((), tuple(_attention_configs(blocks)))
+        fast = Fused((), tuple(_attention_configs(blocks)))
         same = _changes_nothing(lens, fast)
-        proved[modules] = Kernels(
+        proved[modules] = Fused(
             tuple((m, fused) for m, fused in proven if fused is not None),
             fast.configs if same else (),
             same and _may_split(lens, fast),
@@ -159,9 +159,10 @@ def kernels_of(lens: LensModel) -> Kernels:
     return proved[modules]
 
 
-def _changes_nothing(lens: LensModel, kernels: Kernels) -> bool:
+def _changes_nothing(lens: LensModel, parts: Fused) -> bool:
     """Whether a full pass, of a prompt alone and of two that share a padded batch, is the same
-    with the kernels as without: not every model that names `sdpa` asks the attention interface."""
+    with the faster forms as without: not every model that names `sdpa` asks the attention
+    interface."""
     size = lens.map.tail.head.weight.shape[0]
     ids = torch.randint(0, size, (2, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -175,13 +176,13 @@ def _changes_nothing(lens: LensModel, kernels: Kernels) -> bool:
 
     with torch.no_grad():
         before = logits()
-        with kernels.used():
+        with parts.used():
             after = logits()
     tolerance = 1e-6 if lens.dtype == torch.float64 else 1e-3
     return bool((before - after).norm() <= tolerance * before.norm())
 
 
-def _may_split(lens: LensModel, kernels: Kernels) -> bool:
+def _may_split(lens: LensModel, parts: Fused) -> bool:
     """Whether every block hands to its attention what the cache answered, and a padded batch of
     two, replayed from its fourth column on, is the same with a split `Prefix` as with a joined."""
     size, cache = lens.map.tail.head.weight.shape[0], DynamicCache()
@@ -197,7 +198,7 @@ def _may_split(lens: LensModel, kernels: Kernels) -> bool:
         arguments = {name: x.to(lens.device) for name, x in arguments.items()}
         return first_tensor(lens.map.inner(**arguments, past_key_values=cache, use_cache=True))
 
-    with torch.no_grad(), kernels.used():
+    with torch.no_grad(), parts.used():
         run(slice(0, 3), cache)
         layers = [Prefix(layer.keys, layer.values, 3, 1) for layer in cache.layers]  # type: ignore[attr-defined]
         joined = run(slice(3, 7), Cache(layers=list(layers)))

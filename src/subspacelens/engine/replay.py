@@ -8,116 +8,205 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ..core.errors import SiteError
+from ..core.errors import TaskError
+from ..core.machine import free_memory
 from ..core.progress import note
 from ..core.site import Site
 from ..model.hooks import check_ready, dry_run, first_tensor, muted, replaced_forward
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
-from .buckets import Bucket, Outcomes, answers_of, entry_of, outcomes_of, place_of
-from .capture import Capture
-from .fused import kernels_of
+from .buckets import Bucket, Entry, entry_of, place_of, selected
+from .effect import Effect
+from .fused import Fused, fused_parts
+from .outcomes import Outcomes, answers_of
+from .patches import Patch
 from .prefix import KeysAndValues, Prefix
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that fits the memory budget: some patches of some pairs of one bucket.
-    `pairs` (n,) are positions in the pair set."""
-
-    bucket: int
-    patches: slice
-    rows: slice
-    pairs: Tensor
-
-
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Replay:
-    """Patches of one site over one capture.
+    """One site of one capture, and all that patches there can change (see `Capture.at`).
 
-    `memory` is the budget in bytes for activations of one unit of work, by default a quarter of
-    what is free. Raises `SiteError` if the site was not captured.
+    `base` and `source` (n, dim) are the site's activations, in the model's dtype, and `clean` what
+    the model answers unpatched. `memory` is the budget in bytes for the activations of one piece of
+    work, None for a quarter of what is free on the device that holds them.
+
+    >>> replay = capture.at("L18.mlp_act@S2")
+    >>> replay.outcomes(patches.Full()).logit_diff  # nats, one a pair
     """
 
-    def __init__(
-        self, lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
-    ) -> None:
-        if site not in captured.base:
-            raise SiteError(
-                f"site {site} is not in the capture of {', '.join(map(str, captured.sites))}"
+    lens: LensModel = field(repr=False)
+    site: Site
+    pairs: PairSet
+    base: Tensor = field(repr=False)
+    source: Tensor = field(repr=False)
+    clean: Outcomes = field(repr=False)
+    buckets: tuple[Bucket, ...] = field(repr=False)
+    memory: int | None = None
+    _arguments: dict[tuple[int, int, int, int], tuple] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @cached_property
+    def difference(self) -> Tensor:
+        """Source minus base activation, Δ (n, dim)."""
+        return self.source - self.base
+
+    @cached_property
+    def entry(self) -> Entry:
+        """Where in the residual stream the patch enters."""
+        return entry_of(self.lens.map, self.site)
+
+    @cached_property
+    def kind(self) -> str:
+        return self.lens.map.block(self.site).entries[self.site.stream]
+
+    @cached_property
+    def writer(self) -> Tensor | None:
+        """The matrix W (d_model, dim) by which the site writes to the residual stream, None where
+        it is that stream or its write is not linear."""
+        return self.lens.map.writer(self.site)
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """Token ids of answer and target, (n, 2)."""
+        return answers_of(self.pairs)
+
+    @cached_property
+    def fused(self) -> Fused:
+        return fused_parts(self.lens)
+
+    @cached_property
+    def budget(self) -> int:
+        """Bytes for the activations of one piece of work."""
+        return self.memory or free_memory(self.base.device) // 4
+
+    def subset(self, indices: Tensor | slice) -> Replay:
+        """The same for the pairs at `indices` (m,) or in a slice, in that order; one may come more
+        than once. Raises `IndexError` for a pair that is not there."""
+        indices = torch.arange(len(self.pairs))[indices]
+        there = indices.to(self.base.device)
+        return replace(
+            self,
+            pairs=self.pairs.at(indices.tolist()),
+            base=self.base[there],
+            source=self.source[there],
+            clean=self.clean[indices],
+            buckets=selected(self.buckets, indices),
+        )
+
+    def require_difference(self) -> Replay:
+        """This one, where base and source differ. Raises `TaskError` where all activations are the
+        same, as at a label before the prompts' first difference: no patch can do anything there."""
+        if bool(self.difference.any()):
+            return self
+        first = min(
+            next(
+                (i for i, both in enumerate(zip(p.base.ids, p.source.ids, strict=False)) if
+                 both[0] != both[1]),
+                min(len(p.base.ids), len(p.source.ids)),
             )
-        self.lens, self.captured, self.site = lens, captured, site
-        self.memory = memory or psutil.virtual_memory().available // 4
-        self.entry = entry_of(lens.map, site)
-        self.kind = lens.map.block(site).entries[site.stream]
-        self.writer = lens.map.writer(site) if self.kind in ("post", "mid") else None
-        self.buckets = captured.buckets[site.label]
-        self.answers = answers_of(captured.pairs)
-        self.kernels = kernels_of(lens)
-        self._arguments: dict[tuple[int, int, int, int], tuple] = {}
+            for p in self.pairs
+        )  # fmt: skip
+        column = max(pair.base.columns[self.site.label] for pair in self.pairs)
+        raise TaskError(
+            f"site {self.site}: base and source have the same activation there in all "
+            f"{len(self.pairs)} pairs, so that no patch can change anything; the prompts first "
+            f"differ in column {first}, the label is in column {column} or before: choose a later "
+            "label or another site"
+        )
 
-    def subset(self, indices: Tensor) -> Replay:
-        """The same for the pairs at `indices` only, in that order."""
-        pairs = self.captured.pairs
-        chosen = PairSet(pairs.name, pairs.split, tuple(pairs.pairs[i] for i in indices.tolist()))
-        captured = self.captured.select(chosen, indices)
-        return Replay(self.lens, captured, self.site, memory=self.memory)
+    def effect(self, patch: Patch) -> Effect:
+        """What a patch does to the answers, with intervals over base prompts.
 
-    def outcomes(self, delta: Tensor) -> Outcomes:
+        >>> replay.effect(patches.SubspacePatch(subspace.basis)).fldd.value
+        """
+        delta = patch.delta(self.base, self.source)
+        return Effect(self.pairs, self.clean, self.delta_outcomes(delta), self, delta)
+
+    def outcomes(self, patch: Patch) -> Outcomes:
+        """What the model answers under a patch, (n,)."""
+        return self.delta_outcomes(patch.delta(self.base, self.source))
+
+    def outcomes_of(self, patches: Mapping[str, Patch]) -> dict[str, Outcomes]:
+        """What it answers under each of several patches, in one batched replay."""
+        if not patches:
+            return {}
+        deltas = [patch.delta(self.base, self.source) for patch in patches.values()]
+        outcomes = self.delta_outcomes(torch.stack(deltas))
+        return {name: outcomes[number] for number, name in enumerate(patches)}
+
+    def delta_outcomes(self, delta: Tensor) -> Outcomes:
         """Outcomes of adding `delta` (m, n, dim) or (n, dim) to the base activations: m patches of
-        all n pairs. Results are (m, n) or (n,), float32, without gradients."""
+        all n pairs. Results are (m, n) or (n,), float32, without gradients.
+
+        Raises `TaskError` for another number of pairs or another width.
+        """
         stacked = delta if delta.ndim == 3 else delta[None]
+        if stacked.ndim != 3 or stacked.shape[1:] != self.base.shape:
+            raise TaskError(
+                f"site {self.site}: a change of shape {tuple(delta.shape)} is not one of "
+                f"{len(self.pairs)} pairs that are {self.base.shape[1]} wide"
+            )
         shape = stacked.shape[:2]
-        logit_diff = torch.empty(shape)
-        top = torch.empty(shape, dtype=torch.long)
+        logit_diff = torch.full(shape, torch.nan)
+        top = torch.full(shape, -1)
         with torch.no_grad():
-            for unit in self.units(shape[0], gradients=False):
-                hidden = self.hidden(unit, stacked[unit.patches][:, unit.pairs.to(delta.device)])
-                logits = self.lens.map.tail.logits(hidden).float()
-                found = outcomes_of(logits, self.answers[unit.pairs].to(logits.device))
-                logit_diff[unit.patches, unit.pairs] = found.logit_diff.cpu()
-                top[unit.patches, unit.pairs] = found.top.cpu()
-        if delta.ndim == 2:
-            return Outcomes(logit_diff[0], top[0])
-        return Outcomes(logit_diff, top)
+            for piece in self.pieces(shape[0], gradients=False):
+                logits = piece.logits(piece.of(stacked)).float()
+                here = Outcomes.of(logits, piece.answers.to(logits.device))
+                logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
+                top[piece.patches, piece.pairs] = here.top.cpu()
+        outcomes = Outcomes(logit_diff, top)
+        return outcomes[0] if delta.ndim == 2 else outcomes
 
-    def logit_diff(self, unit: Unit, delta: Tensor) -> Tensor:
-        """logit(answer) - logit(target) in nats, (m, n), of one unit, differentiable in `delta`
-        (m, n, dim); only the two rows of the unembedding are used."""
-        logits = self.lens.map.tail.logits_of(self.hidden(unit, delta), self.answers[unit.pairs])
-        return logits[..., 0] - logits[..., 1]
+    def delta_logits(self, delta: Tensor) -> Tensor:
+        """Logits of the whole vocabulary when `delta` (n, dim) is added, (n, vocabulary), float32
+        on the CPU: for few pairs."""
+        rows = torch.empty(len(self.pairs), self.lens.map.tail.head.weight.shape[0])
+        with torch.no_grad():
+            for piece in self.pieces(gradients=False):
+                rows[piece.pairs] = piece.logits(piece.of(delta[None]))[0].float().cpu()
+        return rows
 
-    def logits(self, unit: Unit, delta: Tensor) -> Tensor:
-        """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""
-        return self.lens.map.tail.logits(self.hidden(unit, delta))
+    def gradients(self) -> Tensor:
+        """∂(logit(answer) - logit(target))/∂h at the base activation, (n, dim), nats a unit."""
+        slopes = torch.zeros_like(self.base)
+        with torch.enable_grad():
+            for piece in self.pieces():
+                delta = piece.of(torch.zeros_like(self.base)[None]).requires_grad_(True)
+                (slope,) = torch.autograd.grad(piece.logit_diff(delta).sum(), delta)
+                slopes[piece.pairs.to(slopes.device)] = slope[0]
+        return slopes
 
-    def units(self, patches: int = 1, *, gradients: bool = True) -> list[Unit]:
-        """Splits `patches` x pairs into units under the memory budget, in a fixed order."""
-        units = []
-        for index, bucket in enumerate(self.buckets):
+    def pieces(self, patches: int = 1, *, gradients: bool = True) -> list[Piece]:
+        """Splits `patches` x pairs into pieces under the memory budget, in a fixed order."""
+        pieces = []
+        for number, bucket in enumerate(self.buckets):
             count = len(bucket.pairs)
-            fit = max(1, self.memory // self._bytes_per_row(bucket, gradients))
+            fit = max(1, self.budget // self._bytes_per_row(bucket, gradients))
             rows = min(count, fit)
             together = max(1, fit // count) if rows == count else 1
             for start in range(0, count, rows):
-                piece = slice(start, min(start + rows, count))
+                part = slice(start, min(start + rows, count))
                 for first in range(0, patches, together):
                     which = slice(first, min(first + together, patches))
-                    units.append(Unit(index, which, piece, bucket.pairs[piece]))
-        if len(units) > len(self.buckets):
+                    pieces.append(Piece(self, number, which, part, bucket.pairs[part]))
+        if len(pieces) > len(self.buckets):
             note(
-                f"{self.site}: {patches} x {len(self.captured.pairs)} replays in {len(units)} "
-                f"pieces, to stay under {self.memory / 2**20:,.0f} MiB"
+                f"{self.site}: {patches} x {len(self.pairs)} replays in {len(pieces)} "
+                f"pieces, to stay under {self.budget / 2**20:,.0f} MiB"
             )
-        return units
+        return pieces
 
     def _bytes_per_row(self, bucket: Bucket, gradients: bool) -> int:
         """Upper estimate of what one replayed row needs: about 1.5 times what was measured."""
@@ -128,32 +217,33 @@ class Replay:
         else:
             inner = block.down_proj.weight.shape[1]
         column = 10 * model_map.d_model + 5 * inner + 4 * block.n_heads * length
-        copied = 0 if self.kernels.split else 4 * bucket.prefix * model_map.d_model
+        copied = 0 if self.fused.split else 4 * bucket.prefix * model_map.d_model
         layers = len(model_map.blocks) - self.entry[1] if gradients else 1
         size = torch.finfo(self.lens.dtype).bits // 8
         vocabulary = model_map.tail.head.weight.shape[0]
         return size * max(1, layers) * (bucket.suffix * column + copied) + (size + 4) * vocabulary
 
-    def hidden(self, unit: Unit, delta: Tensor) -> Tensor:
+    def _hidden(self, piece: Piece, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
-        added to the base activations of the unit's pairs; differentiable in `delta`."""
+        added to the base activations of a piece's pairs; differentiable in `delta`."""
         check_ready(self.lens.model)
-        bucket, model_map = self.buckets[unit.bucket], self.lens.map
+        bucket, model_map = piece.bucket, self.lens.map
         patches = len(delta)
-        entry = bucket.entries[self.entry][unit.rows]
+        entry = bucket.entries[self.entry][piece.rows]
         entry = entry.expand(patches, *entry.shape).flatten(0, 1)
         start = self.entry[1]
         flat = delta.to(entry).flatten(0, 1)
         if self.kind == "hook":
             hidden = entry
         else:
-            write = flat if self.writer is None else flat @ self.writer.T.to(flat)
+            writer = self.writer if self.kind in ("post", "mid") else None
+            write = flat if writer is None else flat @ writer.T.to(flat)
             hidden = torch.cat([entry[:, :1] + write[:, None], entry[:, 1:]], dim=1)
         if start == len(model_map.blocks):
-            return _at_ends(hidden, bucket, unit, patches)
-        whole, others, last = self._block_arguments(unit, patches, bucket)
+            return _at_ends(hidden, bucket, piece, patches)
+        whole, others, last = self._block_arguments(piece, patches, bucket)
         final = len(model_map.blocks) - 1
-        with self.kernels.used():
+        with self.fused.used():
             for layer in range(start, final + 1):
                 block = model_map.blocks[layer].module
                 if layer == final and others is not None:
@@ -162,7 +252,7 @@ class Replay:
                 args, kwargs = whole[layer - start]
                 with self._around(layer, flat):
                     hidden = first_tensor(block(hidden, *args, **kwargs))
-        return _at_ends(hidden, bucket, unit, patches)
+        return _at_ends(hidden, bucket, piece, patches)
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
@@ -185,55 +275,55 @@ class Replay:
 
         return place(module, add)
 
-    def _block_arguments(self, unit: Unit, patches: int, bucket: Bucket) -> tuple:
+    def _block_arguments(self, piece: Piece, patches: int, bucket: Bucket) -> tuple:
         """What the model itself hands to each block for this suffix: masks, position codes, and a
-        cache that answers with the captured prefix. Asked for once per unit shape.
+        cache that answers with the captured prefix. Asked for once per shape of a piece.
 
         Of the last block only the last column's output is needed; so for longer suffixes of one
         length there are also its arguments for the columns before the last, and for it alone.
         """
-        key = (unit.bucket, patches, unit.rows.start, unit.rows.stop)
+        key = (piece.number, patches, piece.rows.start, piece.rows.stop)
         if key not in self._arguments:
             final, suffix = len(self.lens.map.blocks) - 1, bucket.suffix
             with torch.no_grad():
-                whole = self._ask(unit, patches, bucket, 0, suffix, self.entry[1])
+                whole = self._ask(piece, patches, bucket, 0, suffix, self.entry[1])
                 others = last = None
                 if (
                     suffix > 1
                     and bucket.even
                     and (final > self.entry[1] or self.kind in ("pre", "post"))
                 ):
-                    (others,) = self._ask(unit, patches, bucket, 0, suffix - 1, final)
-                    (last,) = self._ask(unit, patches, bucket, suffix - 1, suffix, final)
+                    (others,) = self._ask(piece, patches, bucket, 0, suffix - 1, final)
+                    (last,) = self._ask(piece, patches, bucket, suffix - 1, suffix, final)
             self._arguments[key] = (whole, others, last)
         return self._arguments[key]
 
     def _ask(
-        self, unit: Unit, patches: int, bucket: Bucket, begin: int, end: int, start: int
+        self, piece: Piece, patches: int, bucket: Bucket, begin: int, end: int, start: int
     ) -> list:
         """Arguments of the blocks from `start` on for the suffix columns from `begin` to `end`."""
         model_map = self.lens.map
-        count, suffix = len(unit.pairs), end - begin
+        count, suffix = len(piece.pairs), end - begin
         prefix = {
-            layer: (keys[unit.rows], bucket.values[layer][unit.rows])
+            layer: (keys[piece.rows], bucket.values[layer][piece.rows])
             for layer, keys in bucket.keys.items()
         }
         length = bucket.prefix + begin
         cache = Cache(
             layers=[
-                Prefix(*prefix.get(layer, (None, None)), length, patches, self.kernels.split)
+                Prefix(*prefix.get(layer, (None, None)), length, patches, self.fused.split)
                 for layer in range(len(model_map.blocks))
             ]
         )
-        padding = bucket.padding[unit.rows].repeat(patches)
+        padding = bucket.padding[piece.rows].repeat(patches)
         columns = torch.arange(length + suffix)
         mask = (columns >= padding[:, None]).long().to(self.lens.device)
-        found: list = []
+        arguments_of: list = []
 
         def skip(layer: int) -> Callable:
             def forward(hidden_states, *args, **kwargs):
                 if layer >= start:
-                    found.append((args, kwargs))
+                    arguments_of.append((args, kwargs))
                 return hidden_states if returns_tensor else (hidden_states, None)
 
             return forward
@@ -247,23 +337,63 @@ class Replay:
             use_cache=True,
         )
         if model_map.accepts_positions:
-            last = (length - padding + bucket.ends[unit.rows].repeat(patches) - begin)[:, None]
+            last = (length - padding + bucket.ends[piece.rows].repeat(patches) - begin)[:, None]
             positions = (columns[length:] - padding[:, None]).minimum(last)
             arguments["position_ids"] = positions.to(self.lens.device)
         blocks = [block.module for block in model_map.blocks]
         with dry_run(self.lens.model), replaced_forward(blocks, skip):
             model_map.inner(**arguments)
-        return found
+        return arguments_of
 
 
-def _at_ends(hidden: Tensor, bucket: Bucket, unit: Unit, patches: int) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Work that fits the memory budget: some patches of some pairs of one bucket of a replay.
+    `patches` and `rows` are slices of the patches and of the bucket's rows, `pairs` (n,) positions
+    in the pair set."""
+
+    replay: Replay = field(repr=False)
+    number: int
+    patches: slice
+    rows: slice
+    pairs: Tensor
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.replay.buckets[self.number]
+
+    @property
+    def answers(self) -> Tensor:
+        """Token ids of answer and target of the piece's pairs, (n, 2)."""
+        return self.replay.answers[self.pairs]
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The piece's part (m, n, dim) of a change of all patches and pairs."""
+        return delta[self.patches][:, self.pairs.to(delta.device)]
+
+    def logit_diff(self, delta: Tensor) -> Tensor:
+        """logit(answer) - logit(target) in nats, (m, n), when `delta` (m, n, dim) is added to the
+        base activations; differentiable in it. Only two rows of the unembedding are used."""
+        logits = self.replay.lens.map.tail.logits_of(self.hidden(delta), self.answers)
+        return logits[..., 0] - logits[..., 1]
+
+    def logits(self, delta: Tensor) -> Tensor:
+        """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""
+        return self.replay.lens.map.tail.logits(self.hidden(delta))
+
+    def hidden(self, delta: Tensor) -> Tensor:
+        """The last block's output at the last column, (m, n, d_model)."""
+        return self.replay._hidden(self, delta)
+
+
+def _at_ends(hidden: Tensor, bucket: Bucket, piece: Piece, patches: int) -> Tensor:
     """Every prompt's last column, (m, n, d_model), of (m n, S, d_model)."""
     if bucket.even:
-        found = hidden[:, -1]
+        last = hidden[:, -1]
     else:
-        ends = bucket.ends[unit.rows].repeat(patches).to(hidden.device)
-        found = hidden[torch.arange(len(ends), device=hidden.device), ends]
-    return found.unflatten(0, (patches, len(unit.pairs)))
+        ends = bucket.ends[piece.rows].repeat(patches).to(hidden.device)
+        last = hidden[torch.arange(len(ends), device=hidden.device), ends]
+    return last.unflatten(0, (patches, len(piece.pairs)))
 
 
 def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -> Tensor:
@@ -274,9 +404,9 @@ def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -
     keeper.interrupts = True
     try:
         block(hidden[:, :-1], *args, **kwargs)
-    except KeysAndValues as found:
+    except KeysAndValues as stopped:
         args, kwargs = last
-        with _last_prefix(args, kwargs).after(*found.states):
+        with _last_prefix(args, kwargs).after(*stopped.states):
             return first_tensor(block(hidden[:, -1:], *args, **kwargs))
     finally:
         keeper.interrupts = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,8 +16,9 @@ from ..core.site import Site
 from ..core.tensorfile import TensorFile
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
-from .buckets import Bucket, Outcomes, entry_of
+from .buckets import Bucket, entry_of
 from .capture import Capture, capture, check_pairs
+from .outcomes import Outcomes
 
 FORMAT = "subspacelens.capture/3"
 
@@ -24,10 +26,11 @@ FORMAT = "subspacelens.capture/3"
 def kept_capture(
     lens: LensModel,
     pairs: PairSet,
-    sites: Iterable[Site],
+    sites: Iterable[Site | str],
     folder: Path,
     *,
     shifted: bool = False,
+    memory: int | None = None,
 ) -> Capture:
     """What `capture` gives, read from `folder` if it was made before of the same model as it is
     now, pairs and sites, else made and kept there.
@@ -35,20 +38,21 @@ def kept_capture(
     Under a hook that is not ours nothing is read or kept: what such a hook does cannot be told from
     what it did before. Raises what `capture`, `save_capture` and `load_capture` do.
     """
-    sites = tuple(dict.fromkeys(sites))
-    for site in sites:
+    parsed = (Site.parse(site) if isinstance(site, str) else site for site in sites)
+    places = tuple(dict.fromkeys(parsed))
+    for site in places:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)
     identity = lens.identity
     if not identity.lasting:
         note("captures are neither read nor kept: the model has hooks whose effect cannot be named")
-        return capture(lens, pairs, sites, shifted=shifted)
-    made_of = (FORMAT, identity.key, pairs.sha256, *map(str, sites))
+        return capture(lens, pairs, places, shifted=shifted, memory=memory)
+    made_of = (FORMAT, identity.key, pairs.sha256, *map(str, places))
     name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     path = folder / f"capture-{name}.safetensors"
     if path.exists():
-        return load_capture(path, lens, pairs)
-    captured = capture(lens, pairs, sites, shifted=shifted)
+        return replace(load_capture(path, lens, pairs), memory=memory)
+    captured = capture(lens, pairs, places, shifted=shifted, memory=memory)
     save_capture(captured, lens, path)
     return captured
 
@@ -118,12 +122,13 @@ def _capture(
         )
 
     return Capture(
-        pairs,
-        sites,
-        {site: tensors[f"base.{site}"].to(devices[site.layer]) for site in sites},
-        {site: tensors[f"source.{site}"].to(devices[site.layer]) for site in sites},
-        Outcomes(tensors["clean.logit_diff"], tensors["clean.top"]),
-        {
+        lens=lens,
+        pairs=pairs,
+        sites=sites,
+        base={site: tensors[f"base.{site}"].to(devices[site.layer]) for site in sites},
+        source={site: tensors[f"source.{site}"].to(devices[site.layer]) for site in sites},
+        clean=Outcomes(tensors["clean.logit_diff"], tensors["clean.top"]),
+        buckets={
             label: tuple(bucket(label, number) for number in range(count))
             for label, count in json.loads(facts["buckets"]).items()
         },

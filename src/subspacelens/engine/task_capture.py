@@ -11,8 +11,8 @@ import torch
 from ..core.site import Site
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Task
-from .buckets import Outcomes
 from .capture import Capture, capture
+from .outcomes import Outcomes
 from .store import kept_capture
 
 
@@ -31,20 +31,25 @@ class TaskCapture:
 def capture_task(
     lens: LensModel,
     task: Task,
-    sites: Iterable[Site],
+    sites: Iterable[Site | str],
     *,
     shifted: bool = False,
     keep: Path | None = None,
+    memory: int | None = None,
 ) -> TaskCapture:
     """Runs every distinct prompt of the task once, for all `sites`; with a folder `keep`, only if
-    that was not done before (`kept_capture`). Raises what `capture` does."""
+    that was not done before (`kept_capture`). `memory` is the budget of replays in bytes. Raises
+    what `capture` does.
+
+    >>> captures = sl.capture_task(lens, sl.ioi(lens.tokenizer), ["L18.mlp_act@S2"])
+    """
     swapped = task.test.swapped()
     parts = [task.train, task.test, swapped] + ([task.held_out] if task.held_out else [])
     together = PairSet(task.name, "all", tuple(pair for part in parts for pair in part.pairs))
     if keep is None:
-        whole = capture(lens, together, sites, shifted=shifted)
+        whole = capture(lens, together, sites, shifted=shifted, memory=memory)
     else:
-        whole = kept_capture(lens, together, sites, keep, shifted=shifted)
+        whole = kept_capture(lens, together, sites, keep, shifted=shifted, memory=memory)
     ends = torch.tensor([0] + [len(part) for part in parts]).cumsum(0).tolist()
     pieces = [
         whole.select(part, torch.arange(start, end))

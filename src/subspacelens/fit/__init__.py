@@ -6,7 +6,7 @@ Every file of this folder is imported, so that a fit is registered by being ther
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .closed_form import gradient, gradients, mean_difference, pca, probe, random
+from .closed_form import gradient, mean_difference, pca, probe, random
 from .das import das
 from .given import given
 from .per_pair import PAPER, PairDirections, Recipe, per_pair
@@ -24,7 +24,6 @@ __all__ = [
     "das",
     "given",
     "gradient",
-    "gradients",
     "mean_difference",
     "named",
     "pca",

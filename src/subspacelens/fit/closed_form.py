@@ -10,7 +10,6 @@ from ..core.errors import SubspaceError, TaskError
 from ..core.geometry import haar
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Replay
 from ..model.lens import LensModel
 from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
@@ -46,13 +45,10 @@ def gradient(
     *,
     dim: Count = 1,
     seed: Seed = 0,
-    memory: int | None = None,
 ) -> Subspace:
     """The leading right singular vectors of the per-pair gradients of the logit difference with
     respect to the base activation, so that pairs of either direction count alike."""
-    basis = _leading(
-        gradients(lens, captured, site, memory=memory), dim, f"the gradients at {site}"
-    )
+    basis = _leading(captured.at(site, lens).gradients(), dim, f"the gradients at {site}")
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="gradient"))
 
 
@@ -63,20 +59,6 @@ def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
     if not 1 <= dim <= rank:
         raise SubspaceError(f"{what} span {rank} dimensions: a subspace of {dim} does not fit")
     return vh[:dim].T
-
-
-@torch.enable_grad()
-def gradients(
-    lens: LensModel, captured: Capture, site: Site, *, memory: int | None = None
-) -> Tensor:
-    """∂(logit(answer) - logit(target))/∂h at the base activation, (n, d), nats a unit."""
-    replay = Replay(lens, captured, site, memory=memory)
-    found = torch.zeros_like(captured.base[site])
-    for unit in replay.units():
-        delta = found.new_zeros(1, len(unit.pairs), found.shape[1], requires_grad=True)
-        (grad,) = torch.autograd.grad(replay.logit_diff(unit, delta).sum(), delta)
-        found[unit.pairs.to(found.device)] = grad[0]
-    return found
 
 
 @register("probe", classes=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Replay
+from ..engine.replay import Piece, Replay
 from ..model.lens import LensModel
 from .registry import Count, Rate, Seed, register
 from .subspace import Subspace, made_by
@@ -31,7 +31,6 @@ def das(
     batch: Count = 64,
     lr: Rate = 0.03,
     loss: Loss = "logit-difference",
-    memory: int | None = None,
 ) -> Subspace:
     """The `dim`-dimensional subspace whose patch moves the model most towards the source's answer.
 
@@ -47,21 +46,21 @@ def das(
     free = torch.randn(width, dim, generator=generator).div_(width**0.5).requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, steps)
-    whole = Replay(lens, captured, site, memory=memory)
+    whole = captured.at(site, lens).require_difference()
     total = len(captured.pairs)
     order = torch.randperm(total, generator=generator)
     batches = [whole.subset(chosen) for chosen in order.split(batch)]
     losses: list[float] = []
     for step in track(range(steps), f"DAS at {site}"):
         replay = batches[step % len(batches)]
-        difference = replay.captured.difference(site)
+        difference = replay.difference
         free.grad = None
         value = 0.0
-        for unit in replay.units():
+        for piece in replay.pieces():
             basis = retracted(free).to(difference)
-            moved = difference[unit.pairs.to(difference.device)]
+            moved = difference[piece.pairs.to(difference.device)]
             delta = ((moved @ basis) @ basis.T)[None]
-            part = _loss(loss, replay, unit, delta).sum() / len(replay.captured.pairs)
+            part = _loss(loss, replay, piece, delta).sum() / len(replay.pairs)
             part.backward(inputs=[free])
             value += float(part.detach())
         losses.append(value)
@@ -76,11 +75,11 @@ def das(
     return made_by(lens, site, retracted(free), captured.pairs.sha256, record)
 
 
-def _loss(kind: Loss, replay: Replay, unit, delta: Tensor) -> Tensor:
+def _loss(kind: Loss, replay: Replay, piece: Piece, delta: Tensor) -> Tensor:
     if kind == "logit-difference":
-        return replay.logit_diff(unit, delta)
-    logits = replay.logits(unit, delta)[0].float()
-    targets = replay.answers[unit.pairs, 1].to(logits.device)
+        return piece.logit_diff(delta)
+    logits = piece.logits(delta)[0].float()
+    targets = replay.answers[piece.pairs, 1].to(logits.device)
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 

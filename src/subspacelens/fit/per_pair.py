@@ -62,13 +62,12 @@ def per_pair(
     *,
     recipe: Recipe | None = None,
     seed: int = 0,
-    memory: int | None = None,
 ) -> PairDirections:
     """For each pair the unit v whose patch δ = v vᵀΔ makes logit(answer) - logit(target) smallest;
     the best step of all runs is kept. Deterministic in `seed`."""
     recipe = recipe or Recipe()
     difference = captured.difference(site)
-    replay = Replay(lens, captured, site, memory=memory)
+    replay = captured.at(site, lens).require_difference()
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randn(recipe.starts, *difference.shape, generator=generator).to(difference)
     rates = torch.tensor(recipe.rates).to(difference)
@@ -133,17 +132,17 @@ def _keep(best: Tensor, lowest: Tensor, free: Tensor, values: Tensor) -> None:
 def evaluated(replay: Replay, free: Tensor, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
     """The logit difference (m, n) after patching each pair along its own unit directions `free`
     (m, n, d), and the gradient of each with respect to its direction (zero if not wanted)."""
-    difference = replay.captured.difference(replay.site)
+    difference = replay.difference
     values = torch.empty(free.shape[:2]).to(difference)
     slopes = torch.zeros_like(free)
-    for unit in replay.units(free.shape[0], gradients=gradient):
-        rows = unit.pairs.to(free.device)
+    for piece in replay.pieces(free.shape[0], gradients=gradient):
+        rows = piece.pairs.to(free.device)
         with torch.set_grad_enabled(gradient):
-            v = free[unit.patches][:, rows].detach().requires_grad_(gradient)
+            v = free[piece.patches][:, rows].detach().requires_grad_(gradient)
             delta = (v * difference[rows]).sum(-1, keepdim=True) * v
-            found = replay.logit_diff(unit, delta)
+            found = piece.logit_diff(delta)
         if gradient:
             (slope,) = torch.autograd.grad(found.sum(), v)
-            slopes[unit.patches, rows] = slope
-        values[unit.patches, rows] = found.detach().to(values)
+            slopes[piece.patches, rows] = slope
+        values[piece.patches, rows] = found.detach().to(values)
     return values, slopes

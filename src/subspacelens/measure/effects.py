@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.geometry import haar, natural_draws
 from ..core.records import EffectRecord, Estimate
 from ..core.statistics import Units, mean, proportion, ratio
-from ..engine.buckets import Outcomes
 from ..engine.capture import Capture
+from ..engine.outcomes import Outcomes
 from ..engine.patches import Full, NoOp, Patch, ReadWrite, SubspacePatch
 from ..engine.replay import Replay
 from .splits import Decomposition
@@ -30,7 +30,7 @@ class Scorer:
     units: Units
 
     @classmethod
-    def of(cls, captured: Capture) -> Scorer:
+    def of(cls, captured: Capture | Replay) -> Scorer:
         targets = np.array([pair.target for pair in captured.pairs.pairs])
         clean = captured.clean.logit_diff.double().numpy()
         return cls(clean, targets, captured.pairs.units)
@@ -71,11 +71,10 @@ def outcomes_by_name(
     replay: Replay, patches: dict[str, Patch | None]
 ) -> dict[str, Outcomes | None]:
     """All patches in one batched replay."""
-    site, captured = replay.site, replay.captured
-    base, source = captured.base[site], captured.source[site]
+    base, source = replay.base, replay.source
     present = {name: patch for name, patch in patches.items() if patch is not None}
     deltas = torch.stack([patch.delta(base, source) for patch in present.values()])
-    found = replay.outcomes(deltas)
+    found = replay.delta_outcomes(deltas)
     return dict.fromkeys(patches) | {
         name: Outcomes(found.logit_diff[i], found.top[i]) for i, name in enumerate(present)
     }
@@ -87,8 +86,8 @@ def random_effects(
     """Metrics of random k-dimensional subspaces, half Haar, half drawn from the natural covariance
     of the differences `natural` (n, dim): mean over draws and the range of 95 % of them; and the
     drops in nats, (draws, pairs), on the first `RANDOM_PAIRS` pairs."""
-    replay = replay.subset(torch.arange(min(RANDOM_PAIRS, len(replay.captured.pairs))))
-    base, source = replay.captured.base[replay.site], replay.captured.source[replay.site]
+    replay = replay.subset(torch.arange(min(RANDOM_PAIRS, len(replay.pairs))))
+    base, source = replay.base, replay.source
     generator = torch.Generator().manual_seed(seed)
     bases = torch.cat(
         [
@@ -96,8 +95,10 @@ def random_effects(
             natural_draws(natural, k, RANDOM_DRAWS, generator),
         ]
     )
-    found = replay.outcomes(torch.stack([SubspacePatch(b).delta(base, source) for b in bases]))
-    scorer = Scorer.of(replay.captured)
+    found = replay.delta_outcomes(
+        torch.stack([SubspacePatch(b).delta(base, source) for b in bases])
+    )
+    scorer = Scorer.of(replay)
     drops = scorer.clean - found.logit_diff.double().numpy()
 
     def spread(draws: np.ndarray) -> Estimate:

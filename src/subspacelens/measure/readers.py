@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..engine.buckets import Outcomes, outcomes_of
+from ..engine.outcomes import Outcomes
 from ..engine.replay import Replay
 from ..model.hooks import at_columns, first_call, on_output
 from ..model.lens import LensModel
@@ -46,9 +46,9 @@ def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[R
     """Readers of the patched column in the blocks after the site, strongest first: the mean over
     both ends of the patch of ∂metric/∂(reader's output) times the output's change."""
     sums: dict[tuple[int, int], Tensor] = {}
-    for unit in replay.units():
-        moved = delta[unit.pairs.to(delta.device)][None]
-        ends = [_reader_states(lens, replay, unit, moved * scale) for scale in (0.0, 1.0)]
+    for piece in replay.pieces():
+        moved = delta[piece.pairs.to(delta.device)][None]
+        ends = [_reader_states(lens, replay, piece, moved * scale) for scale in (0.0, 1.0)]
         for key, (clean, clean_grad) in ends[0].items():
             patched, patched_grad = ends[1][key]
             share = ((clean_grad + patched_grad) / 2 * (patched - clean)).sum(0)
@@ -63,19 +63,19 @@ def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[R
         for start in range(0, rows, size):
             part = slice(start, start + size)
             head = f".{start // size}" if size < rows else ""
-            value = -float(share[part].sum()) / len(replay.captured.pairs)
+            value = -float(share[part].sum()) / len(replay.pairs)
             found.append(ReaderShare(f"L{layer}.{own}{head}", layer, reader, part, value))
     return tuple(sorted(found, key=lambda r: -abs(r.attribution)))
 
 
-def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
+def _reader_states(lens: LensModel, replay: Replay, piece, delta: Tensor):
     """Output of every reader at the patched column and the metric's gradient there. Left out: what
     runs before the patch enters its block, and the last block's MLP where columns follow, which
     reads the patched column for nobody."""
     outputs: dict[tuple[int, int], Tensor] = {}
     delta = delta.detach().requires_grad_(True)
-    rows, last = len(unit.pairs), len(lens.map.blocks) - 1
-    columns = replay.buckets[unit.bucket].suffix
+    rows, last = len(piece.pairs), len(lens.map.blocks) - 1
+    columns = piece.bucket.suffix
 
     def keep(key):
         def seen(y: Tensor) -> None:
@@ -91,7 +91,7 @@ def _reader_states(lens: LensModel, replay: Replay, unit, delta: Tensor):
                     continue
                 if layer > replay.entry[1] or replay.kind != "mid" or reader.mid:
                     stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
-        metric = replay.logit_diff(unit, delta).sum()
+        metric = piece.logit_diff(delta).sum()
     keys = list(outputs)
     if not keys:
         return {}
@@ -110,15 +110,18 @@ def frozen(replay: Replay, delta: Tensor, readers: Sequence[ReaderShare]) -> Out
     give without it."""
     logit_diff, top = torch.empty(len(delta)), torch.empty(len(delta), dtype=torch.long)
     with torch.no_grad():
-        for unit in replay.units(gradients=False):
-            moved = delta[unit.pairs.to(delta.device)][None]
+        for piece in replay.pieces(gradients=False):
+            moved = delta[piece.pairs.to(delta.device)][None]
             clean: dict[int, Tensor] = {}
-            with _at_patched_token(readers, len(unit.pairs), clean.__setitem__):
-                replay.hidden(unit, 0 * moved)
-            with _at_patched_token(readers, len(unit.pairs), lambda i, _, kept=clean: kept[i]):
-                logits = replay.logits(unit, moved)[0].float()
-            outcomes = outcomes_of(logits, replay.answers[unit.pairs].to(logits.device))
-            logit_diff[unit.pairs], top[unit.pairs] = outcomes.logit_diff.cpu(), outcomes.top.cpu()
+            with _at_patched_token(readers, len(piece.pairs), clean.__setitem__):
+                piece.hidden(0 * moved)
+            with _at_patched_token(readers, len(piece.pairs), lambda i, _, kept=clean: kept[i]):
+                logits = piece.logits(moved)[0].float()
+            outcomes = Outcomes.of(logits, piece.answers.to(logits.device))
+            logit_diff[piece.pairs], top[piece.pairs] = (
+                outcomes.logit_diff.cpu(),
+                outcomes.top.cpu(),
+            )
     return Outcomes(logit_diff, top)
 
 

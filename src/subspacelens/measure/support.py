@@ -40,13 +40,13 @@ def split_by_support(
     """Estimates the support on the activations `natural` (n, dim) and replays both parts on the
     pairs of `replay`, for each share of `explained` variance."""
     support = Support.of(natural)
-    base, source = replay.captured.base[replay.site], replay.captured.source[replay.site]
+    base, source = replay.base, replay.source
     components = [support.components(e) for e in explained]
     ons = [support.on(basis, count) for count in components]
     patches = [ReadWrite(basis, on) for on in ons]
     patches += [ReadWrite(basis, basis - on) for on in ons]
     deltas = torch.stack([patch.delta(base, source) for patch in patches])
-    found = replay.outcomes(deltas).logit_diff.double().numpy()
+    found = replay.delta_outcomes(deltas).logit_diff.double().numpy()
     drops = scorer.clean - found
     size = float(basis.norm() ** 2)
     return SupportSplit(

@@ -36,7 +36,6 @@ from ..edit.tracing import ROLES, Trace, TraceRecipe, trace
 from ..engine.capture import Capture, capture
 from ..engine.patches import Full, PairwisePatch, PairwiseZeroSetting
 from ..engine.recall import known_facts
-from ..engine.replay import Replay
 from ..engine.text import Corpus
 from ..fit.per_pair import Recipe, per_pair
 from ..model.lens import LensModel
@@ -147,7 +146,7 @@ def _layer(
         RankOneEdit(site.layer, -s * (weight.double().cpu() @ v), v)
         for s, v in zip(zero.sign, zero.v, strict=True)
     ]
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     v = per_pair(lens, captured, site, recipe=plan.fit, seed=plan.seed).directions
     patched = tried_all(replay, {"v": PairwisePatch(v, v), "full": Full()})
     at = plan.layers.index(site.layer)

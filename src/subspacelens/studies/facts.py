@@ -95,7 +95,7 @@ def run_facts(
         measure(lens, captured, again, said, site, moments.get(site.layer), plan)
         for site in [*sites, *resid]
     ]
-    components = {str(site.layer): tried(Replay(lens, captured, site), Full()) for site in whole}
+    components = {str(site.layer): tried(captured.at(site), Full()) for site in whole}
     shared = shared_subspaces(lens, known, plan.shared_layers, dim=plan.shared_dim, seed=plan.seed)
     return FactsRecord(
         model=ModelRecord(
@@ -173,7 +173,7 @@ def measure(
         split = Split.of(writer, centred=centred(lens))
         patches |= parts(v, split)
         shape = shape_of(fit, captured.difference(site), split, plan.seed)
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     results = tried_all(replay, patches)
     edit_variance = None
     if writer is not None and moment is not None:
@@ -181,7 +181,7 @@ def measure(
         edits = edit_from_patch(writer, site.layer, v, base, source, moment)
         results["edit"] = tried_edits(lens, captured.pairs, edits)
         edit_variance = variance(torch.stack([e.b for e in edits]), moment).tolist()
-    words = Replay(lens, again, site)
+    words = again.at(site)
     return LayerRecord(
         layer=site.layer,
         stream=site.stream,
@@ -237,7 +237,7 @@ def shape_of(fit: PairDirections, difference: Tensor, split: Split, seed: int) -
 def others(replay: Replay, v: Tensor) -> Tried:
     """Every pair patched along the direction of another pair of its relation: the next one."""
     groups: dict[str, list[int]] = {}
-    for number, pair in enumerate(replay.captured.pairs.pairs):
+    for number, pair in enumerate(replay.pairs.pairs):
         groups.setdefault(pair.template, []).append(number)
     following = torch.arange(len(v))
     for members in groups.values():

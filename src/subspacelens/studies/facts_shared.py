@@ -8,7 +8,6 @@ from ..core.errors import TaskError
 from ..core.site import Site
 from ..engine.capture import capture
 from ..engine.patches import Full, SubspacePatch
-from ..engine.replay import Replay
 from ..fit.das import das
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
@@ -51,7 +50,7 @@ def shared_subspaces(
         for site in sites:
             fitted = das(lens, captures[0], site, dim=dim, seed=seed, steps=STEPS, batch=PAIRS)
             patch = SubspacePatch(fitted.basis)
-            replays = [Replay(lens, captured, site) for captured in captures]
+            replays = [captured.at(site) for captured in captures]
             found.append(
                 SharedRecord(
                     relation=relation,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..edit.rank_one import RankOneEdit, edited_each
-from ..engine.buckets import Outcomes
+from ..engine.outcomes import Outcomes
 from ..engine.patches import Patch
 from ..engine.recall import recall
 from ..engine.replay import Replay
@@ -24,9 +24,9 @@ def tried(replay: Replay, patch: Patch) -> Tried:
 
 def tried_all(replay: Replay, patches: dict[str, Patch]) -> dict[str, Tried]:
     """Several patches in one batched replay."""
-    base, source = (x[replay.site] for x in (replay.captured.base, replay.captured.source))
-    found = replay.outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
-    pairs = replay.captured.pairs
+    base, source = replay.base, replay.source
+    found = replay.delta_outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
+    pairs = replay.pairs
     return {
         name: judged(Outcomes(found.logit_diff[i], found.top[i]), pairs)
         for i, name in enumerate(patches)
@@ -48,14 +48,14 @@ def tried_edits(lens: LensModel, pairs: PairSet, edits: Sequence[RankOneEdit]) -
 
 def patched_scores(replay: Replay, patch: Patch) -> Scores:
     """Probabilities of the source's (`new`) and the base's object (`true`) under a patch."""
-    base, source = (x[replay.site] for x in (replay.captured.base, replay.captured.source))
+    base, source = replay.base, replay.source
     delta = patch.delta(base, source)
     probs, top = torch.empty(len(delta), 2), torch.empty(len(delta), dtype=torch.long)
     with torch.no_grad():
-        for unit in replay.units(gradients=False):
-            logits = replay.logits(unit, delta[unit.pairs.to(delta.device)][None])[0].float().cpu()
-            probs[unit.pairs] = logits.softmax(-1).gather(1, replay.answers[unit.pairs])
-            top[unit.pairs] = logits.argmax(-1)
+        for piece in replay.pieces(gradients=False):
+            logits = piece.logits(delta[piece.pairs.to(delta.device)][None])[0].float().cpu()
+            probs[piece.pairs] = logits.softmax(-1).gather(1, piece.answers)
+            top[piece.pairs] = logits.argmax(-1)
     return Scores(
         new=probs[:, 1].tolist(),
         true=probs[:, 0].tolist(),

@@ -17,7 +17,7 @@ from ..certify import centred
 from ..core.geometry import Split
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..fit.closed_form import by_class, gradients
+from ..fit.closed_form import by_class
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 
@@ -92,11 +92,11 @@ def sensed(train: Capture | None, test: Capture, site: Site) -> Tensor:
 
 
 def targets(
-    lens: LensModel, train: Capture | None, test: Capture, after: Site, memory: int | None = None
+    lens: LensModel, train: Capture | None, test: Capture, after: Site
 ) -> dict[str, Tensor]:
     """`TARGETS` at `after`, float64 (1, d), or (n, d) without `train`."""
     captured = test if train is None else train
-    downhill = -_double(gradients(lens, captured, after, memory=memory))
+    downhill = -_double(captured.at(after).gradients())
     if train is not None:
         signs = [pair.z[1] - pair.z[0] for pair in train.pairs.pairs if pair.z]
         downhill = (torch.tensor(signs)[:, None] * downhill).mean(0, keepdim=True)

@@ -26,7 +26,6 @@ from ..core.records import Estimate, ModelRecord, Record, read_record
 from ..core.site import Site
 from ..core.statistics import auroc, ratio
 from ..engine.capture import Capture, capture, check_pairs
-from ..engine.replay import Replay
 from ..measure.effects import Scorer
 from ..measure.groups import capture_groups
 from ..model.lens import LensModel
@@ -162,7 +161,7 @@ def illusion_map(
     for train_of, test_of, site in _captured(lens, train, test, sites, shifted, memory):
         if split is None or found[-1].layer != site.layer:
             split = written_through(lens, site)
-        found.append(_at(lens, train_of, test_of, site, *split, memory, seed))
+        found.append(_at(lens, train_of, test_of, site, *split, seed))
         clean = float(test_of.clean.logit_diff.double().mean())
     return IllusionMap(
         schema=SCHEMA,
@@ -193,7 +192,7 @@ def _captured(
     bar = iter(track(range(len(sites)), "illusion map"))
     for group in groups:
         both = [place for site in group for place in (site, _after(site))]
-        whole = capture(lens, together, both, shifted=shifted)
+        whole = capture(lens, together, both, shifted=shifted, memory=memory)
         ends = torch.arange(len(together)).split([len(part) for part in parts])
         pieces = [whole.select(part, where) for part, where in zip(parts, ends, strict=True)]
         for site in group:
@@ -208,12 +207,12 @@ def _after(site: Site) -> Site:
 
 def _at(
     lens: LensModel, train: Capture | None, test: Capture, site: Site, weight: Tensor, split: Split,
-    memory: int, seed: int,
+    seed: int,
 ) -> SiteIllusions:  # fmt: skip
     feature = sensed(train, test, site)
     built = {
         f"{writing} of {name}": found
-        for name, target in targets(lens, train, test, _after(site), memory).items()
+        for name, target in targets(lens, train, test, _after(site)).items()
         for writing, found in constructions(weight, split, feature, target).items()
     }
     change = test.difference(site)
@@ -225,7 +224,7 @@ def _at(
         patches += [along(found.direction, change), along(found.write, change)]
     patches += [along((read + write) / 2**0.5, change) for write in noise]
     deltas = torch.stack(patches).to(change)
-    outcomes = Replay(lens, test, site, memory=memory).outcomes(deltas)
+    outcomes = test.at(site).delta_outcomes(deltas)
     scorer = Scorer.of(test)
     drops = scorer.clean - outcomes.logit_diff.double().numpy()
 

@@ -22,7 +22,6 @@ from ..engine.capture import Capture, capture
 from ..engine.patches import Full, Patch, SubspacePatch
 from ..engine.random_weights import Weights, mlp_input
 from ..engine.random_weights import random_mlp as one_random_mlp
-from ..engine.replay import Replay
 from ..fit import das
 from ..measure.effects import Scorer
 from ..model.lens import LensModel
@@ -64,10 +63,11 @@ def random_mlp(
     be run by itself."""
     sites = [site, mlp_input(lens, site)]
     train, test = (
-        capture(lens, part[:pairs], sites, shifted=shifted) for part in (task.train, task.test)
+        capture(lens, part[:pairs], sites, shifted=shifted, memory=memory)
+        for part in (task.train, task.test)
     )
     is_centred = centred(lens)
-    (real_whole,) = _fldd(lens, test, site, [Full()], memory)
+    (real_whole,) = _fldd(lens, test, site, [Full()])
     found = []
     for kind in kinds:
         rows = []
@@ -75,12 +75,12 @@ def random_mlp(
             told, of_train = one_random_mlp(lens, train, site, seed, kind)
             _, of_test = one_random_mlp(lens, test, site, seed, kind)
             with hiding_progress():
-                v = das(told, of_train, site, seed=seed, steps=steps, memory=memory).basis.double()
+                v = das(told, of_train, site, seed=seed, steps=steps).basis.double()
             weight = told.map.writer(site)
             assert weight is not None
             row = Split.of(weight, centred=is_centred).row(v)
             patches = [SubspacePatch(v), Full(), SubspacePatch(row / row.norm())]
-            rows.append((*_fldd(told, of_test, site, patches, memory), 1 - float(row.norm() ** 2)))
+            rows.append((*_fldd(told, of_test, site, patches), 1 - float(row.norm() ** 2)))
         columns = [_interval(values) for values in zip(*rows, strict=True)]
         found.append(
             RandomMLP(
@@ -91,13 +91,11 @@ def random_mlp(
     return found
 
 
-def _fldd(
-    lens: LensModel, captured: Capture, site: Site, patches: Sequence[Patch], memory: int | None
-) -> list[float]:
+def _fldd(lens: LensModel, captured: Capture, site: Site, patches: Sequence[Patch]) -> list[float]:
     base, source = captured.base[site], captured.source[site]
     scorer = Scorer.of(captured)
     deltas = torch.stack([patch.delta(base, source) for patch in patches])
-    patched = Replay(lens, captured, site, memory=memory).outcomes(deltas).logit_diff
+    patched = captured.at(site).delta_outcomes(deltas).logit_diff
     drops = scorer.clean - patched.double().numpy()
     return (drops.sum(1) / scorer.clean.sum()).tolist()
 

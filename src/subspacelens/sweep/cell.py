@@ -17,7 +17,6 @@ from ..core.machine import versions
 from ..core.records import Estimate
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import named
 from ..fit.per_pair import per_pair
@@ -55,7 +54,7 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
     subspace = _fitted(lens, captures, alone, cell)
     files = {SUBSPACE_FILE: subspace.to_bytes()}
     if cell.kind == "audit":
-        record = audit(lens, captures, subspace, seed=cell.seed, memory=cell.memory).record
+        record = audit(lens, captures, subspace, seed=cell.seed).record
         files[AUDIT_FILE] = record.model_dump_json(indent=1, by_alias=True).encode()
         summary = _audited(record)
         content = record.model_dump(mode="json", by_alias=True, exclude=NOT_CONTENT)
@@ -75,19 +74,17 @@ def _only(captured: Capture, pair: int) -> Capture:
 
 def _fitted(lens: LensModel, captures: TaskCapture, alone: Capture, cell: Cell) -> Subspace:
     if cell.kind == "pair":
-        found = per_pair(lens, alone, cell.site, seed=cell.seed, memory=cell.memory)
+        found = per_pair(lens, alone, cell.site, seed=cell.seed)
         record = dict(method="per-pair", seed=cell.seed, pair=cell.pair, **asdict(found.recipe))
         return made_by(lens, cell.site, found.directions.T, alone.pairs.sha256, record)
-    fit = named(cell.fit.method)
-    memory = {"memory": cell.memory} if fit.gradients else {}
-    options = cell.fit.options | memory
+    fit, options = named(cell.fit.method), cell.fit.options
     return fit(lens, captures.train, cell.site, dim=cell.dim, seed=cell.seed, **options)
 
 
 def _effects(
     lens: LensModel, captures: TaskCapture, subspace: Subspace, cell: Cell
 ) -> dict[str, Scalar]:
-    replay = Replay(lens, captures.test, cell.site, memory=cell.memory)
+    replay = captures.test.at(cell.site)
     patches = named_patches(None, subspace.basis.double())
     chosen = {name: patches[name] for name in ("full", "subspace")}
     scorer = Scorer.of(captures.test)
@@ -106,7 +103,7 @@ def _flips(lens: LensModel, alone: Capture, subspace: Subspace, cell: Cell) -> d
     parts = exact_split(lens, cell.site, basis, centred=centred(lens)) if exact else None
     patches = named_patches(parts, basis)
     chosen = {name: patches[name] for name in ("no_op", "full", "subspace", "row")}
-    replay = Replay(lens, alone, cell.site, memory=cell.memory)
+    replay = alone.at(cell.site)
     (target,) = (pair.target for pair in alone.pairs.pairs)
     found: dict[str, Scalar] = {}
     for name, outcomes in outcomes_by_name(replay, chosen).items():
@@ -186,7 +183,11 @@ def _captured(lens: LensModel, task: Task, cell: Cell, sites: Sequence[Site]) ->
     """All the sites at once, or the cell's alone where another one spoils it."""
     try:
         return capture_task(
-            lens, task, {cell.site: None, **dict.fromkeys(sites)}, shifted=cell.shifted
+            lens,
+            task,
+            {cell.site: None, **dict.fromkeys(sites)},
+            shifted=cell.shifted,
+            memory=cell.memory,
         )
     except LensError:
-        return capture_task(lens, task, [cell.site], shifted=cell.shifted)
+        return capture_task(lens, task, [cell.site], shifted=cell.shifted, memory=cell.memory)

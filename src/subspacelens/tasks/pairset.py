@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
@@ -94,6 +94,10 @@ class PairSet(Sequence[Pair]):
     def units(self) -> Units:
         """What could have come out otherwise: pairs that share a base prompt are one unit."""
         return Units.of(pair.base.ids for pair in self.pairs)
+
+    def at(self, indices: Iterable[int]) -> PairSet:
+        """The pairs at `indices`, in that order."""
+        return PairSet(self.name, self.split, tuple(self.pairs[i] for i in indices))
 
     def swapped(self) -> PairSet:
         """Base and source exchanged; which of the two tokens is now right is for the model to say

@@ -23,7 +23,6 @@ from subspacelens.core.records import Estimate
 from subspacelens.core.site import Site
 from subspacelens.core.statistics import auroc, auroc_interval
 from subspacelens.engine.capture import capture
-from subspacelens.engine.replay import Replay
 from subspacelens.engine.task_capture import TaskCapture, capture_task
 from subspacelens.fit import das, mean_difference
 from subspacelens.fit.subspace import made_by
@@ -268,10 +267,10 @@ def test_readers_are_the_same_however_prompts_are_put_together(lens):
     both = PairSet("random", "test", (*even.pairs, random_pairs([(9, 6)], seed=5)[0]))
     alone, beside = (capture(lens, pairs, [site]) for pairs in (even, both))
     assert alone.buckets["X"][0].even and not beside.buckets["X"][0].even
-    beside = Replay(lens, beside, site).subset(torch.arange(3)).captured
+    beside = beside.at(site).subset(torch.arange(3))
     found = [
         {r.name: r.attribution for r in attribute_readers(lens, replay, alone.difference(site))}
-        for replay in (Replay(lens, alone, site), Replay(lens, beside, site))
+        for replay in (alone.at(site), beside)
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-9)
     assert not any("gate_proj" in name for name in found[0])
@@ -323,18 +322,18 @@ def test_budgets_and_names():
 def test_after_the_last_block_nobody_reads(lens):
     site = Site(3, "mlp_act", "END")
     captured = capture(lens, random_pairs([(9, 4)] * 4), [site])
-    assert attribute_readers(lens, Replay(lens, captured, site), captured.difference(site)) == ()
+    assert attribute_readers(lens, captured.at(site), captured.difference(site)) == ()
 
 
 def test_frozen_readers_hide_what_only_they_read(lens):
     """With every reader of every later block frozen, nothing but the direct path is left; with
     none, everything is."""
     captured = capture(lens, random_pairs([(9, 4)] * 4), [SITE])
-    replay = Replay(lens, captured, SITE)
+    replay = captured.at(SITE)
     delta = captured.difference(SITE)
     readers = list(attribute_readers(lens, replay, delta))
     clean = captured.clean.logit_diff
-    patched = replay.outcomes(delta).logit_diff
+    patched = replay.delta_outcomes(delta).logit_diff
     # X is not the last column: what is written there reaches the answer through attention alone.
     torch.testing.assert_close(frozen(replay, delta, readers).logit_diff, clean)
     torch.testing.assert_close(frozen(replay, delta, []).logit_diff, patched)
@@ -345,7 +344,7 @@ def test_frozen_readers_hide_what_only_they_read(lens):
 def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, channels):
     case = judged(lens, task, channels, {0: 1.0}, budget="fast").case
     captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
-    replay, delta = Replay(lens, captured, SITE), captured.difference(SITE)
+    replay, delta = captured.at(SITE), captured.difference(SITE)
     low, high = _range(captured.base[replace(SITE, layer=2)][:6])
     found, outside = _held(replace(case, lens=lens), replay, delta, {2: (low, high)})
 
@@ -369,7 +368,9 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, cha
     expected = [plain(number) for number in range(len(task.test))]
     assert found.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
     untouched, none = _held(replace(case, lens=lens), replay, delta, {})
-    assert untouched.tolist() == pytest.approx(replay.outcomes(delta).logit_diff.tolist(), abs=1e-6)
+    assert untouched.tolist() == pytest.approx(
+        replay.delta_outcomes(delta).logit_diff.tolist(), abs=1e-6
+    )
     assert none == 0
 
 

@@ -15,7 +15,6 @@ from subspacelens.certify import require
 from subspacelens.core.errors import SiteError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
-from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 
@@ -70,14 +69,14 @@ def test_a_direction_moves_its_unit_alone():
     channels, pairs = random_channels(lens), random_pairs([(9, 4), (9, 4)])
     with planted(lens, 1, channels) as wide:
         captured = capture(wide, pairs, [SITE])
-        replay, width = Replay(wide, captured, SITE), wide.map.dim(SITE)
+        replay, width = captured.at(SITE), wide.map.dim(SITE)
         difference = captured.difference(SITE)
         moved = {}
         for role in ("faithful", "sensor"):
             direction = channels.direction({channels.of(role)[0]: 1.0}, width)
             assert float(direction.norm()) == pytest.approx(1)
             delta = (difference @ direction)[:, None] * direction
-            moved[role] = replay.outcomes(delta).logit_diff - captured.clean.logit_diff
+            moved[role] = replay.delta_outcomes(delta).logit_diff - captured.clean.logit_diff
     assert float(moved["sensor"].abs().max()) < 1e-6 < float(moved["faithful"].abs().min())
 
 

@@ -16,7 +16,6 @@ from subspacelens.certify import centred, require
 from subspacelens.core.geometry import Support
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import Capture, capture
-from subspacelens.engine.replay import Replay
 from subspacelens.fit import das
 from subspacelens.model.lens import LensModel, wrap
 from subspacelens.model.mapping import build_map
@@ -76,13 +75,13 @@ def results(lens: LensModel) -> tuple[Capture, dict[Site, torch.Tensor], dict[Si
     captured = capture(lens, random_pairs(LENGTHS), sites(lens))
     outcomes, gradients = {}, {}
     for site in captured.sites:
-        replay = Replay(lens, captured, site)
+        replay = captured.at(site)
         delta = captured.difference(site)
-        outcomes[site] = replay.outcomes(delta).logit_diff
+        outcomes[site] = replay.delta_outcomes(delta).logit_diff
         leaf = delta[None].clone().requires_grad_(True)
         total = torch.zeros_like(leaf)
-        for unit in replay.units():
-            found = replay.logit_diff(unit, leaf[:, unit.pairs.to(leaf.device)])
+        for piece in replay.pieces():
+            found = piece.logit_diff(leaf[:, piece.pairs.to(leaf.device)])
             total += torch.autograd.grad(found.sum(), leaf)[0]
         gradients[site] = total[0]
     return captured, outcomes, gradients

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers_models import tiny_model
-from subspacelens.engine.fused import RMSNorm, kernels_of, packed_attention
+from subspacelens.engine.fused import RMSNorm, fused_parts, packed_attention
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 
@@ -77,11 +77,11 @@ def test_packed_attention_is_attention(count, groups, repeat, columns, prefix, k
 def test_what_is_used_was_proven(family, norms, attention):
     """LayerNorm is one operation already; falcon and bloom do not ask the attention interface."""
     lens = lens_of(family)
-    kernels = kernels_of(lens)
-    assert (len(kernels.norms), bool(kernels.configs)) == (norms, attention)
+    parts = fused_parts(lens)
+    assert (len(parts.norms), bool(parts.configs)) == (norms, attention)
     config = lens.model.config
     before = config._attn_implementation
-    with pytest.raises(KeyError), kernels.used():
+    with pytest.raises(KeyError), parts.used():
         assert (config._attn_implementation == before) != attention
         raise KeyError
     assert config._attn_implementation == before

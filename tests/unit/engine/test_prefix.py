@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers_models import FAMILIES, tiny_model
-from subspacelens.engine.fused import kernels_of
+from subspacelens.engine.fused import fused_parts
 from subspacelens.engine.prefix import Prefix, prefix_attention, prefix_of
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
@@ -73,4 +73,4 @@ def test_where_the_prefix_is_not_copied(family):
     model = tiny_model(family)
     lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
     usual = model.config._attn_implementation == "sdpa" and family not in ALWAYS_JOINED
-    assert kernels_of(lens).split == usual
+    assert fused_parts(lens).split == usual

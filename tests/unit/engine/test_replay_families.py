@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,6 @@ from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens.core.errors import SiteError
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import capture
-from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 
@@ -65,12 +66,12 @@ def test_values_and_gradients_equal_plain_hooks(lens, lengths):
         torch.testing.assert_close(captured.base[site], expected_base, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(captured.source[site], expected_source, rtol=1e-9, atol=1e-10)
 
-        replay = Replay(lens, captured, site)
+        replay = captured.at(site)
         delta = captured.difference(site)[None].clone().requires_grad_(True)
-        for unit in replay.units():
-            logits = replay.logits(unit, delta[:, unit.pairs])[0]
+        for piece in replay.pieces():
+            logits = piece.logits(delta[:, piece.pairs])[0]
             pulled = torch.autograd.grad(logits.square().sum(), delta, retain_graph=True)[0][0]
-            for row, index in enumerate(unit.pairs.tolist()):
+            for row, index in enumerate(piece.pairs.tolist()):
                 pair = pairs[index]
                 change = delta[0, index].detach().requires_grad_(True)
                 full = hooked_logits(
@@ -92,12 +93,12 @@ def test_resid_mid_equals_the_patch_of_both_that_read_it(lens):
     site = Site(1, "resid_mid", "X")
     block = lens.map.blocks[1]
     captured = capture(lens, pairs, [site, Site(1, "attn_out", "X"), Site(1, "resid_pre", "X")])
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     delta = torch.randn(captured.base[site].shape, dtype=torch.float64)
     got = torch.empty(len(pairs), lens.map.tail.head.weight.shape[0], dtype=torch.float64)
     with torch.no_grad():
-        for unit in replay.units():
-            got[unit.pairs] = replay.logits(unit, delta[None, unit.pairs])[0]
+        for piece in replay.pieces():
+            got[piece.pairs] = piece.logits(delta[None, piece.pairs])[0]
     for index, pair in enumerate(pairs):
         column = pair.base.columns["X"]
 
@@ -138,16 +139,16 @@ def test_many_patches_in_one_replay_equal_one_by_one(lens):
     pairs = random_pairs(LENGTHS)
     site = Site(1, "attn_out", "X")
     captured = capture(lens, pairs, [site])
-    replay = Replay(lens, captured, site)
+    replay = captured.at(site)
     delta = torch.randn(5, *captured.base[site].shape, dtype=torch.float64)
-    together = replay.outcomes(delta)
-    tight = Replay(lens, captured, site, memory=1).outcomes(delta)
+    together = replay.delta_outcomes(delta)
+    tight = replace(replay, memory=1).delta_outcomes(delta)
     for which in range(5):
-        alone = replay.outcomes(delta[which])
+        alone = replay.delta_outcomes(delta[which])
         torch.testing.assert_close(together.logit_diff[which], alone.logit_diff)
         torch.testing.assert_close(tight.logit_diff[which], alone.logit_diff)
         assert torch.equal(together.top[which], alone.top)
-    none = replay.outcomes(torch.zeros_like(delta[0]))
+    none = replay.delta_outcomes(torch.zeros_like(delta[0]))
     torch.testing.assert_close(none.logit_diff, captured.clean.logit_diff.float())
 
 
@@ -162,7 +163,7 @@ def test_nothing_is_left_on_the_model(lens):
     pairs = random_pairs(LENGTHS)
     site = Site(1, "head_z", "X")
     captured = capture(lens, pairs, [site])
-    Replay(lens, captured, site).outcomes(captured.difference(site))
+    captured.at(site).delta_outcomes(captured.difference(site))
     assert hooks() == before
     assert all(torch.equal(v, weights[k]) for k, v in lens.model.state_dict().items())
 
@@ -176,7 +177,7 @@ def test_padding_on_the_right_does_not_pass_the_last_position(family):
     (bucket,) = captured.buckets["X"]
     assert bucket.prefix + bucket.suffix > 64 and not bucket.even
     delta = captured.difference(site)
-    found = Replay(lens, captured, site).outcomes(delta).logit_diff
+    found = captured.at(site).delta_outcomes(delta).logit_diff
     for pair, change, value in zip(pairs, delta, found, strict=True):
         column = pair.base.columns["X"]
         full = hooked_logits(lens, pair.base.ids, site, column, lambda h, c=change: h + c)

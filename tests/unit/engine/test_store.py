@@ -20,7 +20,6 @@ from subspacelens.core.tensorfile import TensorFile
 from subspacelens.edit import RankOneEdit, edited
 from subspacelens.engine import store
 from subspacelens.engine.capture import capture
-from subspacelens.engine.replay import Replay
 from subspacelens.engine.store import FORMAT, kept_capture, load_capture, save_capture
 from subspacelens.model.hooks import on_output
 from subspacelens.model.lens import LensModel
@@ -57,7 +56,7 @@ def test_what_is_read_back_replays_the_same(lens, saved):
     for site in SITES:
         delta = captured.difference(site)
         assert torch.equal(found.difference(site), delta)
-        ours, theirs = (Replay(lens, c, site).outcomes(delta) for c in (found, captured))
+        ours, theirs = (c.at(site).delta_outcomes(delta) for c in (found, captured))
         assert torch.equal(ours.logit_diff, theirs.logit_diff)
         assert torch.equal(ours.top, theirs.top)
     assert torch.equal(found.clean.logit_diff, captured.clean.logit_diff)
@@ -219,13 +218,13 @@ def test_every_damaged_byte_is_noticed(lens, tmp_path):
 
 def test_split_work_is_said_once(lens, saved, capsys):
     _, captured, _ = saved
-    replay = Replay(lens, captured, SITES[0], memory=1)
-    replay.outcomes(captured.difference(SITES[0]))
+    replay = replace(captured.at(SITES[0]), memory=1)
+    replay.delta_outcomes(captured.difference(SITES[0]))
     assert capsys.readouterr().err == ""
     with showing_progress():
         for _ in range(2):
-            replay.outcomes(captured.difference(SITES[0]))
-        Replay(lens, captured, SITES[0]).outcomes(captured.difference(SITES[0]))
+            replay.delta_outcomes(captured.difference(SITES[0]))
+        captured.at(SITES[0]).delta_outcomes(captured.difference(SITES[0]))
     said = capsys.readouterr().err
     assert said.count("1 x 4 replays in 4 pieces, to stay under 0 MiB") == 1
     assert said.count("pieces") == 1

@@ -11,15 +11,15 @@ import torch
 
 from helpers_models import tiny_model
 from helpers_oracle import hooked_logits, random_pairs
-from subspacelens import Replay, Site, Subspace, SubspaceError, TaskError
+from subspacelens import Site, Subspace, SubspaceError, TaskError
 from subspacelens.core.geometry import principal_angles
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import SubspacePatch
+from subspacelens.engine.replay import Replay
 from subspacelens.fit import (
     FITS,
     Recipe,
     das,
-    gradients,
     mean_difference,
     pca,
     per_pair,
@@ -68,7 +68,7 @@ def test_a_planted_direction_is_found(lens, planted, fit):
 
 
 def test_gradients_equal_a_full_pass(lens, captured):
-    got = gradients(lens, captured, SITE)
+    got = captured.at(SITE).gradients()
     for index in (0, 7):
         pair = captured.pairs[index]
         change = torch.zeros(56, requires_grad=True)
@@ -79,9 +79,9 @@ def test_gradients_equal_a_full_pass(lens, captured):
 
 
 def mean_logit_difference(lens, captured, basis) -> float:
-    replay = Replay(lens, captured, SITE)
+    replay = captured.at(SITE)
     delta = SubspacePatch(basis).delta(captured.base[SITE], captured.source[SITE])
-    return float(replay.outcomes(delta).logit_diff.mean())
+    return float(replay.delta_outcomes(delta).logit_diff.mean())
 
 
 @pytest.mark.parametrize("dim", [1, 4])
@@ -98,7 +98,7 @@ def test_das_beats_what_it_did_not_learn(lens, captured, dim, loss):
 
 def test_das_does_not_depend_on_the_memory_budget(lens, captured):
     free = das(lens, captured, SITE, steps=5)
-    tight = das(lens, captured, SITE, steps=5, memory=1)
+    tight = das(lens, replace(captured, memory=1), SITE, steps=5)
     assert principal_angles(free.basis, tight.basis).max() < 1e-2
 
 
@@ -160,7 +160,7 @@ def test_directions_of_pairs_need_nobody_to_turn_gradients_on(lens, captured):
     expected = per_pair(lens, captured, SITE, recipe=recipe).directions
     with torch.no_grad():
         assert torch.equal(per_pair(lens, captured, SITE, recipe=recipe).directions, expected)
-        assert not gradients(lens, captured, SITE).requires_grad
+        assert not captured.at(SITE).gradients().requires_grad
 
 
 def test_refusals(lens, captured):

@@ -15,7 +15,6 @@ from subspacelens.certify import centred, certify, require
 from subspacelens.core.errors import ModelError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import Capture, capture
-from subspacelens.engine.replay import Replay
 from subspacelens.model.lens import LensModel, wrap
 from subspacelens.model.mapping import build_map
 
@@ -77,10 +76,10 @@ def captured_of(lens: LensModel) -> Capture:
 
 
 def gradients(lens: LensModel, captured: Capture) -> torch.Tensor:
-    replay = Replay(lens, captured, SITE)
+    replay = captured.at(SITE)
     delta = captured.difference(SITE)[None].clone().requires_grad_(True)
-    for unit in replay.units():
-        replay.logit_diff(unit, delta[:, unit.pairs]).sum().backward(inputs=[delta])
+    for piece in replay.pieces():
+        piece.logit_diff(delta[:, piece.pairs]).sum().backward(inputs=[delta])
     assert delta.grad is not None
     return delta.grad
 
@@ -90,7 +89,7 @@ def operations(lens: LensModel, captured: Capture) -> dict[str, Callable[[], Any
     difference = captured.difference(SITE)
     return {
         "capture": lambda: captured_of(lens).base[SITE],
-        "replay": lambda: Replay(lens, captured, SITE).outcomes(difference).logit_diff,
+        "replay": lambda: captured.at(SITE).delta_outcomes(difference).logit_diff,
         "gradient": lambda: gradients(lens, captured),
         "certify": lambda: len(certify(lens, SITE).failures),
         "centred": lambda: centred(lens),
@@ -193,11 +192,11 @@ def test_a_hook_that_steers_the_model_is_part_of_it(lens):
     lens.map.blocks[1].out_proj.module.register_forward_hook(lambda _m, _a, out: 1.1 * out)
     captured = captured_of(lens)
     assert not torch.allclose(captured.clean.logit_diff, plain.clean.logit_diff)
-    replay = Replay(lens, captured, SITE)
+    replay = captured.at(SITE)
     delta = captured.difference(SITE)
-    for unit in replay.units(gradients=False):
-        logits = replay.logits(unit, delta[None, unit.pairs])[0]
-        for row, index in enumerate(unit.pairs.tolist()):
+    for piece in replay.pieces(gradients=False):
+        logits = piece.logits(delta[None, piece.pairs])[0]
+        for row, index in enumerate(piece.pairs.tolist()):
             base = captured.pairs[index].base
             change = delta[index]
             full = hooked_logits(lens, base.ids, SITE, base.columns["X"], lambda h, c=change: h + c)
@@ -230,10 +229,10 @@ def test_a_hook_that_counts_columns_is_refused_by_its_certificate(llama):
 
 def test_two_replays_of_one_model_interleave(lens):
     captured = captured_of(lens)
-    one, two = (Replay(lens, captured, site) for site in captured.sites)
+    one, two = (captured.at(site) for site in captured.sites)
     deltas = [captured.difference(site)[None] for site in captured.sites]
     expected = [
-        Replay(lens, captured, site).outcomes(delta[0]).logit_diff
+        captured.at(site).delta_outcomes(delta[0]).logit_diff
         for site, delta in zip(captured.sites, deltas, strict=True)
     ]
     with unchanged(lens.model):
@@ -241,15 +240,13 @@ def test_two_replays_of_one_model_interleave(lens):
         second = deltas[1].clone().requires_grad_(True)
         results = torch.empty(2, len(captured.pairs))
         pending = []
-        pairs_of_units = list(one.units()), list(two.units())
-        for number in range(max(map(len, pairs_of_units))):
-            for which, (replay, delta, units) in enumerate(
-                zip((one, two), (first, second), pairs_of_units, strict=True)
-            ):
-                if number < len(units):
-                    unit = units[number]
-                    found = replay.logit_diff(unit, delta[:, unit.pairs])
-                    results[which, unit.pairs] = found[0].detach().float()
+        pieces_of = one.pieces(), two.pieces()
+        for number in range(max(map(len, pieces_of))):
+            for which, (delta, pieces) in enumerate(zip((first, second), pieces_of, strict=True)):
+                if number < len(pieces):
+                    piece = pieces[number]
+                    found = piece.logit_diff(delta[:, piece.pairs])
+                    results[which, piece.pairs] = found[0].detach().float()
                     pending.append(found.sum())
         for loss in pending:
             loss.backward()
@@ -262,7 +259,7 @@ def test_a_replay_inside_a_hook_of_the_user(lens):
     """The hook runs while a pass of the same model is under way; both come out right."""
     captured = captured_of(lens)
     delta = captured.difference(SITE)
-    expected = Replay(lens, captured, SITE).outcomes(delta).logit_diff
+    expected = captured.at(SITE).delta_outcomes(delta).logit_diff
     ids = torch.tensor([[5, 6, 7, 8]])
     clean = lens.model(ids, use_cache=False).logits
     found = []
@@ -270,7 +267,7 @@ def test_a_replay_inside_a_hook_of_the_user(lens):
     def hook(*_):
         if not found:
             found.append(None)
-            found[0] = Replay(lens, captured, SITE).outcomes(delta).logit_diff
+            found[0] = captured.at(SITE).delta_outcomes(delta).logit_diff
 
     for module in (lens.map.blocks[2].module, lens.map.blocks[0].out_proj.module):
         found.clear()
@@ -289,7 +286,7 @@ def test_an_engine_inside_a_replay_is_right_or_refused(lens, inner):
     delta = captured.difference(SITE)
     operation = operations(lens, captured)[inner]
     expected = operation()
-    clean = Replay(lens, captured, SITE).outcomes(delta).logit_diff
+    clean = captured.at(SITE).delta_outcomes(delta).logit_diff
     countdown, found, wrong = [0], [], []
 
     def hook(*_):
@@ -305,7 +302,7 @@ def test_an_engine_inside_a_replay_is_right_or_refused(lens, inner):
         countdown[0] = call
         found.clear()
         with unchanged(lens.model):
-            outer = Replay(lens, captured, SITE).outcomes(delta).logit_diff
+            outer = captured.at(SITE).delta_outcomes(delta).logit_diff
         torch.testing.assert_close(outer, clean)
         if not found:
             break
@@ -336,7 +333,7 @@ def test_a_model_in_training_mode_is_refused(llama):
 
 def test_a_model_put_into_training_mode_after_the_capture_is_refused(llama):
     captured = captured_of(llama)
-    replay = Replay(llama, captured, SITE)
+    replay = captured.at(SITE)
     llama.model.train()
     with pytest.raises(ModelError, match="training mode"):
-        replay.outcomes(captured.difference(SITE))
+        replay.delta_outcomes(captured.difference(SITE))

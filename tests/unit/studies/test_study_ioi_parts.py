@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helpers_models import FAMILIES
 from helpers_oracle import random_pairs
 from helpers_tokenizer import ioi_tokenizer
-from subspacelens import Replay, Site, capture, ioi, wrap
+from subspacelens import Site, capture, ioi, wrap
 from subspacelens.core.errors import ModelError
 from subspacelens.core.geometry import Split
 from subspacelens.core.records import ModelRecord
 from subspacelens.core.statistics import Units
 from subspacelens.engine import random_weights
-from subspacelens.engine.buckets import Outcomes
+from subspacelens.engine.outcomes import Outcomes
 from subspacelens.engine.patches import Full, SubspacePatch
 from subspacelens.engine.random_weights import mlp_input, random_mlp, random_model
 from subspacelens.fit import mean_difference, random
@@ -141,7 +141,7 @@ def test_freezing_every_reader_leaves_the_direct_path(llama, pairs):
         for layer in (2, 3)
         for reader in llama.map.blocks[layer].readers
     )
-    replay = Replay(llama, captured, END)
+    replay = captured.at(END)
     found = frozen(replay, delta, everyone)
     logits = llama.map.tail.logits(captured.base[Site(3, "resid_post", "END")] + delta)
     answers = torch.tensor([(p.answer, p.target) for p in pairs.pairs])
@@ -149,7 +149,7 @@ def test_freezing_every_reader_leaves_the_direct_path(llama, pairs):
     torch.testing.assert_close(found.logit_diff, (expected[:, 0] - expected[:, 1]).float())
     assert torch.equal(found.top, logits.argmax(1))
     torch.testing.assert_close(
-        frozen(replay, delta, ()).logit_diff, replay.outcomes(delta).logit_diff
+        frozen(replay, delta, ()).logit_diff, replay.delta_outcomes(delta).logit_diff
     )
 
 
@@ -162,8 +162,8 @@ def test_freezing_at_an_inner_token(llama, pairs):
         for layer in (2, 3)
         for reader in llama.map.blocks[layer].readers
     )
-    replay = Replay(llama, captured, S2)
-    assert not torch.allclose(replay.outcomes(delta).logit_diff, captured.clean.logit_diff)
+    replay = captured.at(S2)
+    assert not torch.allclose(replay.delta_outcomes(delta).logit_diff, captured.clean.logit_diff)
     found = frozen(replay, delta, everyone)
     torch.testing.assert_close(found.logit_diff, captured.clean.logit_diff, rtol=1e-4, atol=1e-5)
 
@@ -187,8 +187,8 @@ def test_random_mlp_writes_what_its_copy_would(llama, pairs):
     told, random_features = random_mlp(llama, captured, MLP, seed=3)
     assert not torch.allclose(random_features.base[MLP], captured.base[MLP])
     change = random_features.difference(MLP) @ told.map.writer(MLP).T
-    at_output = Replay(llama, captured, out).outcomes(change)
-    found = Replay(told, random_features, MLP).outcomes(random_features.difference(MLP))
+    at_output = captured.at(out).delta_outcomes(change)
+    found = random_features.at(MLP).delta_outcomes(random_features.difference(MLP))
     torch.testing.assert_close(found.logit_diff, at_output.logit_diff)
     assert torch.equal(llama.map.writer(MLP), llama.model.model.layers[2].mlp.down_proj.weight)
 
@@ -259,7 +259,7 @@ def test_chunks_change_nothing(llama, pairs, monkeypatch):
         for name, found in whole.outcomes[site].items():
             torch.testing.assert_close(pieces.outcomes[site][name].logit_diff, found.logit_diff)
     torch.testing.assert_close(pieces.activations[END][1], captured.source[END])
-    direct = Replay(llama, captured, END).outcomes(captured.difference(END))
+    direct = captured.at(END).delta_outcomes(captured.difference(END))
     torch.testing.assert_close(whole.outcomes[END]["full"].logit_diff, direct.logit_diff)
     assert [row.patch for row in whole.rows()] == ["full", "v", "full", "v"]
 
@@ -420,6 +420,6 @@ def test_reading_by_either_part_adds_up(llama, pairs):
     v = random(llama, captured, MLP, seed=5)
     found = dormant(llama, captured, v, random(llama, capture(llama, pairs, [out]), out))
     delta = SubspacePatch(v.basis).delta(captured.base[MLP], captured.source[MLP])
-    drop = captured.clean.logit_diff - Replay(llama, captured, MLP).outcomes(delta).logit_diff
+    drop = captured.clean.logit_diff - captured.at(MLP).delta_outcomes(delta).logit_diff
     assert found.effect.value == pytest.approx(float(drop.sum() / captured.clean.logit_diff.sum()))
     assert 0 <= found.in_range <= 1 and len(found.along_v_grad.patched.z0) == len(pairs) // 2

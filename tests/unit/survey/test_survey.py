@@ -13,7 +13,6 @@ import torch
 
 from subspacelens import (
     PairSet,
-    Replay,
     Site,
     SiteError,
     TaskError,
@@ -119,7 +118,7 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
     weight = lens.map.writer(SITE).double()
     split = Split.of(weight.float())
     feature, scorer = sensed(train, test, SITE), Scorer.of(test)
-    replay = Replay(lens, test, SITE)
+    replay = test.at(SITE)
     for name, target in targets(lens, train, test, AFTER).items():
         for writing, built in constructions(weight, split, feature, target).items():
             basis = built.direction.T
@@ -127,7 +126,7 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
             here = found.at(1, "END").illusions[f"{writing} of {name}"]
             for expected, columns in ((here.effect, basis), (here.connected, row)):
                 delta = SubspacePatch(columns).delta(test.base[SITE], test.source[SITE])
-                drop = scorer.drop(replay.outcomes(delta))
+                drop = scorer.drop(replay.delta_outcomes(delta))
                 fldd = float(drop.sum() / scorer.clean.sum())
                 assert expected.value == pytest.approx(fldd, abs=1e-4)
 
@@ -139,7 +138,7 @@ def test_the_target_moves_the_answer_as_the_feature_does(lens, task):
     t = targets(lens, train, train, AFTER)["gradient"]
     sign = torch.tensor([pair.z[1] - pair.z[0] for pair in train.pairs.pairs])[:, None]
     delta = (sign * 1e-2 * t / t.norm()).float()
-    drop = Scorer.of(train).drop(Replay(lens, train, AFTER).outcomes(delta))
+    drop = Scorer.of(train).drop(train.at(AFTER).delta_outcomes(delta))
     assert drop.mean() > 0
 
 
@@ -257,7 +256,7 @@ def test_random_mlps_are_random_and_leave_the_model_alone(lens, task):
         assert 0 < each.null_share.value < 1
     assert all(torch.equal(p, before[name]) for name, p in lens.model.named_parameters())
     whole = capture_task(lens, Task("t", task.train[:4], task.test[:12]), [SITE]).test
-    drop = Scorer.of(whole).drop(Replay(lens, whole, SITE).outcomes(whole.difference(SITE)))
+    drop = Scorer.of(whole).drop(whole.at(SITE).delta_outcomes(whole.difference(SITE)))
     assert found[0].real_whole == pytest.approx(
         drop.sum() / whole.clean.logit_diff.double().sum().item(), abs=1e-4
     )

@@ -17,7 +17,6 @@ from subspacelens import Site, SubspaceError, TaskError
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import PairwisePatch
 from subspacelens.engine.recall import known_facts, recall
-from subspacelens.engine.replay import Replay
 from subspacelens.fit.per_pair import Recipe, evaluated, per_pair
 from subspacelens.model.loading import load_model
 from subspacelens.tasks.facts import (
@@ -181,7 +180,7 @@ def test_each_direction_does_to_its_pair_what_the_fit_says(lens, captured):
 
 
 def test_slopes_are_those_of_finite_differences(lens, captured):
-    replay = Replay(lens, captured, SITE)
+    replay = captured.at(SITE)
     free = torch.nn.functional.normalize(
         torch.randn(2, *captured.base[SITE].shape, generator=torch.Generator().manual_seed(3)),
         dim=-1,
@@ -194,7 +193,7 @@ def test_slopes_are_those_of_finite_differences(lens, captured):
     torch.testing.assert_close((above - below) / 2, expected, rtol=0.02, atol=2e-6)
     delta = PairwisePatch(free[1], free[1]).delta(captured.base[SITE], captured.source[SITE])
     torch.testing.assert_close(
-        replay.outcomes(delta).logit_diff, values[1].float(), rtol=1e-5, atol=1e-6
+        replay.delta_outcomes(delta).logit_diff, values[1].float(), rtol=1e-5, atol=1e-6
     )
 
 
@@ -202,7 +201,7 @@ def test_more_steps_and_starts_never_end_worse_and_memory_does_not_matter(lens, 
     short = per_pair(lens, captured, SITE, recipe=Recipe(4, 4, (0.3,), 1))
     wide = per_pair(lens, captured, SITE, recipe=Recipe(4, 4, (0.3, 0.1), 1))
     assert bool((wide.logit_diff <= short.logit_diff + 1e-9).all())
-    tight = per_pair(lens, captured, SITE, recipe=Recipe(4, 4, (0.3,), 1), memory=1)
+    tight = per_pair(lens, replace(captured, memory=1), SITE, recipe=Recipe(4, 4, (0.3,), 1))
     torch.testing.assert_close(tight.directions, short.directions)
     with pytest.raises(SubspaceError, match="trial"):
         Recipe(steps=3, trial=4)

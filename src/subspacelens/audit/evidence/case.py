@@ -12,8 +12,8 @@ from ...core.geometry import haar
 from ...core.records import Estimate
 from ...core.site import Site
 from ...core.statistics import ratio
-from ...engine.buckets import Outcomes
 from ...engine.capture import Capture
+from ...engine.outcomes import Outcomes
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture
 from ...fit.subspace import Subspace

@@ -12,13 +12,11 @@ from ...core.errors import LensError
 from ...core.geometry import principal_angles
 from ...core.records import Estimate
 from ...core.statistics import ratio
-from ...engine.buckets import Outcomes
 from ...engine.capture import Capture, capture
+from ...engine.outcomes import Outcomes
 from ...engine.patches import SubspacePatch
 from ...engine.random_weights import random_model
-from ...engine.replay import Replay
 from ...fit import FITS
-from ...fit.closed_form import gradients
 from ...fit.subspace import Subspace
 from ...model.lens import LensModel
 from ...tasks.pairset import PairSet
@@ -53,7 +51,7 @@ def gradient_agreement(case: Case) -> Test:
     captured = case.captures.train
     some = torch.arange(min(GRADIENT_PAIRS, len(captured.pairs)))
     chosen = captured.select(captured.pairs[: len(some)], some)
-    found = gradients(case.lens, chosen, case.site, memory=case.replay.memory).cpu().double()
+    found = chosen.at(case.site).gradients().cpu().double()
     if float(found.norm()) == 0:
         return void("the gradient is zero")
     axis = torch.linalg.svd(found, full_matrices=False)[2][0]
@@ -110,14 +108,14 @@ def vacuity(case: Case) -> Test:
     count = len(case.captures.train.pairs)
     try:
         blank = random_model(case.lens, case.seed)
-        captured = capture(blank, together, [case.site], shifted=True)
+        captured = capture(blank, together, [case.site], shifted=True, memory=case.replay.memory)
         train = captured.select(case.captures.train.pairs, torch.arange(count))
         test = captured.select(pairs, torch.arange(count, len(together)))
         basis = _again(case, blank, train, case.seed).basis
     except LensError as error:
         return void(f"the method fails in a copy with random matrices: {error}")
     delta = SubspacePatch(basis).delta(test.base[case.site], test.source[case.site])
-    there = Replay(blank, test, case.site, memory=case.replay.memory).outcomes(delta)
+    there = test.at(case.site).delta_outcomes(delta)
     own = case.outcomes["subspace"]
     assert own is not None
     found = ratio(
@@ -150,5 +148,4 @@ def _again(case: Case, lens: LensModel, captured: Capture, seed: int) -> Subspac
     record = case.subspace.fit
     fit, dim = FITS[str(record["method"])], case.basis.shape[1]
     settings = {name: record[name] for name in fit.options if name in record}
-    memory = {"memory": case.replay.memory} if fit.gradients else {}
-    return fit(lens, captured, case.site, dim=dim, seed=seed, **settings, **memory)
+    return fit(lens, captured, case.site, dim=dim, seed=seed, **settings)

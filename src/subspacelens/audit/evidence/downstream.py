@@ -12,7 +12,7 @@ from ...core.site import Site
 from ...core.statistics import ratio
 from ...engine.capture import capture
 from ...engine.patches import SubspacePatch
-from ...engine.replay import Replay, Unit
+from ...engine.replay import Piece, Replay
 from ...measure.effects import Scorer
 from ...model.hooks import on_input
 from ..record import Test
@@ -33,10 +33,10 @@ def hidden_pathway(case: Case) -> Test:
         return void("no MLP whose units can be held reads what this site writes at its own column")
     ranges = {site.layer: _range(x) for site, x in _natural(case, sites).items()}
     replay = case.replay.subset(torch.arange(min(PAIRS, len(case.captures.test.pairs))))
-    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
+    base, source = replay.base, replay.source
     delta = SubspacePatch(case.basis).delta(base, source)
-    scorer = Scorer.of(replay.captured)
-    whole = scorer.drop(replay.outcomes(delta))
+    scorer = Scorer.of(replay)
+    whole = scorer.drop(replay.delta_outcomes(delta))
     if abs(whole.mean()) < SMALLEST_NATS:
         return void("the subspace has no effect to compare with")
     patched, outside = _held(case, replay, delta, ranges)
@@ -65,7 +65,7 @@ def _next_mlps(case: Case) -> list[Site]:
 
 def _natural(case: Case, sites: list[Site]) -> dict[Site, Tensor]:
     train = case.captures.train.pairs
-    found = capture(case.lens, train[:PAIRS], sites, shifted=True)
+    found = capture(case.lens, train[:PAIRS], sites, shifted=True, memory=case.replay.memory)
     return {site: torch.cat([found.base[site], found.source[site]]) for site in sites}
 
 
@@ -81,23 +81,23 @@ def _held(
     the share of values that had to be."""
     logit_diff, outside = torch.empty(len(delta)), [0, 0]
     with torch.no_grad():
-        for unit in replay.units(gradients=False):
+        for piece in replay.pieces(gradients=False):
             with ExitStack() as stack:
                 for layer, (low, high) in ranges.items():
                     module = case.lens.map.blocks[layer].down_proj
                     assert module is not None
-                    change = _holding(low, high, unit, outside)
+                    change = _holding(low, high, piece, outside)
                     stack.enter_context(on_input(module.module, change))
-                moved = delta[unit.pairs.to(delta.device)][None]
-                logit_diff[unit.pairs] = replay.logit_diff(unit, moved)[0].float().cpu()
+                moved = delta[piece.pairs.to(delta.device)][None]
+                logit_diff[piece.pairs] = piece.logit_diff(moved)[0].float().cpu()
     return logit_diff.double(), outside[0] / max(1, outside[1])
 
 
 def _holding(
-    low: Tensor, high: Tensor, unit: Unit, outside: list[int]
+    low: Tensor, high: Tensor, piece: Piece, outside: list[int]
 ) -> Callable[[Tensor], Tensor]:
     def change(x: Tensor) -> Tensor:
-        columns = x.reshape(len(unit.pairs), -1, x.shape[-1]).clone()
+        columns = x.reshape(len(piece.pairs), -1, x.shape[-1]).clone()
         held = columns[:, 0].clamp(low.to(x.device), high.to(x.device))
         outside[0] += int((held != columns[:, 0]).sum())
         outside[1] += held.numel()

@@ -7,7 +7,6 @@ import torch
 
 from ...core.statistics import ratio
 from ...engine.patches import SubspacePatch
-from ...engine.replay import Replay
 from ...measure.effects import Scorer
 from ...measure.splits import READERS_IN_PROXY, proxy_split
 from ..record import Test
@@ -63,7 +62,7 @@ def _by_reader_count(case: Case) -> list[tuple[str, float]]:
     for count in counts:
         row = proxy_split(case.readers, case.basis, count).unit_row
         deltas.append(SubspacePatch(row).delta(base, source))
-    found = case.replay.outcomes(torch.stack(deltas)).logit_diff.double().numpy()
+    found = case.replay.delta_outcomes(torch.stack(deltas)).logit_diff.double().numpy()
     whole = case.drop("subspace")
     assert whole is not None
     shares = (case.scorer.clean - found).sum(1) / whole.sum()
@@ -112,9 +111,9 @@ def generalisation(case: Case) -> Test:
     held = case.captures.held_out
     if held is None:
         return void("the task has no held-out template")
-    replay = Replay(case.lens, held, case.site, memory=case.replay.memory)
+    replay = held.at(case.site)
     patch = SubspacePatch(case.basis)
-    found = replay.outcomes(patch.delta(held.base[case.site], held.source[case.site]))
+    found = replay.delta_outcomes(patch.delta(held.base[case.site], held.source[case.site]))
     scorer = Scorer.of(held)
     whole = case.drop("subspace")
     assert whole is not None

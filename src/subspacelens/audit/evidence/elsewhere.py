@@ -28,10 +28,10 @@ def selectivity(case: Case) -> Test:
     answers, patched from clean, over that of the full-component patch."""
     captured = case.captures.test
     replay = case.replay.subset(torch.arange(min(SIDE_PAIRS, len(captured.pairs))))
-    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
+    base, source = replay.base, replay.source
     deltas = [SubspacePatch(case.basis).delta(base, source), source - base]
     ours, whole = divergences(replay, torch.stack(deltas), without_answers=True)
-    found = ratio(ours, whole, replay.captured.pairs.units)
+    found = ratio(ours, whole, replay.pairs.units)
     if found.value is None:
         return void("the whole component changes nothing")
     return test_of(
@@ -51,10 +51,10 @@ def unrelated_text(case: Case) -> Test:
     site = replace(case.site, label="END")
     try:
         pairs = _text_pairs(case)
-        captured = capture(case.lens, pairs, [site])
+        captured = capture(case.lens, pairs, [site], memory=case.replay.memory)
     except LensError as error:
         return void(f"no other text could be read: {error}")
-    replay = Replay(case.lens, captured, site, memory=case.replay.memory)
+    replay = captured.at(site)
     base, source = captured.base[site], captured.source[site]
     bases = [case.basis, *case.haar()[:TEXT_CONTROLS]]
     deltas = [source - base, *(SubspacePatch(b).delta(base, source) for b in bases)]
@@ -76,19 +76,19 @@ def divergences(replay: Replay, deltas: Tensor, *, without_answers: bool = False
     found = np.zeros(deltas.shape[:2])
     stacked = torch.cat([torch.zeros_like(deltas[:1]), deltas])
     with torch.no_grad():
-        for unit in replay.units(1, gradients=False):
-            rows, clean = torch.arange(len(unit.pairs)), None
+        for piece in replay.pieces(1, gradients=False):
+            rows, clean = torch.arange(len(piece.pairs)), None
             for which, delta in enumerate(stacked):
-                moved = delta[None, unit.pairs.to(delta.device)]
-                logits = replay.logits(unit, moved)[0].double().cpu()
+                moved = delta[None, piece.pairs.to(delta.device)]
+                logits = piece.logits(moved)[0].double().cpu()
                 if without_answers:
-                    logits[rows[:, None], replay.answers[unit.pairs]] = -torch.inf
+                    logits[rows[:, None], piece.answers] = -torch.inf
                 patched = logits.log_softmax(-1)
                 if clean is None:
                     clean = patched
                     continue
                 kl = (patched.exp() * (patched - clean)).nan_to_num(0).sum(-1)
-                found[which - 1, unit.pairs.numpy()] = kl.numpy()
+                found[which - 1, piece.pairs.numpy()] = kl.numpy()
     return found
 
 

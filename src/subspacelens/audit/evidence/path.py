@@ -19,14 +19,14 @@ def path(case: Case) -> Test:
     """Effect that is left when the three attention readers (a head's queries, keys or values at the
     patched column) with the largest attribution keep their clean values, over E(V)."""
     replay = case.replay.subset(torch.arange(min(PAIRS, len(case.captures.test.pairs))))
-    base, source = replay.captured.base[case.site], replay.captured.source[case.site]
+    base, source = replay.base, replay.source
     delta = SubspacePatch(case.basis).delta(base, source)
     readers = case.readers or attribute_readers(case.lens, replay, delta)
     chosen = [reader for reader in readers if reader.reader.attention][:FROZEN]
     if not chosen:
         return void("no attention reads the residual stream after this site at its own column")
-    scorer = Scorer.of(replay.captured)
-    whole = scorer.drop(replay.outcomes(delta))
+    scorer = Scorer.of(replay)
+    whole = scorer.drop(replay.delta_outcomes(delta))
     if abs(whole.mean()) < SMALLEST_NATS:
         return void("the subspace has no effect to compare with")
     found = ratio(scorer.drop(frozen(replay, delta, chosen)), whole, scorer.units)

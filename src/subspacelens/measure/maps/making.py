@@ -13,18 +13,17 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from ...certify import require_streams
 from ...core.errors import SiteError, TaskError
+from ...core.machine import free_memory
 from ...core.progress import track
 from ...core.records import ModelRecord
 from ...core.site import STREAMS, Site
 from ...engine.capture import Capture, capture, check_pairs
 from ...engine.patches import Full
-from ...engine.replay import Replay
 from ...model.lens import LensModel
 from ...tasks.pairset import PairSet
 from ..groups import capture_groups
@@ -67,7 +66,7 @@ def patching_map(
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
     require_streams(lens, _sites(lens, streams, labels[0]))
-    memory = memory or _free(lens.device) // 4
+    memory = memory or free_memory(lens.device) // 4
     effects = {
         (label, stream): StreamEffects.empty(len(lens.map.blocks), _heads(lens, stream))
         for label, stream in product(labels, streams)
@@ -75,12 +74,10 @@ def patching_map(
     groups = capture_groups(lens, pairs, sites, memory)
     targets = np.array([pair.target for pair in pairs.pairs])
     clean = []
-    for captured, site in track(_captured(lens, pairs, groups, shifted), "map", len(sites)):
+    for captured, site in track(_captured(lens, pairs, groups, shifted, memory), "map", len(sites)):
         clean.append(captured.clean)
         mean = captured.clean.logit_diff.double().mean().item()
-        outcomes = Replay(lens, captured, site, memory=memory).outcomes(
-            _deltas(lens, captured, site)
-        )
+        outcomes = captured.at(site).delta_outcomes(_deltas(lens, captured, site))
         patched = outcomes.logit_diff.double().mean(dim=1).numpy()
         of_stream, here = effects[site.label, site.stream], np.s_[site.layer, : len(patched)]
         of_stream.nats[here] = mean - patched
@@ -140,15 +137,9 @@ def _deltas(lens: LensModel, captured: Capture, site: Site) -> Tensor:
 
 
 def _captured(
-    lens: LensModel, pairs: PairSet, groups: list[list[Site]], shifted: bool
+    lens: LensModel, pairs: PairSet, groups: list[list[Site]], shifted: bool, memory: int
 ) -> Iterator[tuple[Capture, Site]]:
     for group in groups:
-        captured = capture(lens, pairs, group, shifted=shifted)
+        captured = capture(lens, pairs, group, shifted=shifted, memory=memory)
         for site in group:
             yield captured, site
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

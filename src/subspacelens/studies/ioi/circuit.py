@@ -14,7 +14,6 @@ from ...core.errors import TaskError
 from ...core.records import Record
 from ...core.site import Site
 from ...engine.capture import capture
-from ...engine.replay import Replay
 from ...measure.maps import PatchingMap, patching_map
 from ...measure.readers import ReaderShare, attribute_readers
 from ...model.lens import LensModel
@@ -125,8 +124,8 @@ def find_circuit(
     roles += seen
     places = []
     for label, (bottleneck, mlps) in marked.items():
-        captured = capture(lens, pairs, [bottleneck])
-        replay = Replay(lens, captured, bottleneck, memory=memory)
+        captured = capture(lens, pairs, [bottleneck], memory=memory)
+        replay = captured.at(bottleneck)
         shares = attribute_readers(lens, replay, captured.difference(bottleneck))
         strongest = tuple(share for share in shares if share.reader.attention)[:READERS]
         roles += [Role(label=label, role="reader", component=s.name, value=s.attribution,

@@ -18,11 +18,10 @@ from ...core.progress import track
 from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import mean, proportion, ratio
-from ...engine.buckets import Outcomes
 from ...engine.capture import Capture
+from ...engine.outcomes import Outcomes
 from ...engine.patches import NoOp, Patch, SubspacePatch
 from ...engine.random_weights import random_mlp, random_model
-from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture, capture_task
 from ...fit import das
 from ...fit.das import LOSSES
@@ -96,20 +95,19 @@ class Bench:
     directions: Directions
     sizes: Sizes
     seed: int
-    memory: int | None
 
     def fit(self, lens: LensModel, captured: Capture, site: Site, seed: int, **options) -> Subspace:
         sizes = self.sizes
         return das(
             lens, captured, site, seed=seed, steps=sizes.control_steps, batch=sizes.batch,
-            memory=self.memory, **options,
+            **options,
         )  # fmt: skip
 
     def score(
         self, lens: LensModel, captured: Capture, site: Site, patches: dict[str, Patch | None]
     ) -> dict[str, dict[str, Estimate]]:
         """`[patch][metric]` on captured pairs."""
-        replay = Replay(lens, captured, site, memory=self.memory)
+        replay = captured.at(site)
         found = outcomes_by_name(replay, patches)
         return {name: _metrics(captured, x) for name, x in found.items() if x is not None}
 
@@ -232,7 +230,7 @@ def random_model_controls(benches: list[Bench]) -> list[Control]:
     first = benches[0]
     lens = random_model(first.lens, first.seed)
     sites = [site for bench in benches for site in bench.chosen]
-    captures = capture_task(lens, first.captures.task, sites)
+    captures = capture_task(lens, first.captures.task, sites, memory=first.captures.train.memory)
     rows = []
     for bench in benches:
         for site in bench.chosen:

@@ -52,15 +52,12 @@ def find_directions(
     sizes: Sizes,
     *,
     seed: int = 0,
-    memory: int | None = None,
 ) -> Directions:
     """DAS with the logit difference at every site of a place; v_grad, v_mean at its bottleneck."""
     site = place.bottleneck
 
     def search(where: Site) -> Subspace:
-        return das(
-            lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch, memory=memory
-        )
+        return das(lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch)
 
     behind = {mlp: Site(mlp.layer, "resid_post", mlp.label) for mlp in place.mlps}
     grads = v_grads(lens, captured.pairs[: sizes.heads], [site, *behind.values()], name_movers)

@@ -11,7 +11,6 @@ from ...certify import centred
 from ...core.records import Estimate, Record
 from ...engine.capture import Capture
 from ...engine.patches import SubspacePatch
-from ...engine.replay import Replay
 from ...fit.subspace import Subspace
 from ...measure.effects import Scorer, named_patches, outcomes_by_name
 from ...measure.splits import exact_split
@@ -46,8 +45,6 @@ def dormant(
     captured: Capture,
     v_mlp: Subspace,
     v_grad: Subspace,
-    *,
-    memory: int | None = None,
 ) -> Dormant:
     """Splits what `v_mlp` reads, and projects the MLP's output before and after its patch on
     `v_grad`, on all pairs captured."""
@@ -59,7 +56,7 @@ def dormant(
         if name in ("subspace", "read_row", "read_null")
     }
     scorer = Scorer.of(captured)
-    found = outcomes_by_name(Replay(lens, captured, site, memory=memory), wanted)
+    found = outcomes_by_name(captured.at(site), wanted)
     fldd = {name: scorer.metrics(x).fldd for name, x in found.items() if x is not None}
     weight = lens.map.linear_writer(site)
     base, source = captured.base[site], captured.source[site]

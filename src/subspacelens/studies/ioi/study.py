@@ -82,11 +82,9 @@ def reproduce_ioi(
     sizes = sizes or (QUICK if quick else FULL)
     data = study_data(lens, sizes, bos=known is not None and known.bos, seed=seed)
     circuit = find_circuit(lens, data.task.train, known, limit=sizes.map, memory=memory)
-    captures = capture_task(lens, data.task, _sites(lens, circuit))
+    captures = capture_task(lens, data.task, _sites(lens, circuit), memory=memory)
     found = [
-        find_directions(
-            lens, captures.train, place, circuit.name_movers, sizes, seed=seed, memory=memory
-        )
+        find_directions(lens, captures.train, place, circuit.name_movers, sizes, seed=seed)
         for place in circuit.places
     ]
     patches = {
@@ -99,7 +97,7 @@ def reproduce_ioi(
     table, fresh = evaluation.rows(paper=True), contrasts(evaluation, FRESH)
     others = [_elsewhere(lens, kind, x, patches, memory) for kind, x in data.variants.items()]
     seen = [
-        dormant(lens, captures.test, directions.mlps[site], v_grad, memory=memory)
+        dormant(lens, captures.test, directions.mlps[site], v_grad)
         for directions in found
         for site, v_grad in directions.outputs.items()
     ]
@@ -107,7 +105,7 @@ def reproduce_ioi(
         success(lens, evaluation, directions, limit=sizes.heads, memory=memory)
         for directions in track(found, "success case")
     ]
-    benches = [Bench(lens, captures, directions, sizes, seed, memory) for directions in found]
+    benches = [Bench(lens, captures, directions, sizes, seed) for directions in found]
     audits = _audits(benches, every=not quick)
     checks = [row for bench in benches for row in controls(bench)]
     checks += [_random_directions(result) for result in audits["das"]]
@@ -167,10 +165,7 @@ def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]
     each place; or, unless `every`, only of what DAS found at the chosen sites."""
 
     def judged(bench: Bench, subspaces) -> list[Audit]:
-        return [
-            audit(bench.lens, bench.captures, v, seed=bench.seed, memory=bench.memory)
-            for v in subspaces
-        ]
+        return [audit(bench.lens, bench.captures, v, seed=bench.seed) for v in subspaces]
 
     found: dict[str, list[Audit]] = {"das": [], "constructed": []}
     for bench in benches:

@@ -16,7 +16,6 @@ from ...core.site import Site
 from ...core.statistics import Units, auroc_interval, proportion, ratio
 from ...engine.capture import Capture, capture
 from ...engine.patches import SubspacePatch
-from ...engine.replay import Replay
 from ...fit.subspace import Subspace
 from ...measure.effects import Scorer
 from ...measure.readers import attribute_readers, frozen
@@ -91,7 +90,7 @@ def success(
     every pair of `evaluation`, which must have kept the site's; the rest its first `limit`."""
     site, v_resid = directions.place.bottleneck, directions.residual["v_resid"]
     pairs = evaluation.pairs[:limit]
-    captured = capture(lens, pairs, [site])
+    captured = capture(lens, pairs, [site], memory=memory)
     basis = v_resid.basis
     base, source = captured.base[site], captured.source[site]
     delta = SubspacePatch(basis).delta(base, source)
@@ -112,7 +111,7 @@ def success(
             watch(lens, pairs, site, delta),
         ),
         writers=writers(lens, pairs, v_resid),
-        frozen=_frozen_rows(lens, captured, directions, delta, memory),
+        frozen=_frozen_rows(lens, captured, directions, delta),
         leaks=_leaks(evaluation.pairs, along, z),
     )
 
@@ -179,15 +178,15 @@ def writers(lens: LensModel, pairs: PairSet, v: Subspace) -> list[WriterRow]:
 
 
 def _frozen_rows(
-    lens: LensModel, captured: Capture, directions: Directions, delta: Tensor, memory: int | None
+    lens: LensModel, captured: Capture, directions: Directions, delta: Tensor
 ) -> list[FrozenRow]:
     place = directions.place
-    replay = Replay(lens, captured, place.bottleneck, memory=memory)
+    replay = captured.at(place.bottleneck)
     found = attribute_readers(lens, replay, delta)
     attention = tuple(share for share in found if share.reader.attention)
     mlps = tuple(share for share in found if not share.reader.attention)
     scorer = Scorer.of(captured)
-    whole = scorer.drop(replay.outcomes(delta))
+    whole = scorer.drop(replay.delta_outcomes(delta))
     groups = {
         f"the {len(place.readers)} readers ({', '.join(r.name for r in place.readers)})": (
             place.readers

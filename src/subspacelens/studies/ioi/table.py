@@ -13,10 +13,9 @@ from ...core.progress import track
 from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import mean, proportion, ratio
-from ...engine.buckets import Outcomes
 from ...engine.capture import capture
+from ...engine.outcomes import Outcomes
 from ...engine.patches import Patch
-from ...engine.replay import Replay
 from ...measure.effects import Scorer, outcomes_by_name
 from ...model.lens import LensModel
 from ...tasks import PairSet
@@ -130,11 +129,11 @@ def evaluate(
     outcomes: dict[Site, dict[str, list[Outcomes]]] = {site: {} for site in patches}
     kept: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in keep}
     for start in track(range(0, len(pairs), CHUNK), f"patches on {pairs.split}"):
-        captured = capture(lens, pairs[start : start + CHUNK], patches)
+        captured = capture(lens, pairs[start : start + CHUNK], patches, memory=memory)
         clean.append(captured.clean.logit_diff)
         top.append(captured.clean.top)
         for site, named in patches.items():
-            replay = Replay(lens, captured, site, memory=memory)
+            replay = captured.at(site)
             for name, found in outcomes_by_name(replay, dict(named)).items():
                 if found is not None:
                     outcomes[site].setdefault(name, []).append(found)

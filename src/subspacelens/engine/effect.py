@@ -1,0 +1,152 @@
+"""What a patch does to the answers: the metrics of the library, each defined here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from ..core.records import Estimate
+from ..core.statistics import mean, proportion, ratio
+from ..tasks.pairset import Pair, PairSet
+from .outcomes import Outcomes
+
+if TYPE_CHECKING:
+    from .replay import Replay
+
+METRICS = ("nats", "fldd", "iia", "iia_pair")
+TOP_TOKENS = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair: its prompts, what is right for either, and the likeliest next tokens of the base
+    prompt, without and with the patch, likeliest first."""
+
+    base: str
+    source: str
+    answer: str
+    target: str
+    clean_logit_diff: float
+    patched_logit_diff: float
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What one patch does to the answers of `pairs`. Estimates carry 95 % intervals over base
+    prompts.
+
+    >>> effect = sl.patch(lens, task, "L18.mlp_act@S2", subspace)
+    >>> effect.fldd.value, effect.fldd.low, effect.fldd.high
+    """
+
+    pairs: PairSet
+    clean: Outcomes = field(repr=False)
+    patched: Outcomes = field(repr=False)
+    replay: Replay | None = field(default=None, repr=False)
+    delta: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def drop(self) -> np.ndarray:
+        """Clean minus patched logit difference of each pair, float64 (n,), in nats."""
+        return _numbers(self.clean.logit_diff) - _numbers(self.patched.logit_diff)
+
+    @cached_property
+    def nats(self) -> Estimate:
+        """Mean drop of the logit difference, in nats."""
+        return mean(self.drop, self.pairs.units)
+
+    @cached_property
+    def fldd(self) -> Estimate:
+        """Fractional logit difference decrease (arXiv 2311.17030 §4): 1 - mean patched / mean clean
+        logit difference. 0: no effect; 1: the difference is gone; 2: it is reversed. None where the
+        model does not prefer the answer on average, so that there is no difference to lose."""
+        clean = _numbers(self.clean.logit_diff)
+        if clean.mean() <= 0:
+            return Estimate(value=None)
+        return ratio(self.drop, clean, self.pairs.units)
+
+    @cached_property
+    def iia(self) -> Estimate:
+        """Interchange accuracy: share of pairs whose likeliest token over the whole vocabulary is
+        the target."""
+        return proportion(self.hits, self.pairs.units)
+
+    @cached_property
+    def iia_pair(self) -> Estimate:
+        """Share of pairs in which the target is likelier than the answer."""
+        return proportion(_numbers(self.patched.logit_diff) < 0, self.pairs.units)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """Whether the target is the likeliest token, bool (n,)."""
+        return self.patched.top.numpy() == np.array([pair.target for pair in self.pairs])
+
+    def frame(self) -> pl.DataFrame:
+        """One row a pair: prompts, template, answer, target, logit differences in nats, and the
+        likeliest token without and with the patch."""
+        return pl.DataFrame(
+            {
+                "base": [pair.base.text for pair in self.pairs],
+                "source": [pair.source.text for pair in self.pairs],
+                "template": [pair.template for pair in self.pairs],
+                "answer": self._words([pair.answer for pair in self.pairs]),
+                "target": self._words([pair.target for pair in self.pairs]),
+                "clean_logit_diff": _numbers(self.clean.logit_diff),
+                "patched_logit_diff": _numbers(self.patched.logit_diff),
+                "clean_top": self._words(self.clean.top.tolist()),
+                "patched_top": self._words(self.patched.top.tolist()),
+            }
+        )
+
+    def examples(self, count: int = 5, tokens: int = TOP_TOKENS) -> list[Example]:
+        """`count` pairs from the largest drop to the smallest, evenly spaced, with the `tokens`
+        likeliest next tokens before and after; replays those pairs. Raises `ValueError` for an
+        effect that was not made by a replay."""
+        if self.replay is None or self.delta is None:
+            raise ValueError("this effect was put together from several replays: no examples")
+        order = np.argsort(-self.drop, kind="stable")
+        places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+        chosen = torch.from_numpy(order[places])
+        some = self.replay.subset(chosen)
+        delta = self.delta[chosen.to(self.delta.device)]
+        before = self._likeliest(some.delta_logits(0 * delta), tokens)
+        after = self._likeliest(some.delta_logits(delta), tokens)
+        return [
+            self._example(self.pairs[i], i, before[row], after[row])
+            for row, i in enumerate(chosen.tolist())
+        ]
+
+    def _example(self, pair: Pair, index: int, before: Sequence, after: Sequence) -> Example:
+        answer, target = self._words([pair.answer, pair.target])
+        return Example(
+            pair.base.text,
+            pair.source.text,
+            answer,
+            target,
+            float(self.clean.logit_diff[index]),
+            float(self.patched.logit_diff[index]),
+            tuple(before),
+            tuple(after),
+        )
+
+    def _likeliest(self, logits: Tensor, tokens: int) -> list[list[str]]:
+        return [self._words(row) for row in logits.topk(tokens, dim=-1).indices.tolist()]
+
+    def _words(self, tokens: Sequence[int]) -> list[str]:
+        tokenizer = None if self.replay is None else self.replay.lens.tokenizer
+        if tokenizer is None:
+            return [str(token) for token in tokens]
+        return [str(tokenizer.decode([token])) for token in tokens]
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.double().numpy()
