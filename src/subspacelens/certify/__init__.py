@@ -3,7 +3,7 @@
 Hooks that silently miss are the field's loudest complaint, so nothing here is taken on trust: a few
 short prompts of random tokens run through the untouched model with plain hooks, and through
 `capture` and `Replay`, and both must agree. A proof passes when its measured error is within its
-tolerance. Certificates are kept until a weight or a hook of the model changes."""
+tolerance. Certificates are kept until the model changes, in whatever way."""
 
 from ..core.modules import callable_package
 from .certificate import (

@@ -1,4 +1,4 @@
-"""Certificates: made once, kept until a weight or a hook of the model changes."""
+"""Certificates: made once, kept until the model changes."""
 
 from __future__ import annotations
 
@@ -153,8 +153,9 @@ _certificates: WeakKeyDictionary[LensModel, tuple[tuple, dict]] = WeakKeyDiction
 
 
 def _kept(lens: LensModel) -> dict:
-    """What was proven of the model; nothing, once a weight, a hook or a forward was changed."""
-    state = tuple(state_of(lens.model))
+    """What was proven of the model; nothing, once a weight, a buffer, a setting, a hook or a
+    forward was changed."""
+    state = (lens.identity.key, *state_of(lens.model))
     known = _certificates.get(lens)
     if known is None or known[0] != state:
         known = (state, {})

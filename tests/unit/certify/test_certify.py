@@ -233,6 +233,10 @@ def test_a_certificate_is_made_once(llama, monkeypatch):
         "hook",
         "forward",
         "norm",
+        "data",
+        "eps",
+        "buffer",
+        "config",
         "dtype",
     ],
 )
@@ -249,6 +253,14 @@ def test_a_changed_model_is_certified_anew(llama, change):
     elif change == "norm":
         norm = llama.model.model.layers[2].input_layernorm
         norm.weight.data = norm.weight.data + torch.rand(32, dtype=torch.float64)
+    elif change == "data":
+        layer.mlp.down_proj.weight.data.mul_(1.5)
+    elif change == "eps":
+        layer.input_layernorm.variance_epsilon = 0.1
+    elif change == "buffer":
+        llama.model.model.rotary_emb.inv_freq.data.mul_(0.5)
+    elif change == "config":
+        llama.model.config.rope_parameters["rope_theta"] = 500.0
     else:
         llama.model.to(torch.float32)
     again = certify(llama, site)
