@@ -154,9 +154,9 @@ def bench_facts_command(
         lens = load_model(model, device=device, dtype=dtype)
         count = len(lens.map.blocks)
         layers = layer or [0, count // 3, 2 * count // 3]
-        found = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
+        timings = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
     if json_file is not None:
-        write_atomically(json_file, json.dumps(found, indent=1).encode())
+        write_atomically(json_file, json.dumps(timings, indent=1).encode())
     table = PlainTable(
         Column("site", no_wrap=True),
         "pairs",
@@ -168,7 +168,7 @@ def bench_facts_command(
         "error",
     )
     numbers = ("hooks_seconds", "replay_seconds", "floor_seconds", "speedup")
-    for row in found:
+    for row in timings:
         seconds = (f"{row[name]:.1f}" for name in numbers)
         table.add_row(
             row["site"], str(row["pairs"]), str(row["steps"]), *seconds, f"{row['error']:.0e}"

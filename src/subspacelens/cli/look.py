@@ -56,12 +56,12 @@ def map_command(
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
-        found = patching_map(
+        effects = patching_map(
             lens, chosen.test, streams, label or ["S2", "END"],
             shifted=shifted, memory=budget, limit=pairs,
         )  # fmt: skip
-    page = write_map_page(found, out)
-    say(f"strongest: {', '.join(found.best(8))}")
+    page = write_map_page(effects, out)
+    say(f"strongest: {', '.join(effects.best(8))}")
     say(f"map: {page}")
 
 

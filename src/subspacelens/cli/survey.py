@@ -116,13 +116,13 @@ def _run(
             known = ", ".join(chosen.test.labels)
             raise TaskError(f"task {chosen.name} has no label '{unknown[0]}', only {known}")
         text = read_corpus(corpus, lens.tokenizer) if corpus else None
-        found = prevalence(
+        result = prevalence(
             lens, chosen, labels, parts=parts, model=model, task_spec=TaskSpec(name=task),
             directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
             shifted=shifted, memory=budget,
         )  # fmt: skip
-    page = write_survey(found, out)
-    say(markdown(found.illusions))
-    for name in found.illusions.labels:
-        say(f"{name}: {reading(found.illusions, name)}")
+    page = write_survey(result, out)
+    say(markdown(result.illusions))
+    for name in result.illusions.labels:
+        say(f"{name}: {reading(result.illusions, name)}")
     say(f"report: {page}")

@@ -108,15 +108,15 @@ def results_command(
     names = [name for name in shown if name in table.columns and table[name].count()]
     same = [name for name in names if len(table) > 1 and table[name].n_unique() == 1]
     names = [name for name in names if name not in same]
-    drawn = PlainTable(*names)
+    printed = PlainTable(*names)
     for row in table.select(names).iter_rows():
-        drawn.add_row(*map(_cell, row))
-    drawn.show()
-    common = "".join(f", {name} {_cell(table[name][0])}" for name in same)
+        printed.add_row(*map(_written, row))
+    printed.show()
+    common = "".join(f", {name} {_written(table[name][0])}" for name in same)
     say(f"{len(table)} cells{common}")
 
 
-def _cell(value: object) -> str:
+def _written(value: object) -> str:
     return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 

@@ -66,8 +66,8 @@ def markdown(record: EditingRecord) -> str:
     }  # fmt: skip
     lines = [f"| layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row in edit_summary(record):
-        cells = [with_interval(getattr(row, name)) for name in columns.values()]
-        lines.append(f"| {row.layer} | {' | '.join(cells)} |")
+        entries = [with_interval(getattr(row, name)) for name in columns.values()]
+        lines.append(f"| {row.layer} | {' | '.join(entries)} |")
     return "\n".join([*lines, "", *edit_findings(record)]) + "\n"
 
 

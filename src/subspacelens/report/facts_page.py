@@ -83,9 +83,9 @@ def markdown(record: FactsRecord) -> str:
         "|---" * (len(patches) + 3) + "|",
     ]
     for row in summary(record):
-        cells = [with_interval(row.flips.get(name)) for name in patches]
-        cells += [with_interval(row.paraphrases["v"]), with_interval(row.others)]
-        lines.append(f"| L{row.layer}.{row.stream} | {' | '.join(cells)} |")
+        entries = [with_interval(row.flips.get(name)) for name in patches]
+        entries += [with_interval(row.paraphrases["v"]), with_interval(row.others)]
+        lines.append(f"| L{row.layer}.{row.stream} | {' | '.join(entries)} |")
     return "\n".join([*lines, "", *findings(record)]) + "\n"
 
 
@@ -99,10 +99,10 @@ def flips_figure(rows: list[LayerSummary]) -> go.Figure:
 
 def beyond_figure(rows: list[LayerSummary]) -> go.Figure:
     """v on its own pair, on paraphrases of it and on another pair of the relation."""
-    said, whole = ([row.paraphrases[name] for row in rows] for name in ("v", "full"))
+    direction, whole = ([row.paraphrases[name] for row in rows] for name in ("v", "full"))
     lines = [
         Line("its own pair", [row.flips["v"] for row in rows], *STYLE["v"]),
-        Line("paraphrases of the pair", said, *STYLE["edit"]),
+        Line("paraphrases of the pair", direction, *STYLE["edit"]),
         Line("another pair of the relation", [row.others for row in rows], *STYLE["row"]),
         Line("paraphrases, full component", whole, *STYLE["full"]),
     ]
@@ -125,13 +125,13 @@ def lines_figure(layers: list[int], lines: Sequence[Line], title: str) -> go.Fig
     figure = blank(height=400)
     lowest = 0.0
     for line in lines:
-        found = [e if e is not None and e.value is not None else None for e in line.values]
-        if not any(found):
+        estimates = [e if e is not None and e.value is not None else None for e in line.values]
+        if not any(estimates):
             continue
-        lowest = min([lowest, *(e.value for e in found if e and e.value is not None)])
+        lowest = min([lowest, *(e.value for e in estimates if e and e.value is not None)])
         figure.add_scatter(
             x=layers,
-            y=[e.value if e else None for e in found],
+            y=[e.value if e else None for e in estimates],
             name=line.name,
             mode="lines+markers",
             line={"color": line.colour, "dash": line.dash, "width": 2},
@@ -139,8 +139,8 @@ def lines_figure(layers: list[int], lines: Sequence[Line], title: str) -> go.Fig
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [_reach(e, "high") for e in found],
-                "arrayminus": [_reach(e, "low") for e in found],
+                "array": [_reach(e, "high") for e in estimates],
+                "arrayminus": [_reach(e, "low") for e in estimates],
                 "color": line.colour,
                 "thickness": 1,
                 "width": 3,
@@ -152,6 +152,10 @@ def lines_figure(layers: list[int], lines: Sequence[Line], title: str) -> go.Fig
     return figure
 
 
-def _reach(found: Estimate | None, end: str) -> float:
-    edge = getattr(found, end) if found else None
-    return 0.0 if found is None or found.value is None or edge is None else abs(edge - found.value)
+def _reach(estimate: Estimate | None, end: str) -> float:
+    edge = getattr(estimate, end) if estimate else None
+    return (
+        0.0
+        if estimate is None or estimate.value is None or edge is None
+        else abs(edge - estimate.value)
+    )

@@ -27,11 +27,11 @@ _PARTS = (
 )
 
 
-def curves(found: PatchingMap, label: str) -> go.Figure:
+def curves(map: PatchingMap, label: str) -> go.Figure:
     """Effect of the full patch against the layer, a line for each stream."""
     figure = blank(height=330)
     for stream, name, colour, dash in _STREAMS:
-        values = getattr(found.effects[label, stream], found.measure)[:, 0]
+        values = getattr(map.effects[label, stream], map.measure)[:, 0]
         figure.add_scatter(
             x=list(range(len(values))),
             y=[None if np.isnan(v) else v for v in values.tolist()],
@@ -42,7 +42,7 @@ def curves(found: PatchingMap, label: str) -> go.Figure:
             hovertemplate="layer %{x}: %{y:.2f}",
         )
     figure.update_xaxes(title_text="layer", dtick=5)
-    figure.update_yaxes(title_text=found.measure.upper().replace("NATS", "nats"))
+    figure.update_yaxes(title_text=map.measure.upper().replace("NATS", "nats"))
     return figure
 
 
@@ -50,9 +50,9 @@ def effects(rows: Sequence[Row]) -> go.Figure:
     """FLDD of the whole component, the direction and its parts at each site, with intervals."""
     sites = list(dict.fromkeys(row.site for row in rows))
     figure = blank(height=150 + 62 * len(sites))
-    for place, (name, patches, colour, symbol) in enumerate(_PARTS):
+    for position, (name, patches, colour, symbol) in enumerate(_PARTS):
         chosen = [row for row in rows if row.patch in patches]
-        y = [sites.index(row.site) + 0.18 * (place - 1.5) for row in chosen]
+        y = [sites.index(row.site) + 0.18 * (position - 1.5) for row in chosen]
         _dots(figure, [row.fldd for row in chosen], y, name, colour, symbol)
     figure.update_xaxes(title_text="FLDD: 0 = no change, 1 = difference gone, 2 = reversed")
     _sites_axis(figure, sites)
@@ -65,14 +65,14 @@ def generalisation(kinds: Sequence[tuple[str, Sequence[Row]]]) -> go.Figure:
     colours = (PURPLE, BLUE, ORANGE, GREY)
     symbols = ("diamond", "circle", "square", "triangle-up")
     figure = blank(height=170 + 62 * len(kinds))
-    for place, site in enumerate(sites):
+    for position, site in enumerate(sites):
         estimates, y = [], []
         for number, (_, rows) in enumerate(kinds):
             for row in rows:
                 if row.site == site and row.patch in ("v_MLP", "v_resid"):
                     estimates.append(row.fldd)
-                    y.append(number + 0.18 * (place - (len(sites) - 1) / 2))
-        _dots(figure, estimates, y, site, colours[place % 4], symbols[place % 4])
+                    y.append(number + 0.18 * (position - (len(sites) - 1) / 2))
+        _dots(figure, estimates, y, site, colours[position % 4], symbols[position % 4])
     figure.update_xaxes(title_text="FLDD")
     _sites_axis(figure, [kind for kind, _ in kinds])
     return figure

@@ -122,12 +122,12 @@ def by_claim(record: IoiRecord) -> Iterator[tuple[str, list[Claim]]]:
 
 def tally(several: list[Claim]) -> str:
     """At how many of its sites a claim agrees, of those where the numbers can say."""
-    said = [claim.agrees for claim in several if claim.agrees is not None]
-    if not said:
+    answers = [claim.agrees for claim in several if claim.agrees is not None]
+    if not answers:
         return "no effect to compare"
-    if all(said) or not any(said):
-        return "agrees" if all(said) else "does not agree"
-    return f"agrees at {said.count(True)} of {len(said)}"
+    if all(answers) or not any(answers):
+        return "agrees" if all(answers) else "does not agree"
+    return f"agrees at {answers.count(True)} of {len(answers)}"
 
 
 def agreement(record: IoiRecord) -> str:
@@ -143,20 +143,20 @@ def agreement(record: IoiRecord) -> str:
 
 def by_role(record: IoiRecord) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
     """(label, role, (component, evidence) of each) in the order of the study."""
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    evidence: dict[tuple[str, str], dict[str, list[str]]] = {}
     for role in record.circuit.roles:
-        here = found.setdefault((role.label, role.role), {})
+        here = evidence.setdefault((role.label, role.role), {})
         here.setdefault(role.component, []).append(f"{fixed(role.value)} {role.unit}")
-    for (label, role), components in sorted(found.items(), key=lambda item: item[0][0] != "S2"):
-        yield label, role, [(name, ", ".join(said)) for name, said in components.items()]
+    for (label, role), components in sorted(evidence.items(), key=lambda item: item[0][0] != "S2"):
+        yield label, role, [(name, ", ".join(numbers)) for name, numbers in components.items()]
 
 
 def by_control(record: IoiRecord) -> list[dict[str, Control]]:
     """The patches by name of every control, site and seed."""
-    found: dict[tuple[str, str, int], dict[str, Control]] = {}
+    patches: dict[tuple[str, str, int], dict[str, Control]] = {}
     for row in record.controls:
-        found.setdefault((row.control, row.site, row.seed), {})[row.patch] = row
-    return list(found.values())
+        patches.setdefault((row.control, row.site, row.seed), {})[row.patch] = row
+    return list(patches.values())
 
 
 def at(items, label: str) -> list:
@@ -196,9 +196,11 @@ def met(contrast: Contrast) -> str:
     return "yes, intervals too" if contrast.sure else "yes" if contrast.met else "no"
 
 
-def _contrast_row(found: Contrast) -> str:
-    numbers = map(with_interval, (found.effect, found.whole, found.read, found.unread))
-    return f"| {' | '.join((found.pairs, found.site, found.rule, *numbers, met(found)))} |"
+def _contrast_row(contrast: Contrast) -> str:
+    numbers = map(with_interval, (contrast.effect, contrast.whole, contrast.read, contrast.unread))
+    return (
+        f"| {' | '.join((contrast.pairs, contrast.site, contrast.rule, *numbers, met(contrast)))} |"
+    )
 
 
 def _markdown_row(row: Row) -> str:
@@ -211,7 +213,7 @@ def _plots(study: IoiStudy) -> dict[str, dict[str, Plot]]:
     """`[label][picture]`; for each MLP also `[site]["written"]` and, where it was audited,
     `[site]["dose"]`."""
     record = study.record
-    audited = {found.record.site: found.record for found in study.audits["das"]}
+    audited = {audit.record.site: audit.record for audit in study.audits["das"]}
     plots = {
         place.label: _plots_at(study, place.label, audited[place.bottleneck])
         for place in record.circuit.places
@@ -239,13 +241,13 @@ def _plots_at(study: IoiStudy, label: str, bottleneck: AuditRecord) -> dict[str,
     kinds = ioi_figures.kinds_of(record.table1, record.generalisation, label)
     success = projection(bottleneck)
     assert success is not None
-    said = ", ".join(f"{row.site} {row.patch} {fixed(row.fldd.value)}" for row in rows)
+    values = ", ".join(f"{row.site} {row.patch} {fixed(row.fldd.value)}" for row in rows)
     figures = {
         "curves": (
             ioi_figures.curves(study.map, label),
             f"Lines of the effect of full patches at {label} against the layer",
         ),
-        "effects": (ioi_figures.effects(rows), f"FLDD at {label}: {said}"),
+        "effects": (ioi_figures.effects(rows), f"FLDD at {label}: {values}"),
         "generalisation": (
             ioi_figures.generalisation(kinds),
             f"FLDD at {label} on pairs of other kinds, as in the table",

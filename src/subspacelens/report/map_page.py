@@ -1,4 +1,4 @@
-"""The page of a patching map: a heatmap for every label, its strongest cells, how to read it."""
+"""The page of a patching map: a heatmap for every label, its strongest sites, how to read it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
 
 _MOST_NUMBERED = 12
-"""A picture of more columns has no numbers in its cells: they would not fit on a phone."""
+"""A picture of more columns has no numbers in its tiles: they would not fit on a phone."""
 
 _UNITS = {"fldd": "FLDD", "nats": "nats"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: the streams with one cell a layer side by side, or the heads.
+    """One picture: the streams with one tile a layer side by side, or the heads.
 
-    `values` (layers, columns), NaN where there is no cell, are what the map measures, in `unit`.
+    `values` (layers, columns), NaN where there is no effect, are what the map measures, in `unit`.
     `end` is where the colour scale ends, the same for every label.
     """
 
@@ -35,7 +35,7 @@ class Panel:
     values: np.ndarray
     end: float
     unit: str
-    cells: dict[tuple[int, int], SiteEffect] = field(repr=False)
+    effects: dict[tuple[int, int], SiteEffect] = field(repr=False)
 
 
 def write_map_page(map: PatchingMap, directory: Path) -> Path:
@@ -73,22 +73,22 @@ def panels(map: PatchingMap, label: str) -> list[Panel]:
     unit = _UNITS[map.measure]
     whole = tuple(stream for stream in map.streams if stream != "head_z")
     heads = ("head_z",) if "head_z" in map.streams else ()
-    found = []
+    drawn = []
     for streams in filter(None, (whole, heads)):
 
         def values(of: str, streams=streams) -> np.ndarray:
             return np.hstack([getattr(map.effects[of, stream], map.measure) for stream in streams])
 
         ends = [np.nanmax(np.abs(values(of)), initial=0.01) for of in map.labels]
-        cells = {
-            (cell.site.layer, place if cell.site.head is None else cell.site.head): cell
-            for place, stream in enumerate(streams)
-            for cell in map.sites(label=label, stream=stream)
+        effects = {
+            (effect.site.layer, position if effect.site.head is None else effect.site.head): effect
+            for position, stream in enumerate(streams)
+            for effect in map.sites(label=label, stream=stream)
         }
         z = values(label)
         columns = tuple(str(i) for i in range(z.shape[1])) if streams is heads else streams
-        found.append(Panel(label, streams is heads, columns, z, float(max(ends)), unit, cells))
-    return found
+        drawn.append(Panel(label, streams is heads, columns, z, float(max(ends)), unit, effects))
+    return drawn
 
 
 def heatmap(panel: Panel) -> go.Figure:
@@ -102,7 +102,7 @@ def heatmap(panel: Panel) -> go.Figure:
         x=list(panel.columns),
         y=list(range(layers)),
         customdata=[
-            [_hover(panel.cells.get((layer, column))) for column in range(columns)]
+            [_hover(panel.effects.get((layer, column))) for column in range(columns)]
             for layer in range(layers)
         ],
         text=[
@@ -142,31 +142,31 @@ def heatmap(panel: Panel) -> go.Figure:
 def words(panel: Panel) -> str:
     """The picture in words, for a screen reader."""
     what = "attention heads" if panel.heads else ", ".join(panel.columns)
-    strongest = sorted(panel.cells.values(), key=lambda cell: -abs(cell.nats))[:6]
-    said = ", ".join(f"{cell.site} {fixed(cell.nats)} nats" for cell in strongest)
-    return f"Heatmap at {panel.label}, layers by {what}. Strongest: {said}"
+    strongest = sorted(panel.effects.values(), key=lambda effect: -abs(effect.nats))[:6]
+    names = ", ".join(f"{effect.site} {fixed(effect.nats)} nats" for effect in strongest)
+    return f"Heatmap at {panel.label}, layers by {what}. Strongest: {names}"
 
 
 def readings(map: PatchingMap, label: str) -> list[str]:
     """For `resid_pre` and `resid_post`, the layers across which the effect rises and falls most, if
     by more than a fifth of its largest value: what they write, and what is read no later."""
-    found = []
+    sentences = []
     for stream in ("resid_pre", "resid_post"):
         if stream not in map.streams:
             continue
         along = getattr(map.effects[label, stream], map.measure)[:, 0]
         step = np.diff(along)
         least = 0.2 * np.abs(along).max()
-        said = []
+        clauses = []
         for verb, sign in (("rises", 1), ("falls", -1)):
             at = int(np.argmax(sign * step)) if len(step) else 0
             if len(step) and sign * step[at] > least:
                 layer = at + (stream == "resid_post")
                 ends = f"{fixed(along[at])} to {fixed(along[at + 1])}"
-                said.append(f"{verb} most across layer {layer} ({_UNITS[map.measure]} {ends})")
-        if said:
-            found.append(f"In {stream} the effect {' and '.join(said)}.")
-    return found
+                clauses.append(f"{verb} most across layer {layer} ({_UNITS[map.measure]} {ends})")
+        if clauses:
+            sentences.append(f"In {stream} the effect {' and '.join(clauses)}.")
+    return sentences
 
 
 def svg(map: PatchingMap) -> str:
@@ -186,7 +186,7 @@ def svg(map: PatchingMap) -> str:
             write(left + wide * (column + 0.5), 58, short, 'text-anchor="middle"')
         for layer in range(0, map.layers, 5):
             write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
-        for (layer, column), cell in panel.cells.items():
+        for (layer, column), effect in panel.effects.items():
             value = panel.values[layer, column]
             strength, fill = abs(value) / panel.end, BLUE if value > 0 else ORANGE
             if strength < 0.1:
@@ -194,7 +194,7 @@ def svg(map: PatchingMap) -> str:
             drawn.append(
                 f'<rect x="{left + wide * column}" y="{top + tall * layer}" width="{wide - 1}" '
                 f'height="{tall - 1}" fill="{fill}" fill-opacity="{strength:.3f}">'
-                f"<title>{html.escape(str(cell.site))}: {value:.3f}</title></rect>"
+                f"<title>{html.escape(str(effect.site))}: {value:.3f}</title></rect>"
             )
         left += wide * len(panel.columns) + 50
     return (
@@ -204,10 +204,10 @@ def svg(map: PatchingMap) -> str:
     )
 
 
-def _hover(cell: SiteEffect | None) -> str:
-    if cell is None:
+def _hover(effect: SiteEffect | None) -> str:
+    if effect is None:
         return ""
-    numbers = [f"{fixed(cell.nats)} nats", f"IIA {fixed(cell.iia)}"]
-    if not np.isnan(cell.fldd):
-        numbers = [f"FLDD {fixed(cell.fldd)}", *numbers]
-    return "<br>".join([f"<b>{safe(str(cell.site))}</b>", *numbers])
+    numbers = [f"{fixed(effect.nats)} nats", f"IIA {fixed(effect.iia)}"]
+    if not np.isnan(effect.fldd):
+        numbers = [f"FLDD {fixed(effect.fldd)}", *numbers]
+    return "<br>".join([f"<b>{safe(str(effect.site))}</b>", *numbers])

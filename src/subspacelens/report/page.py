@@ -46,19 +46,19 @@ def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failur
 def corrected(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     """The records, in each reading of `chance` also the p-value that is left when all sites of the
     report are looked at together (Benjamini and Hochberg's false discovery rate)."""
-    found = [record.tests.get("chance") for record in records]
-    values = [test.value for test in found if test is not None and test.value is not None]
+    chances = [record.tests.get("chance") for record in records]
+    values = [test.value for test in chances if test is not None and test.value is not None]
     if len(values) < 2:
         return list(records)
     adjusted = iter(false_discovery_control(values))
-    told = []
-    for record, test in zip(records, found, strict=True):
+    corrected_records = []
+    for record, test in zip(records, chances, strict=True):
         if test is not None and test.value is not None:
             reading = f"{test.reading}; {next(adjusted):.2g} among {len(values)} sites"
             tests = record.tests | {"chance": test.model_copy(update={"reading": reading})}
             record = record.model_copy(update={"tests": tests})
-        told.append(record)
-    return told
+        corrected_records.append(record)
+    return corrected_records
 
 
 def write_report(directory: Path | str) -> Path:

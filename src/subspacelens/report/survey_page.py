@@ -21,42 +21,44 @@ COLUMNS = ("whole<br>MLP", "connected<br>part alone", "random<br>writing", "buil
 MARK = "◆"
 
 
-def write_survey(found: Prevalence, directory: Path) -> Path:
+def write_survey(survey: Prevalence, directory: Path) -> Path:
     """Writes `directory`/survey.json, illusions.svg, survey.md and report.html; returns the path of
     the page. Raises `ResultError` where one cannot be written."""
-    data = found.model_dump_json(indent=1, by_alias=True).encode()
+    data = survey.model_dump_json(indent=1, by_alias=True).encode()
     write_atomically(directory / "survey.json", data)
-    write_atomically(directory / "illusions.svg", svg(found.illusions).encode())
-    write_atomically(directory / "survey.md", markdown(found.illusions).encode())
+    write_atomically(directory / "illusions.svg", svg(survey.illusions).encode())
+    write_atomically(directory / "survey.md", markdown(survey.illusions).encode())
     page = directory / "report.html"
-    write_atomically(page, render_survey(found).encode())
+    write_atomically(page, render_survey(survey).encode())
     return page
 
 
-def render_survey(found: Prevalence) -> str:
+def render_survey(survey: Prevalence) -> str:
     """The survey as one HTML document that needs no network."""
-    it = found.illusions
+    it = survey.illusions
     plots = {label: Plot.of(heatmap(it, label), _in_words(it, label)) for label in it.labels}
     more = {}
-    if found.weights:
-        more["weights"] = Plot.of(weights_figure(found), "Singular values by layer")
-    if found.distortion:
-        more["distortion"] = Plot.of(distortion_figure(found), "Distortion by layer")
+    if survey.weights:
+        more["weights"] = Plot.of(weights_figure(survey), "Singular values by layer")
+    if survey.distortion:
+        more["distortion"] = Plot.of(distortion_figure(survey), "Distortion by layer")
     return document(
         "survey.html.j2",
         title=f"Illusion map: {it.task} in {it.model.id}",
-        found=found,
+        survey=survey,
         map=it,
         plots=plots,
         more=more,
         readings={label: reading(it, label) for label in it.labels},
-        strongest={label: _strongest(it, label) for label in it.labels},
-        shares=shares(found.das) if found.das else {},
+        strongest={
+            label: [(site, _writing(site)) for site in ranked(it, label)[:6]] for label in it.labels
+        },
+        shares=shares(survey.das) if survey.das else {},
         works=WORKS,
         share=SHARE,
         mark=MARK,
         smallest=SMALLEST_FLDD,
-        failed=found.das_failed,
+        failed=survey.das_failed,
     )
 
 
@@ -64,19 +66,25 @@ def values(site: SiteIllusions) -> tuple[float, ...]:
     """What the map's columns show of one site."""
     best = site.best
     shown = (site.whole, best.connected, site.random, best.effect)
-    return tuple(float("nan") if found.value is None else found.value for found in shown)
+    return tuple(float("nan") if estimate.value is None else estimate.value for estimate in shown)
+
+
+def ranked(it: IllusionMap, label: str) -> list[SiteIllusions]:
+    """The sites at a label: those whose built illusion works first, the strongest first."""
+    sites = [site for site in it.sites if site.label == label]
+    return sorted(sites, key=lambda site: (not site.works, -(site.best.effect.value or 0.0)))
 
 
 def reading(it: IllusionMap, label: str) -> str:
     """What the map says of one label, in a sentence or two."""
-    sites = [site for site in it.sites if site.label == label]
-    best = max(sites, key=lambda site: site.best.effect.value or 0.0)
-    effect = fixed(best.best.effect.value)
-    strongest = (
-        f"The strongest, at layer {best.layer}, has FLDD {effect} where the whole component has "
-        f"{fixed(best.whole.value)} and the connected part alone {fixed(best.best.connected.value)}"
-    )
+    first = ranked(it, label)[0]
     working = it.working(label)
+    strongest = (
+        f"The strongest{' of them' if working else ''}, at layer {first.layer}, has FLDD "
+        f"{fixed(first.best.effect.value)} where the whole component has "
+        f"{fixed(first.whole.value)} and the connected part alone "
+        f"{fixed(first.best.connected.value)}"
+    )
     if not working:
         return f"No layer meets the rule for a working illusion. {strongest}."
     layers = _listed([str(layer) for layer in working])
@@ -122,16 +130,16 @@ def heatmap(it: IllusionMap, label: str) -> go.Figure:
     return figure
 
 
-def weights_figure(found: Prevalence) -> go.Figure:
+def weights_figure(survey: Prevalence) -> go.Figure:
     """Smallest, median and largest singular value of every projection, by layer."""
     figure = blank(height=360)
-    names = [found.weights[0].down.name, *(up.name for up in found.weights[0].up)]
+    names = [survey.weights[0].down.name, *(up.name for up in survey.weights[0].up)]
     colours = (ORANGE, BLUE, GREY, "#7a5ea8")
     for name, colour in zip(names, colours, strict=False):
         for quantile, dash in ((0.0, "solid"), (0.5, "dash"), (1.0, "dot")):
             points = [
                 (layer.layer, facts.singular_values[QUANTILES.index(quantile)])
-                for layer in found.weights
+                for layer in survey.weights
                 for facts in (layer.down, *layer.up)
                 if facts.name == name
             ]
@@ -145,10 +153,10 @@ def weights_figure(found: Prevalence) -> go.Figure:
     return figure
 
 
-def distortion_figure(found: Prevalence) -> go.Figure:
+def distortion_figure(survey: Prevalence) -> go.Figure:
     """r² and the transfer of separators, by layer."""
     figure = blank(height=380)
-    layers = [each.layer for each in found.distortion]
+    layers = [each.layer for each in survey.distortion]
     for name, colour, dash, of in (
         ("r² of products of differences", BLUE, "solid", lambda d: d.r2),
         ("separators, other tokens, after", ORANGE, "solid", lambda d: d.transfer.held_out),
@@ -157,7 +165,7 @@ def distortion_figure(found: Prevalence) -> go.Figure:
         ("… coefficients shuffled", GREY, "dot", lambda d: d.transfer.shuffled),
     ):
         figure.add_scatter(
-            x=layers, y=[of(each).value for each in found.distortion], mode="lines+markers",
+            x=layers, y=[of(each).value for each in survey.distortion], mode="lines+markers",
             name=name, line={"color": colour, "dash": dash},
         )  # fmt: skip
     figure.update_xaxes(title_text="layer")
@@ -210,24 +218,18 @@ def markdown(it: IllusionMap) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for site in it.sites:
-        cells = " | ".join(fixed(value) for value in values(site))
+        entries = " | ".join(fixed(value) for value in values(site))
         name = f"L{site.layer}.mlp_act@{site.label}"
         works = "yes" if site.works else ""
-        cells += f" {interval(site.best.effect)} | {_writing(site)} | {works}"
-        lines.append(f"| {name} | {cells} |")
+        entries += f" {interval(site.best.effect)} | {_writing(site)} | {works}"
+        lines.append(f"| {name} | {entries} |")
     return "\n".join(lines) + "\n"
 
 
 def _writing(site: SiteIllusions) -> str:
-    name = next(name for name, found in site.illusions.items() if found is site.best)
+    name = next(name for name, illusion in site.illusions.items() if illusion is site.best)
     writing, target = name.split(" of ")
     return f"{'W⁺' if writing == 'pseudoinverse' else 'Wᵀ'} {target}"
-
-
-def _strongest(it: IllusionMap, label: str) -> list[tuple[SiteIllusions, str]]:
-    sites = [site for site in it.sites if site.label == label]
-    ranked = sorted(sites, key=lambda site: -(site.best.effect.value or 0.0))
-    return [(site, _writing(site)) for site in ranked[:6]]
 
 
 def _texts(site: SiteIllusions, row: list[float], end: float) -> list[str]:

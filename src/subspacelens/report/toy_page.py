@@ -50,8 +50,8 @@ def markdown(result: ToyResult) -> str:
         "|---" * (len(PATCHES) + 2) + "|",
     ]
     for name, effects in result.table.items():
-        cells = ("–" if (e := effects[p]) is None else f"{e:.2f}" for p in PATCHES)
-        lines.append(f"| {name} | {' | '.join(cells)} | {result.verdicts[name].label} |")
+        entries = ("–" if (e := effects[p]) is None else f"{e:.2f}" for p in PATCHES)
+        lines.append(f"| {name} | {' | '.join(entries)} | {result.verdicts[name].label} |")
     lines.append("")
     lines.append(
         f"Whole span of e1 and e2: {result.span:.2f}. Whole layer: {result.component:.2f}."
