@@ -198,9 +198,8 @@ def met(contrast: Contrast) -> str:
 
 def _contrast_row(contrast: Contrast) -> str:
     numbers = map(with_interval, (contrast.effect, contrast.whole, contrast.read, contrast.unread))
-    return (
-        f"| {' | '.join((contrast.pairs, contrast.site, contrast.rule, *numbers, met(contrast)))} |"
-    )
+    entries = (contrast.pairs, contrast.site, contrast.rule, *numbers, met(contrast))
+    return f"| {' | '.join(entries)} |"
 
 
 def _markdown_row(row: Row) -> str:
