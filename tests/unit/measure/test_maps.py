@@ -320,7 +320,7 @@ def test_many_heads_have_no_numbers_in_their_cells():
 
 
 def test_hostile_strings_stay_text():
-    label = HOSTILE.replace(" ", "")
+    label = "<script>alert(1)<b>\"'&"
     model = ModelRecord(id=HOSTILE, weights_sha256=HOSTILE, dtype=HOSTILE)
     found = made(label, model=model, task=HOSTILE, split=HOSTILE, pairs_sha256=HOSTILE)
     text = render_map(found)
