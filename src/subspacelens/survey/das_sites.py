@@ -21,9 +21,9 @@ from ..engine.capture import capture
 from ..fit.subspace import Subspace
 from ..model.lens import LensModel
 from ..sweep.grid import FitSpec, Grid, TaskSpec
+from ..sweep.plan import cells_of, facts_of
 from ..sweep.run import Backend, run_sweep
 from ..sweep.store import Store
-from ..sweep.table import results
 from ..tasks.pairset import Task
 
 
@@ -109,14 +109,13 @@ def das_sites(
     backend: Backend = "local",
     workers: int | None = None,
 ) -> tuple[list[DasSite], int]:
-    """Runs the grid, or what is missing of it, into the store `directory`, and reads it; with the
-    number of sites that failed."""
-    tally = run_sweep(grid, directory, backend=backend, workers=workers)
-    labels = {pattern.rsplit("@", 1)[1] for pattern in grid.sites}
-    table = results(directory, "status = 'done'")
-    rows = [row for row in table.iter_rows(named=True) if row["label"] in labels]
+    """Runs the grid, or what is missing of it, into the store `directory`, and reads the records of
+    its own cells, whatever else the store holds; with the number of sites that failed."""
+    models = [facts_of(spec, grid) for spec in grid.models]
+    tally = run_sweep(grid, directory, backend=backend, workers=workers, models=models)
     store = Store(directory, create=False)
-    folders = {Site.parse(row["site"]): store.path(row["key"]) for row in rows}
+    cells = [cell for cell in cells_of(grid, models) if store.has(cell.key)]
+    folders = {cell.site: store.path(cell.key) for cell in cells}
     if not folders:
         return [], tally.failed
     captured = capture(lens, task.test[: grid.pairs], folders, shifted=grid.shifted)

@@ -33,7 +33,7 @@ from subspacelens.studies import prevalence as prevalence_module
 from subspacelens.studies.prevalence import prevalence
 from subspacelens.survey import IllusionMap, illusion_map
 from subspacelens.survey.construct import best_angle, constructions, random_write, sensed, targets
-from subspacelens.survey.das_sites import Share, das_sites
+from subspacelens.survey.das_sites import Share, das_grid, das_sites
 from subspacelens.survey.distortion import distortion, r_squared, separators
 from subspacelens.survey.random_mlp import random_mlp
 from subspacelens.survey.weights import weight_facts
@@ -270,6 +270,23 @@ def test_shares_have_wilson_intervals():
     assert share.estimate.low == pytest.approx(0.108, abs=1e-3)
     assert share.estimate.high == pytest.approx(0.603, abs=1e-3)
     assert Share.of([]).estimate.value is None
+
+
+def test_only_the_sites_of_this_sweep_are_shown_though_the_store_holds_others(
+    lens, task, place, tmp_path
+):
+    def sites(steps: int, folder: str):
+        grid = das_grid(
+            str(place / "model"), TaskSpec(name=str(place / "pairs.jsonl")), ["END"], pairs=8,
+            steps=steps,
+        )  # fmt: skip
+        grid = grid.model_copy(update={"sites": ("L1.mlp_act@END",), "threads": 1})
+        return das_sites(lens, task, grid, tmp_path / folder, backend="serial")
+
+    alone, _ = sites(2, "alone")
+    other, _ = sites(9, "shared")
+    assert alone != other
+    assert sites(2, "shared")[0] == alone and sites(9, "shared")[0] == other
 
 
 @pytest.fixture(scope="module")
