@@ -13,7 +13,7 @@ import pytest
 
 from subspacelens.bench.crash import contents, small_grid
 from subspacelens.core.errors import LensError
-from subspacelens.sweep import Store, run_sweep
+from subspacelens.sweep import FitSpec, Store, run_sweep
 
 SCRIPT = """
 import json, signal, sys, threading, time
@@ -77,6 +77,42 @@ def test_two_nodes_give_the_bits_of_the_serial_run_though_a_worker_dies(tmp_path
     assert len(errors) == 4 and all("99 dimensions does not fit" in error for error in errors)
     run_sweep(grid, tmp_path / "serial", backend="serial", models=models)
     assert contents(store) == contents(Store(tmp_path / "serial"))
+
+
+HANGING = """
+import json
+from pathlib import Path
+from subspacelens.sweep import Grid, run_sweep
+grid = Grid.model_validate_json(Path("grid.json").read_text())
+tally = run_sweep(grid, "out", backend="ray", workers=1)
+print(json.dumps({"done": tally.done, "failed": tally.failed}))
+"""
+
+
+@pytest.mark.ray
+@needs_ray
+def test_an_actor_that_hangs_is_killed_and_its_cell_fails_alone(tmp_path):
+    grid, _ = small_grid(tmp_path)
+    fits = (FitSpec("das", steps=10**8), FitSpec("random"))
+    grid = grid.model_copy(
+        update={"seeds": (0,), "sites": ("L1.mlp_act@END",), "dims": (1,), "fits": fits}
+    )
+    grid = grid.model_copy(update={"tries": 1, "timeout": 20})
+    (tmp_path / "grid.json").write_text(grid.model_dump_json(exclude_none=True))
+    (tmp_path / "script.py").write_text(HANGING)
+    run = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout.splitlines()[-1]) == {"done": 1, "failed": 1}
+    store = Store(tmp_path / "out")
+    (error,) = (store.failure(key)["error"] for key in store.failed_keys())
+    assert error == "no result after 20 seconds (`timeout` in the grid)"
 
 
 def test_without_ray_the_user_is_told_what_to_install(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from ..measure.splits import exact_split
 from ..model.lens import LensModel
 from ..model.loading import load_model
 from ..tasks import Task
-from .plan import Cell, canonical, task_hashes, task_of
+from .plan import Cell, canonical, libraries, task_hashes, task_of
 
 Scalar = str | int | float | bool | None
 
@@ -160,10 +160,11 @@ class Worker:
         if self._model is None or self._model[0] != wanted:
             self._model = self._task = self._captures = None
             lens = load_model(cell.model, device=self.device, dtype=cell.dtype)
-            if lens.weights_sha256 != cell.inputs["weights"]:
+            cell.identity.require(lens.identity, f"the plan of {cell.site}")
+            if libraries() != cell.inputs["libraries"]:
                 raise ModelError(
-                    f"model {cell.model} is not the one that was planned for: its weights are "
-                    f"{lens.weights_sha256[:12]}, not {cell.inputs['weights'][:12]}"
+                    f"{cell.site} was planned with {_listed(cell.inputs['libraries'])}, and this "
+                    f"worker has {_listed(libraries())}"
                 )
             self._model = wanted, lens
         return self._model[1]
@@ -177,6 +178,10 @@ class Worker:
                 raise TaskError(f"task {cell.task.name} is not the one that was planned for")
             self._task = wanted, task
         return self._task[1]
+
+
+def _listed(installed: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
 
 
 def _captured(lens: LensModel, task: Task, cell: Cell, sites: Sequence[Site]) -> TaskCapture:

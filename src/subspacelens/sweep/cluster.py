@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from ..core.errors import LensError
 from .grid import Grid
 from .plan import ModelFacts, facts_of
-from .pool import Report
+from .pool import Report, too_long
 from .schedule import Job
 
 
@@ -38,8 +40,9 @@ def facts_of_all(grid: Grid) -> list[ModelFacts]:
     """Looks at the grid's models on the cluster: this machine need not have them."""
     ray = _ray()
     look = ray.remote(facts_of)
+    device = "cuda" if _gpus(ray) else "cpu"
     try:
-        return ray.get([look.remote(spec, grid) for spec in grid.models])
+        return ray.get([look.remote(spec, grid, device) for spec in grid.models])
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise (cause if isinstance(cause, LensError) else error) from None
@@ -56,6 +59,10 @@ class RayWorker:
         torch.set_num_threads(threads)
         self._worker = Worker()
 
+    def placed(self) -> bool:
+        """Answers once the actor is there."""
+        return True
+
     def run(self, name: int, job: Job) -> Report:
         from .pool import attempt
 
@@ -66,14 +73,17 @@ class RayPool:
     """Actors that each hold `threads` CPUs, and a GPU where the cluster has some.
 
     As many as the nodes have room for, one a GPU where there are some, and `workers` at most. One
-    that dies is replaced while there is room for it. Raises `LensError` where no node has `threads`
+    that dies is replaced while there is room for it; one without a result `timeout` seconds after
+    it had both its place and its job is killed. Raises `LensError` where no node has `threads`
     CPUs.
     """
 
-    def __init__(self, workers: int | None, threads: int, jobs: int) -> None:
+    def __init__(
+        self, workers: int | None, threads: int, jobs: int, *, timeout: float = math.inf
+    ) -> None:
         self._ray = _ray()
-        self._threads = threads
-        self._gpus = 1 if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        self._threads, self._timeout = threads, timeout
+        self._gpus = _gpus(self._ray)
         room = self._room()
         if room == 0:
             raise LensError(
@@ -81,8 +91,10 @@ class RayPool:
                 "the grid"
             )
         count = min(workers or room, room, jobs)
-        self._actors = {name: self._start() for name in range(count)}
+        self._placed: dict[int, Any] = {}
+        self._actors = {name: self._start(name) for name in range(count)}
         self._running: dict[Any, int] = {}
+        self._deadlines: dict[Any, float] = {}
 
     @property
     def workers(self) -> Sequence[int]:
@@ -95,7 +107,7 @@ class RayPool:
         ready, rest = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
         if ready and rest:
             ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        return [self._report(ref) for ref in ready]
+        return [self._report(ref) for ref in ready] + [self._kill(ref) for ref in self._late()]
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -103,20 +115,38 @@ class RayPool:
 
     def _report(self, ref: Any) -> Report:
         name = self._running.pop(ref)
+        self._deadlines.pop(ref, None)
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(self._actors.pop(name))
-            if not self._actors or len(self._actors) < self._room():
-                self._actors[name] = self._start()
-            return Report(name, error=f"the worker died: {_line(error)}", gone=True)
+            return self._replaced(name, f"the worker died: {_line(error)}")
 
-    def _start(self) -> Any:
+    def _late(self) -> list[Any]:
+        """Jobs that are over time; it starts when the actor has its place in the cluster."""
+        now = time.monotonic()
+        for ref, name in self._running.items():
+            if ref not in self._deadlines and self._ray.wait([self._placed[name]], timeout=0)[0]:
+                self._deadlines[ref] = now + self._timeout
+        return [ref for ref, end in self._deadlines.items() if end < now]
+
+    def _kill(self, ref: Any) -> Report:
+        del self._deadlines[ref]
+        return self._replaced(self._running.pop(ref), too_long(self._timeout))
+
+    def _replaced(self, name: int, error: str) -> Report:
+        self._ray.kill(self._actors.pop(name))
+        if not self._actors or len(self._actors) < self._room():
+            self._actors[name] = self._start(name)
+        return Report(name, error=error, gone=True)
+
+    def _start(self, name: int) -> Any:
         actor = self._ray.remote(RayWorker).options(
             num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0,
             scheduling_strategy="SPREAD",
         )  # fmt: skip
-        return actor.remote(self._threads)
+        started = actor.remote(self._threads)
+        self._placed[name] = started.placed.remote()
+        return started
 
     def _room(self) -> int:
         """Actors that fit: each needs its CPUs, and its GPU, on one node."""
@@ -125,6 +155,11 @@ class RayPool:
         if not self._gpus:
             return sum(by_cpu)
         return sum(min(n, int(has.get("GPU", 0))) for n, has in zip(by_cpu, living, strict=True))
+
+
+def _gpus(ray: Any) -> int:
+    """GPUs that each worker takes."""
+    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
 def _ray() -> Any:

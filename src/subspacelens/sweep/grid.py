@@ -26,6 +26,8 @@ from .pattern import check_pattern
 FACTS = "facts"
 Kind = Literal["audit", "fit", "pair"]
 PER_PAIR = "per-pair"
+MOST_THREADS = 1024
+MOST_SECONDS = 366 * 24 * 3600
 
 
 class _Strict(BaseModel):
@@ -79,7 +81,8 @@ class Grid(_Strict):
     that many to fit and to judge on. `task_seed` draws the pairs, `seeds` are those of fits and
     controls. `threads` is what one worker computes with, whatever their number, and `memory` the
     budget of its replays: both decide in which order sums are taken, so that equal grids give equal
-    bits. A cell that fails is tried `tries` times.
+    bits. A cell that fails is tried `tries` times; one that takes more than `timeout` seconds, the
+    loading of its model and its captures among them, has failed, and its worker is killed.
     """
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -93,9 +96,10 @@ class Grid(_Strict):
     pairs: Annotated[int, Field(ge=1)] | None = None
     task_seed: Seed = 0
     shifted: bool = False
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     memory: str = "1GiB"
     tries: Annotated[int, Field(ge=1)] = 3
+    timeout: Annotated[int, Field(ge=1, le=MOST_SECONDS)] = 3600
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -167,18 +171,20 @@ def read_grid(path: Path | str) -> Grid:
     Raises `TaskError`, naming the file and the first field that is wrong.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise TaskError(f"cannot read the grid {path}: not a file")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         grid = Grid.model_validate(raw)
     except OSError as error:
         raise TaskError(f"cannot read the grid {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the grid"
         reason = first["msg"].removeprefix("Value error, ")
         raise TaskError(f"{path}: {where}: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{path} is not TOML: {error}") from None
 
     def beside(name: str) -> str:
         there = path.parent / name

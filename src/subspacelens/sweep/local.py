@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from .cell import Worker
-from .pool import Report, attempt
+from .pool import Report, attempt, too_long
 from .schedule import Job
 
 SECONDS_TO_END = 2.0
@@ -47,14 +48,18 @@ class LocalPool:
     """`count` processes that compute with `threads` threads each and keep the model loaded.
 
     They are started from a server process that has imported everything, so that a dead one is
-    replaced at once, and they end with this process, however it ends.
+    replaced at once, and they end with this process, however it ends. One that has no result after
+    `timeout` seconds is killed.
     """
 
-    def __init__(self, count: int, threads: int, *, start: str | None = None) -> None:
+    def __init__(
+        self, count: int, threads: int, *, timeout: float = math.inf, start: str | None = None
+    ) -> None:
         usual = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         self._context: Any = get_context(start or usual)
         self._context.set_forkserver_preload(["subspacelens.sweep.local"])
-        self._threads = threads
+        self._threads, self._timeout = threads, timeout
+        self._deadlines: dict[int, float] = {}
         self._processes = {worker: self._start(worker) for worker in range(count)}
 
     @property
@@ -66,12 +71,16 @@ class LocalPool:
         return [p.process.pid for p in self._processes.values() if p.process.pid is not None]
 
     def send(self, worker: int, job: Job) -> None:
+        self._deadlines[worker] = time.monotonic() + self._timeout
         with suppress(OSError):
             self._processes[worker].pipe.send(job)
 
     def wait(self, seconds: float) -> list[Report]:
         ready = wait([p.pipe for p in self._processes.values()], seconds)
-        return [self._report(name, p) for name, p in self._processes.items() if p.pipe in ready]
+        ready = {name for name, p in self._processes.items() if p.pipe in ready}
+        now = time.monotonic()
+        late = {name for name, end in self._deadlines.items() if end < now} - ready
+        return [*map(self._report, ready), *map(self._kill, late)]
 
     def close(self) -> None:
         living = [p.process for p in self._processes.values()]
@@ -86,13 +95,24 @@ class LocalPool:
         for worker in self._processes.values():
             worker.pipe.close()
 
-    def _report(self, name: int, worker: _Process) -> Report:
+    def _report(self, name: int) -> Report:
+        self._deadlines.pop(name, None)
+        worker = self._processes[name]
         try:
             return worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(SECONDS_TO_END)
             self._processes[name] = self._start(name)
             return Report(name, error=_death(worker.process.exitcode), gone=True)
+
+    def _kill(self, name: int) -> Report:
+        del self._deadlines[name]
+        worker = self._processes[name]
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        self._processes[name] = self._start(name)
+        return Report(name, error=too_long(self._timeout), gone=True)
 
     def _start(self, name: int) -> _Process:
         ours, theirs = self._context.Pipe()

@@ -10,7 +10,7 @@ from ..core.errors import SiteError
 from ..core.site import STREAMS, Site
 from ..model.mapping.values import ModelMap
 
-_NUMBERS = r"\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
+_NUMBERS = r"\*|[0-9]{1,6}(?:-[0-9]{1,6})?(?:,[0-9]{1,6}(?:-[0-9]{1,6})?)*"
 _FORM = re.compile(rf"L({_NUMBERS})\.([a-z_]+|\*)(?:\.({_NUMBERS}))?@([^@\s/\\]+)")
 
 

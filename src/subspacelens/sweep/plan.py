@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
+import torch
+
+from ..core.errors import ModelError
+from ..core.identity import NUMBERS, Identity
+from ..core.machine import versions
 from ..core.site import Site
 from ..engine.recall import known_facts
 from ..model.lens import LensModel
@@ -28,6 +34,9 @@ ROOMS = (
 )  # fmt: skip
 """The code that a record's numbers depend on."""
 
+LIBRARIES = ("numpy", "scipy", "scikit-learn")
+"""Libraries that compute beside those that belong to a model's identity."""
+
 
 @dataclass(frozen=True)
 class TaskFacts:
@@ -41,25 +50,31 @@ class TaskFacts:
     suffix: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What planning needs to know of a model, so that it can be unloaded: hash of its weights,
-    `tasks[name]`, and for the estimated time the parameters of a block and of the unembedding."""
+    """What planning needs to know of a model, so that it can be unloaded: its identity on the
+    device where cells are computed, the versions of `LIBRARIES`, `tasks[name]`, and for the
+    estimated time the parameters of a block and of the unembedding."""
 
     spec: str
-    weights_sha256: str
+    identity: Identity
+    libraries: Mapping[str, str]
     shape: Shape
     tasks: Mapping[TaskSpec, TaskFacts]
     block_parameters: int
     head_parameters: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One piece of work. `key` is the hash of `inputs`: all that the result depends on."""
+    """One piece of work. `key` is the hash of `inputs`: all that the result depends on.
+
+    `identity` is that of the model that the cell was planned for.
+    """
 
     kind: Kind
     model: str
+    identity: Identity
     dtype: str
     task: TaskSpec
     pairs: int | None
@@ -112,8 +127,8 @@ def _cell(
 ) -> Cell:  # fmt: skip
     inputs = {
         "kind": grid.kind,
-        "weights": facts.weights_sha256,
-        "dtype": grid.dtype,
+        "model": {part: getattr(facts.identity, part) for part in NUMBERS},
+        "libraries": dict(facts.libraries),
         "task": of_task.hashes,
         "site": str(site),
         "fit": {"method": fit.method, **fit.options},
@@ -123,10 +138,15 @@ def _cell(
         "memory": grid.memory_bytes,
         "threads": grid.threads,
         "code": code_sha256(),
-    } | ({} if pair is None else {"pair": pair})
+    }
+    if pair is not None:
+        inputs["pair"] = pair
+    if grid.kind == "audit":
+        inputs["text"] = reference_sha256()
     return Cell(
-        grid.kind, facts.spec, grid.dtype, task, grid.pairs, grid.task_seed, grid.shifted,
-        grid.memory_bytes, site, fit, dim, seed, pair, inputs,
+        kind=grid.kind, model=facts.spec, identity=facts.identity, dtype=grid.dtype, task=task,
+        pairs=grid.pairs, task_seed=grid.task_seed, shifted=grid.shifted, memory=grid.memory_bytes,
+        site=site, fit=fit, dim=dim, seed=seed, pair=pair, inputs=inputs,
     )  # fmt: skip
 
 
@@ -146,6 +166,19 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
+@cache
+def reference_sha256() -> str:
+    """Hash of the text that comes with this Python, in which audits try patches: it changes from
+    one version of Python to the next."""
+    return hashlib.sha256(canonical(topics).encode()).hexdigest()
+
+
+def libraries() -> dict[str, str]:
+    """Versions of `LIBRARIES` in this process."""
+    installed = versions()
+    return {name: installed[name] for name in LIBRARIES}
+
+
 def _sources(place: Traversable) -> list[Traversable]:
     """The Python files of a room, whatever its depth, in a fixed order."""
     if place.is_file():
@@ -154,20 +187,34 @@ def _sources(place: Traversable) -> list[Traversable]:
     return [source for entry in inside for source in _sources(entry)]
 
 
-def facts_of(spec: str, grid: Grid) -> ModelFacts:
-    """Loads a model on the CPU, looks at it and lets it go. Raises `ModelError` or `TaskError`."""
+def facts_of(spec: str, grid: Grid, device: str | None = None) -> ModelFacts:
+    """Loads a model on the CPU, looks at it and lets it go.
+
+    `device` is the kind of device that cells are computed on, by default CUDA where there is one.
+    Raises `ModelError` for a model that cannot be loaded or that a foreign hook changes, and
+    `TaskError` for a task that does not fit it.
+    """
     lens = load_model(spec, device="cpu", dtype=grid.dtype)
+    identity = replace(
+        lens.identity, device=device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    if not identity.lasting:
+        raise ModelError(
+            f"model {spec} runs under {identity.hooks}: no other process could have the same "
+            "numbers; remove the hooks before a sweep"
+        )
     blocks = lens.map.blocks
     tasks = {
         task: _task_facts(task_of(lens, task, grid.pairs, grid.task_seed)) for task in grid.tasks
     }
     return ModelFacts(
-        spec,
-        lens.weights_sha256,
-        Shape.of(lens.map),
-        tasks,
-        sum(p.numel() for p in blocks[0].module.parameters()),
-        lens.map.tail.head.weight.numel(),
+        spec=spec,
+        identity=identity,
+        libraries=libraries(),
+        shape=Shape.of(lens.map),
+        tasks=tasks,
+        block_parameters=sum(p.numel() for p in blocks[0].module.parameters()),
+        head_parameters=lens.map.tail.head.weight.numel(),
     )
 
 

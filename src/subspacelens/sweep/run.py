@@ -61,7 +61,7 @@ def run_sweep(
         cells = cells_of(grid, models or [facts_of(spec, grid) for spec in grid.models])
         tally, missing = look(store, cells, retry=retry)
         if missing:
-            pool = _pool(backend, workers, grid.threads, len(missing))
+            pool = _pool(backend, workers, grid, len(missing))
             stack.callback(pool.close)
             tally = drive(missing, store, pool, grid.tries, tally)
     write_index(store)
@@ -109,11 +109,12 @@ def drive(cells: Sequence[Cell], store: Store, pool: Pool, tries: int, tally: Ta
     return tally
 
 
-def _pool(backend: Backend, workers: int | None, threads: int, jobs: int) -> Pool:
+def _pool(backend: Backend, workers: int | None, grid: Grid, jobs: int) -> Pool:
+    threads, timeout = grid.threads, grid.timeout
     if backend == "serial":
-        return SerialPool(threads)
+        return SerialPool(threads, timeout=timeout)
     if backend == "local":
-        return LocalPool(min(workers or default_workers(threads), jobs), threads)
+        return LocalPool(min(workers or default_workers(threads), jobs), threads, timeout=timeout)
     from .cluster import RayPool
 
-    return RayPool(workers, threads, jobs)
+    return RayPool(workers, threads, jobs, timeout=timeout)

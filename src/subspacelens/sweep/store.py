@@ -23,13 +23,14 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.errors import ResultError
 from ..core.files import file_sha256, write_atomically
-from .cell import Outcome
+from .cell import Outcome, Scalar
 from .plan import Cell, canonical
 
 SCHEMA = "subspacelens.cell/1"
@@ -206,15 +207,35 @@ def _sealed(record: dict[str, Any]) -> bytes:
     return json.dumps(record | {"checksum": checksum}, indent=1).encode()
 
 
+class _Kept(BaseModel):
+    """What is read of a record; of the rest only the checksum is looked at."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    schema_: Literal["subspacelens.cell/1"] = Field(alias="schema")
+    key: str
+    status: Literal["done", "failed"]
+    cell: dict[str, Scalar]
+    summary: dict[str, Scalar] = {}
+    files: dict[str, str] = {}
+    run: dict[str, Any] = {}
+    error: str | None = None
+    content_sha256: str | None = None
+
+
 def _checked(path: Path) -> dict[str, Any] | None:
+    """A record, None if it cannot be read, is none, or does not match its checksum."""
     try:
-        record = json.loads(path.read_bytes())
-        checksum = record.pop("checksum")
-        if hashlib.sha256(canonical(record).encode()).hexdigest() != checksum:
+        if not path.is_file():
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        data = path.read_bytes()
+        _Kept.model_validate_json(data)
+        record = json.loads(data)
+        checksum = record.pop("checksum", None)
+        whole = hashlib.sha256(canonical(record).encode()).hexdigest() == checksum
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if record.get("schema") == SCHEMA else None
+    return record if whole else None
 
 
 def _fsync(folder: Path) -> None:

@@ -12,6 +12,8 @@ from ..core.files import write_atomically
 from .store import Store
 
 INDEX = "index.parquet"
+LONGEST = 2000
+"""Characters of a condition: polars' parser descends into long ones until its stack is full."""
 ORDER = ("model", "task", "label", "stream", "layer", "head", "fit", "dim", "seed", "pair", "key")
 
 
@@ -21,12 +23,17 @@ def results(directory: Path | str, where: str | None = None) -> pl.DataFrame:
     `where` is an SQL condition on the columns, such as `subspace_fldd > 0.3 and layer >= 10`.
     Raises `ResultError` for a folder without a sweep and for a condition that cannot be read.
     """
+    if where is not None and len(where) > LONGEST:
+        raise ResultError(
+            f"--where: a condition of {len(where):,} characters, {LONGEST:,} at most: filter the "
+            "table that --csv or --parquet writes"
+        )
     table = read_index(Store(directory, create=False))
     if where is None:
         return table
     try:
         return table.filter(pl.sql_expr(where))
-    except (pl.exceptions.PolarsError, TypeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError) as error:
         raise ResultError(f"--where '{where}': {str(error).splitlines()[0]}") from None
 
 
@@ -47,7 +54,8 @@ def read_index(store: Store) -> pl.DataFrame:
 
 
 def make_index(store: Store) -> pl.DataFrame:
-    """The table of all whole records, sorted by what was asked."""
+    """The table of all whole records, sorted by what was asked. Raises `ResultError` for
+    numbers that no table holds."""
     rows = [_row(record) for key in store.done_keys() if (record := store.load(key)) is not None]
     done = {row["key"] for row in rows}
     rows += [
@@ -56,8 +64,15 @@ def make_index(store: Store) -> pl.DataFrame:
         if key not in done and (record := store.failure(key)) is not None
     ]
     names = {name: None for row in rows for name in row}
-    table = pl.DataFrame([{n: row.get(n) for n in names} for row in rows], infer_schema_length=None)
-    return table.sort(ORDER) if rows else table
+    try:
+        columns = [{name: row.get(name) for name in names} for row in rows]
+        table = pl.DataFrame(columns, infer_schema_length=None)
+        return table.sort(ORDER) if rows else table
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ResultError(
+            f"{store.directory}: its records do not fit into one table: {reason}"
+        ) from None
 
 
 def write_index(store: Store) -> pl.DataFrame:

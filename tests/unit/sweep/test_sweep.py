@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import polars as pl
@@ -28,6 +29,7 @@ from subspacelens.sweep.pattern import Shape, expand
 from subspacelens.sweep.plan import code_sha256
 from subspacelens.sweep.run import look
 from subspacelens.sweep.schedule import Schedule
+from subspacelens.sweep.store import _sealed
 
 SHAPE = Shape(({}, {"mlp_act": "no MLP here"}, {}), (2, 2, 2))
 LABELS = ("S2", "END")
@@ -136,6 +138,11 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
         ('sites = ["L0.mlp_act@END"]\nseed = [1]', "seed: Extra"),
         ('sites = ["L0.mlp_act@END"]\nmemory = "much"', "not a size"),
         ('sites = "', "not TOML"),
+        ("sites = " + "[" * 20_000, "not TOML"),
+        ("sites = [" + "9" * 5000 + "]", "not TOML"),
+        ('sites = ["L0.mlp_act@END"]\nthreads = 100000', "threads: Input should be less than"),
+        ('sites = ["L0.mlp_act@END"]\ntimeout = 0', "timeout: Input should be greater than"),
+        (f'sites = ["L0-{"9" * 5000}.mlp_act@END"]', "not of the form"),
         ('sites = "L0.mlp_act@END"', r"sites: give a list: \['L0.mlp_act@END'\]"),
         ('sites = ["L0.mlp_act@END"]\nfits = 5', "fits: give a list"),
     ],
@@ -279,6 +286,53 @@ def test_a_damaged_record_is_set_aside_and_redone(grid, models, tmp_path):
     assert len(list((tmp_path / "damaged").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: [],
+        lambda record: 3,
+        lambda record: record | {"files": []},
+        lambda record: record | {"files": {"subspace.safetensors": 3}},
+        lambda record: record | {"cell": None},
+        lambda record: record | {"summary": {"subspace_fldd": [1.0]}},
+        lambda record: record | {"status": "half done"},
+        lambda record: record | {"key": 3},
+    ],
+)
+def test_a_record_of_another_form_is_not_one(grid, models, tmp_path, change):
+    """Though its checksum is right."""
+    cell, store = cells_of(grid, models)[0], Store(tmp_path)
+    store.write(cell, Outcome(cell.key, {}, {"a": 1.0}, "one", 0.1, {}))
+    path = store.path(cell.key) / "record.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    assert store.load(cell.key) == record and len(results(tmp_path)) == 1
+    other = change(record)
+    path.write_bytes(_sealed(other) if isinstance(other, dict) else json.dumps(other).encode())
+    assert store.load(cell.key) is None and len(results(tmp_path)) == 0
+    assert not store.has(cell.key)
+
+
+def test_a_record_that_is_nested_too_deeply_or_no_file_is_not_one(grid, models, tmp_path):
+    cell, store = cells_of(grid, models)[0], Store(tmp_path)
+    store.write(cell, Outcome(cell.key, {}, {"a": 1.0}, "one", 0.1, {}))
+    path = store.path(cell.key) / "record.json"
+    path.write_text("[" * 100_000)
+    assert store.load(cell.key) is None
+    if hasattr(os, "mkfifo"):
+        path.unlink()
+        os.mkfifo(path)
+        assert store.load(cell.key) is None
+
+
+def test_records_that_do_not_fit_into_one_table_are_said_to(grid, models, tmp_path):
+    store = Store(tmp_path)
+    for cell, value in zip(cells_of(grid, models), (1, 10**60), strict=False):
+        store.write(cell, Outcome(cell.key, {}, {"a": value}, "one", 0.1, {}))
+    with pytest.raises(ResultError, match="do not fit into one table"):
+        results(tmp_path)
+
+
 def test_the_index_is_made_from_the_records_and_made_again(serial):
     index = serial / "index.parquet"
     table = pl.read_parquet(index)
@@ -298,6 +352,8 @@ def test_results_can_be_filtered_by_a_condition(serial):
         results(serial, "depth > 3")
     with pytest.raises(ResultError, match="where"):
         results(serial, "layer >")
+    with pytest.raises(ResultError, match="a condition of 209,996 characters, 2,000 at most"):
+        results(serial, " or ".join(["a=1"] * 30_000))
     with pytest.raises(ResultError, match="holds no sweep"):
         results(serial / "records")
 
@@ -331,7 +387,7 @@ def test_the_first_to_write_a_record_wins(grid, models, tmp_path):
 def test_another_model_under_the_planned_name_is_refused(grid, models, place, tmp_path):
     cell = cells_of(grid, models)[0]
     other = str(tiny_model(tmp_path / "other", seed=1))
-    with pytest.raises(Exception, match="not the one that was planned for"):
+    with pytest.raises(Exception, match=r"plan of L1.mlp_act@END was made with.*its weights"):
         Worker("cpu").run(replace(cell, model=other), [cell.site])
 
 
