@@ -97,7 +97,7 @@ def test_an_actor_that_hangs_is_killed_and_its_cell_fails_alone(tmp_path):
     grid = grid.model_copy(
         update={"seeds": (0,), "sites": ("L1.mlp_act@END",), "dims": (1,), "fits": fits}
     )
-    grid = grid.model_copy(update={"tries": 1, "timeout": 20})
+    grid = grid.model_copy(update={"tries": 1, "timeout": 30})
     (tmp_path / "grid.json").write_text(grid.model_dump_json(exclude_none=True))
     (tmp_path / "script.py").write_text(HANGING)
     run = subprocess.run(
@@ -106,13 +106,13 @@ def test_an_actor_that_hangs_is_killed_and_its_cell_fails_alone(tmp_path):
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert json.loads(run.stdout.splitlines()[-1]) == {"done": 1, "failed": 1}
     store = Store(tmp_path / "out")
     (error,) = (store.failure(key)["error"] for key in store.failed_keys())
-    assert error == "no result after 20 seconds (`timeout` in the grid)"
+    assert error == "no result after 30 seconds (`timeout` in the grid)"
 
 
 def test_without_ray_the_user_is_told_what_to_install(tmp_path, monkeypatch):

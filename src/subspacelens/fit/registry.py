@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-COMMON = ("dim", "seed", "memory")
+COMMON = ("dim", "seed")
 """Keywords that are the caller's, not options of a method."""
 
 _registered: dict[str, Fit] = {}
