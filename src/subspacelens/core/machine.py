@@ -26,10 +26,10 @@ def free_memory(device: torch.device) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers rest on."""
-    found = {"python": platform.python_version()}
+    named = {"python": platform.python_version()}
     for name in ("subspacelens", "torch", "transformers", "numpy", "scipy", "scikit-learn"):
         try:
-            found[name] = version(name)
+            named[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            named[name] = "unknown"
+    return named

@@ -11,9 +11,11 @@ from .second_moments import SecondMoment
 
 
 def key_vector(moment: SecondMoment, keys: Tensor) -> Tensor:
-    """Of all b with bᵀx = 1 the one that minimises bᵀΣb, the mean square of what the edit sees
-    elsewhere: b = Σ⁻¹x / (xᵀΣ⁻¹x), float64 (n, d) for keys x (n, d). Raises `EditError` for a
-    key of zeros."""
+    """Of all b with bᵀx = 1 the one that minimises bᵀΣb, the mean square of what the edit reads
+    elsewhere: b = Σ⁻¹x / (xᵀΣ⁻¹x), float64 (n, d) for keys x (n, d).
+
+    Raises `EditError` for a key of zeros or a singular Σ.
+    """
     x = keys.double().cpu()
     solved = moment.solve(x.T).T
     scale = (x * solved).sum(-1, keepdim=True)
@@ -30,10 +32,15 @@ def edit_from_patch(
     source: Tensor,
     moment: SecondMoment,
 ) -> list[RankOneEdit]:
-    """For each pair the edit W' = W + a bᵀ with W' x_base = W x_patched: a = (vᵀ(x_src - x_base))
-    W v and b = `key_vector`(x_base). It is exact at that token and acts, weakly, at all others.
+    """For each pair the rank-1 edit that does at one token what a patch does (arXiv 2311.17030 §6).
 
-    `weight` is W (d_model, d); `directions` unit v, `base` and `source` activations, all (n, d).
+    W' = W + a bᵀ with W' x_base = W x_patched: a = (vᵀ(x_src - x_base)) W v and b = `key_vector`
+    (x_base). It is exact at that token and acts, weakly, at all others. `weight` is W (d_model, d)
+    of `layer`; `directions` unit v, `base` and `source` activations, all (n, d); `moment` Σ of the
+    activations over text. Computed in float64. Raises `EditError` for a key of zeros or a singular
+    Σ.
+
+    >>> edits = edit_from_patch(weight, 18, v, base, source, second_moments(lens, [18], text)[18])
     """
     v, x, y = (t.double().cpu() for t in (directions, base, source))
     written = v @ weight.double().cpu().T

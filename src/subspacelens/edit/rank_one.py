@@ -24,8 +24,13 @@ FORMAT = "subspacelens.rank-one-edit/2"
 
 @dataclass(frozen=True, eq=False)
 class RankOneEdit:
-    """Adds a bᵀ to the down-projection of `layer`: `a` (d_model,) is written in proportion to how
-    much of `b` (d_mlp,) the activation holds."""
+    """W' = W + a bᵀ for the down-projection of `layer`: `a` (d_model,) is written in proportion to
+    how much of `b` (d_mlp,) the activation holds.
+
+    >>> edit.save("edit.safetensors", lens)
+    >>> with edited(lens, RankOneEdit.load("edit.safetensors", lens)):
+    ...     recall(lens, prompts, tokens)
+    """
 
     layer: int
     a: Tensor = field(repr=False)
@@ -80,7 +85,10 @@ def edited(lens: LensModel, *edits: RankOneEdit) -> Iterator[None]:
     """The model's weights with the edits in them, and bit by bit as they were afterwards, in
     whatever order several of these are left. Other threads wait.
 
-    Raises `EditError` for an edit of another shape.
+    Raises `EditError` for an edit of another shape, `SiteError` for a layer that the model lacks.
+
+    >>> with edited(lens, edit):
+    ...     lens.model.generate(**inputs)
     """
     by_layer: dict[int, list[RankOneEdit]] = {}
     for edit in edits:
@@ -120,7 +128,7 @@ def edited_each(lens: LensModel, edits: Sequence[RankOneEdit]) -> Iterator[None]
     """Row i of every batch sees edit i alone: many edits of one layer in one pass. The same
     numbers as `edited`, up to rounding, without touching a weight.
 
-    Raises `EditError` if the edits are of several layers.
+    Raises `EditError` if the edits are of no layer or of several.
     """
     layers = {edit.layer for edit in edits}
     if len(layers) != 1:

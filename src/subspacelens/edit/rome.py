@@ -29,11 +29,14 @@ ESSENCE = "{} is a"
 SNIPPET = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RomeRecipe:
-    """`steps` of Adam with rate `lr` on -log p(new object) averaged over `prefixes` texts before
+    """How the values of an edit are sought: the loss, the optimiser and its limits.
+
+    `steps` of Adam with rate `lr` on -log p(new object) averaged over `prefixes` texts before
     the prompt (and none), plus `kl` times the divergence of what follows "{subject} is a", plus
-    `decay` ‖δ‖/‖m‖²; ‖δ‖ stays within `clamp` times ‖m‖, m being what the MLP writes by itself."""
+    `decay` ‖δ‖/‖m‖²; ‖δ‖ stays within `clamp` times ‖m‖, m being what the MLP writes by itself.
+    Raises `EditError` for numbers that make no recipe."""
 
     steps: int = 20
     lr: float = 0.5
@@ -68,7 +71,11 @@ class RomePrompts:
 def rome_prompts(
     lens: LensModel, facts: Sequence[Fact], layers: Sequence[int], recipe: RomeRecipe
 ) -> RomePrompts:
-    """Runs every prompt that the edits of `facts` at `layers` need."""
+    """Runs every prompt that the edits of `facts` at `layers` need, once for all layers.
+
+    Raises `EditError` where there are no facts, `TaskError` for a fact whose object has no token of
+    its own, and what `capture` raises.
+    """
     if not facts:
         raise EditError("no facts to edit")
     texts = _snippets(lens, recipe)
@@ -101,8 +108,17 @@ def rome(
     recipe: RomeRecipe | None = None,
     memory: int | None = None,
 ) -> list[RankOneEdit]:
-    """One edit a fact: b = Σ⁻¹k / (x ᵀΣ⁻¹k) with k the mean key over the prefixes and x the key of
-    the bare prompt, a = δ, so that the MLP writes m + δ there. Deterministic."""
+    """One edit a fact at `layer`, by the recipe of ROME (Meng et al. 2022, appendix E.5).
+
+    b = Σ⁻¹k / (xᵀΣ⁻¹k) with k the mean key over the prefixes and x the key of the bare prompt, and
+    a = δ, so that the MLP writes m + δ there. `moment` is Σ of `mlp_act` at this layer; `memory` is
+    the budget of a replay in bytes. Deterministic. Raises `EditError` for a singular Σ or a key
+    of zeros.
+
+    >>> prompts = rome_prompts(lens, facts, [6], RomeRecipe())
+    >>> moment = second_moments(lens, [6], embedded_corpus(lens))[6]
+    >>> edits = rome(lens, prompts, 6, moment)
+    """
     recipe = recipe or RomeRecipe()
     keys = prompts.captured.base[Site(layer, "mlp_act", SUBJECT)].double().cpu()
     bare = prompts.bare
@@ -132,8 +148,8 @@ def _values(
             rows = piece.pairs.to(size.device)
             logs = piece.logits(delta[owner[rows]][None])[0].float().log_softmax(-1)
             new = replay.answers[piece.pairs, 0].to(logs.device)
-            said = -logs.gather(1, new[:, None])[:, 0] * share[owner[rows]]
-            loss = said[~essence[rows]].sum()
+            surprise = -logs.gather(1, new[:, None])[:, 0] * share[owner[rows]]
+            loss = surprise[~essence[rows]].sum()
             if bool(essence[rows].any()):
                 here = essence[rows]
                 old = torch.stack([before[i] for i in piece.pairs[here.cpu()].tolist()])
@@ -151,15 +167,15 @@ def _values(
 
 def _essence_before(replay: Replay, essence: Tensor) -> dict[int, Tensor]:
     """Log-probabilities after each essence prompt, by its number, with nothing changed."""
-    found: dict[int, Tensor] = {}
+    before: dict[int, Tensor] = {}
     with torch.no_grad():
         for piece in replay.pieces(gradients=False):
             here = essence[piece.pairs.to(essence.device)]
             if bool(here.any()):
                 none = torch.zeros(1, len(piece.pairs), replay.lens.map.d_model)
                 logs = piece.logits(none.to(replay.lens.device))[0].float().log_softmax(-1)
-                found |= zip(piece.pairs[here.cpu()].tolist(), logs[here], strict=True)
-    return found
+                before |= zip(piece.pairs[here.cpu()].tolist(), logs[here], strict=True)
+    return before
 
 
 def _snippets(lens: LensModel, recipe: RomeRecipe) -> list[str]:

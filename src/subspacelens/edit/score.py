@@ -70,7 +70,7 @@ def _plain(lens: LensModel, text: str) -> Prompt:
     return Prompt(text, ids, {"END": len(ids) - 1})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EditScores:
     """Of every fact: probabilities `new` and `true` after its own prompt, whether the new object is
     the `top` token; the shares `paraphrase` (new likelier than old), `neighbour` (their own object
@@ -92,20 +92,20 @@ def score(
     """Scores one edit a fact (None: the model as it is). `unedited` is `essence_logs` without an
     edit."""
     around = _around(lens, [edits[i] for i in probe.fact_of.tolist()]) if edits else None
-    found = recall(lens, probe.prompts, probe.tokens, "edits", around)
+    recalled = recall(lens, probe.prompts, probe.tokens, "edits", around)
     after = unedited if edits is None else essence_logs(lens, probe, edits)
     kl = (unedited.exp() * (unedited - after)).sum(-1)
     own = probe.kind == 0
-    likelier = (found.log_probs[:, 0] > found.log_probs[:, 1]).double()
-    right = (found.top == probe.tokens[:, 1]).double()
+    likelier = (recalled.log_probs[:, 0] > recalled.log_probs[:, 1]).double()
+    right = (recalled.top == probe.tokens[:, 1]).double()
     return EditScores(
-        found.probs[own, 0].double(),
-        found.probs[own, 1].double(),
-        found.top[own] == probe.tokens[own, 0],
-        _share(probe, likelier, 1),
-        _share(probe, 1 - likelier, 2),
-        _share(probe, right, 2),
-        kl.double().clamp(min=0),
+        new=recalled.probs[own, 0].double(),
+        true=recalled.probs[own, 1].double(),
+        top=recalled.top[own] == probe.tokens[own, 0],
+        paraphrase=_share(probe, likelier, 1),
+        neighbour=_share(probe, 1 - likelier, 2),
+        neighbour_top=_share(probe, right, 2),
+        essence=kl.double().clamp(min=0),
     )
 
 
@@ -119,11 +119,6 @@ def essence_logs(lens: LensModel, probe: Probe, edits: list[RankOneEdit] | None 
 
 def _around(lens: LensModel, edits: Sequence[RankOneEdit]) -> Around:
     return lambda rows: edited_each(lens, [edits[row] for row in rows])
-
-
-def rewrite_score(after: Tensor, before: Tensor) -> Tensor:
-    """(p_after - p_before) / (1 - p_before) of the new object (Hase et al. 2023)."""
-    return (after - before) / (1 - before)
 
 
 def _share(probe: Probe, hits: Tensor, kind: int) -> Tensor:

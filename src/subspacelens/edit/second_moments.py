@@ -31,7 +31,8 @@ SINGULAR = 1e10
 
 @dataclass(frozen=True, eq=False)
 class SecondMoment:
-    """`matrix` is E[x xᵀ], float64 (d, d), over `tokens` tokens; `fourth` is E[‖x‖⁴].
+    """The uncentred second moment of an activation, Σ = `matrix` = E[x xᵀ], float64 (d, d), over
+    `tokens` tokens; `fourth` is E[‖x‖⁴], in the fourth power of the activation's unit.
 
     `shrinkage` s in [0, 1] is what `solve` uses: (1 - s) Σ + s tr(Σ)/d I.
     """
@@ -45,7 +46,9 @@ class SecondMoment:
     def of(cls, matrix: Tensor, tokens: int, fourth: float) -> SecondMoment:
         """Shrunken by Ledoit and Wolf's intensity where Σ is singular, and not at all elsewhere."""
         plain = cls(matrix, tokens, fourth)
-        return plain if plain.condition < SINGULAR else plain.shrunken(plain.ledoit_wolf)
+        if plain.condition is not None and plain.condition < SINGULAR:
+            return plain
+        return plain.shrunken(plain.ledoit_wolf)
 
     @cached_property
     def eigenvalues(self) -> Tensor:
@@ -53,10 +56,11 @@ class SecondMoment:
         return torch.linalg.eigvalsh(self.matrix)
 
     @property
-    def condition(self) -> float:
-        """Largest over smallest eigenvalue of the unshrunken Σ; infinite where it is singular."""
+    def condition(self) -> float | None:
+        """Largest over smallest eigenvalue of the unshrunken Σ; None where the smallest is not
+        above zero, up to rounding."""
         smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
-        return largest / smallest if smallest > 0 else float("inf")
+        return largest / smallest if smallest > largest * 1e-30 else None
 
     @property
     def ledoit_wolf(self) -> float:
@@ -97,10 +101,15 @@ class SecondMoment:
 def second_moments(
     lens: LensModel, layers: Iterable[int], corpus: Corpus, *, stream: str = "mlp_act"
 ) -> dict[int, SecondMoment]:
-    """Σ of one stream at several layers, in one pass over the text.
+    """Σ of one stream at several layers, by layer, in one pass over the text.
 
-    Kept as safetensors in the cache folder under the hashes of model and text. Raises `SiteError`
-    for a layer or stream that the model lacks.
+    Kept in the cache folder under the identity of the model as it is now and the hash of the text;
+    under somebody else's hooks nothing is read or kept there. Raises `SiteError` for a layer or
+    stream that the model lacks.
+
+    >>> moments = second_moments(lens, [6, 9], embedded_corpus(lens))
+    >>> moments[6].matrix.shape
+    torch.Size([1536, 1536])
     """
     sites = {layer: Site(layer, stream, "END") for layer in dict.fromkeys(layers)}
     for site in sites.values():

@@ -95,7 +95,7 @@ def embedded_corpus(lens: LensModel, *, tokens: int = 20_000, seed: int = 0) -> 
     """About `tokens` tokens: half CPython's reference text in windows drawn by `seed`, half
     sampled from the model at temperature 1 after common first words.
 
-    The sampled half is kept in the cache folder under the model's hash.
+    The sampled half is kept in the cache folder under the identity of the model as it is now.
     """
     documents = (encode(lens.tokenizer, topics[name]) for name in sorted(topics))
     written = [window for document in documents for window in _windows(document)]
@@ -117,15 +117,15 @@ def reference_windows(
     tokenizer: PreTrainedTokenizerBase, count: int, length: int, *, seed: int = 0
 ) -> tuple[tuple[int, ...], ...]:
     """`count` pieces of `length` tokens of CPython's reference text, from documents drawn by
-    `seed`, none of them overlapping."""
+    `seed`, none of them overlapping. Raises `TaskError` where there are not so many."""
     names = sorted(topics)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    found: list[tuple[int, ...]] = []
+    pieces: list[tuple[int, ...]] = []
     for place in order:
         ids = encode(tokenizer, topics[names[place]])
-        found += [tuple(ids[i : i + length]) for i in range(0, len(ids) - length + 1, length)][:4]
-        if len(found) >= count:
-            return tuple(found[:count])
+        pieces += [tuple(ids[i : i + length]) for i in range(0, len(ids) - length + 1, length)][:4]
+        if len(pieces) >= count:
+            return tuple(pieces[:count])
     raise TaskError(f"CPython's reference text has fewer than {count} pieces of {length} tokens")
 
 

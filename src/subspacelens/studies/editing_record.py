@@ -49,7 +49,7 @@ class EditLayer(Strict):
     full: Tried
     trace: list[float]
     trace_mlp: list[float]
-    condition: float
+    condition: float | None
 
 
 class EditingRecord(Strict):

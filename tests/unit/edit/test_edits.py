@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -13,7 +15,7 @@ from helpers_interrupts import interrupted_everywhere
 from helpers_models import tiny_model
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens import LensModel, Site
-from subspacelens.core.errors import EditError
+from subspacelens.core.errors import EditError, SiteError
 from subspacelens.edit import (
     RankOneEdit,
     SecondMoment,
@@ -244,6 +246,16 @@ def test_many_edits_in_one_pass_equal_one_at_a_time(lens, edits):
         pass
     modules = list(lens.model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_a_layer_that_is_not_there_is_not_edited(lens, edits):
+    _, (edit, *_), _ = edits
+    weight = lens.map.blocks[-1].down_proj.module.weight
+    before = weight.detach().clone()
+    for layer in (-1, 4):
+        with pytest.raises(SiteError), edited(lens, replace(edit, layer=layer)):
+            pass
+    assert torch.equal(weight, before)
 
 
 def test_saved_edits_come_back_and_know_their_model(lens, edits, tmp_path):
