@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..core.site import Site
-from ..model.hooks import on_input, on_output
+from ..model.hooks import Place, on_input, on_output
 from ..model.mapping.values import ModelMap
 
 Entry = tuple[str, int]
@@ -18,10 +17,7 @@ Entry = tuple[str, int]
 
 def entry_of(model_map: ModelMap, site: Site) -> Entry:
     """Where the replay of a patch at `site` starts. Raises `SiteError` if the site is not there."""
-    kind = model_map.block(site).entries[site.stream]
-    if kind == "post":
-        return "pre", site.layer + 1
-    return ("mid" if kind == "mid" else "pre"), site.layer
+    return model_map.block(site).entries[site.stream].start(site.layer)
 
 
 @dataclass(frozen=True)
@@ -75,21 +71,17 @@ class Bucket:
         return int(next(iter(self.keys.values())).shape[2]) if self.keys else 0
 
 
-def place_of(
-    model_map: ModelMap, site: Site
-) -> tuple[Callable[..., AbstractContextManager[None]], nn.Module]:
+def place_of(model_map: ModelMap, site: Site) -> tuple[Place, nn.Module]:
     """The hook (`on_input` or `on_output`) and the module that see a site's activation."""
     block = model_map.block(site)
     if site.stream == "resid_pre":
         return on_input, block.module
     if site.stream == "resid_mid":
-        assert block.mid_reader is not None
-        return on_input, block.mid_reader
+        return on_input, block.middle
     if site.stream == "resid_post":
         return on_output, block.module
-    linear = block.down_proj if site.stream.startswith("mlp") else block.out_proj
-    assert linear is not None
-    return (on_input if site.stream in ("mlp_act", "head_z") else on_output), linear.module
+    reads = site.stream in ("mlp_act", "head_z")
+    return (on_input if reads else on_output), block.linear(site.stream).module
 
 
 def selected(buckets: Iterable[Bucket], indices: Tensor) -> tuple[Bucket, ...]:

@@ -14,6 +14,7 @@ from ..core.site import Site
 from ..model.hooks import on_input
 from ..model.lens import LensModel, wrap
 from ..model.mapping.values import Linear, Reader
+from ..model.mapping.ways import After
 from .capture import Capture
 
 Weights = Literal["gaussian", "shuffled"]
@@ -48,8 +49,7 @@ def random_mlp(
     """
     reader = _reader(lens, site)
     block, middle = lens.map.block(site), mlp_input(lens, site)
-    down = block.down_proj
-    assert down is not None
+    down = block.down
     parent, _, name = down.name.rpartition(".")
     mlp = lens.model.get_submodule(parent)
     norm = None if reader.norm in list(mlp.modules()) else reader.norm
@@ -81,7 +81,7 @@ def _reader(lens: LensModel, site: Site) -> Reader:
     inside = f"{parent}."
     readers = [r for r in block.readers if not r.attention and r.linear.name.startswith(inside)]
     alone = lens.model.get_submodule(parent) is not block.module
-    if not readers or not alone or block.entries[site.stream] != "post":
+    if not readers or not alone or not isinstance(block.entries[site.stream], After):
         raise SiteError(f"site {site}: the MLP cannot be replaced by a random one here")
     return readers[0]
 

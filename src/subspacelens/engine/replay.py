@@ -21,8 +21,9 @@ from ..core.errors import TaskError
 from ..core.machine import free_memory
 from ..core.progress import note
 from ..core.site import Site
-from ..model.hooks import check_ready, dry_run, first_tensor, muted, replaced_forward
+from ..model.hooks import at_columns, check_ready, dry_run, first_tensor, replaced_forward
 from ..model.lens import LensModel
+from ..model.mapping.ways import Way
 from ..tasks.pairset import PairSet
 from .buckets import Bucket, Entry, entry_of, place_of, selected
 from .effect import Effect
@@ -67,7 +68,8 @@ class Replay:
         return entry_of(self.lens.map, self.site)
 
     @cached_property
-    def kind(self) -> str:
+    def way(self) -> Way:
+        """How the patch enters there."""
         return self.lens.map.block(self.site).entries[self.site.stream]
 
     @cached_property
@@ -233,12 +235,7 @@ class Replay:
         entry = entry.expand(patches, *entry.shape).flatten(0, 1)
         start = self.entry[1]
         flat = delta.to(entry).flatten(0, 1)
-        if self.kind == "hook":
-            hidden = entry
-        else:
-            writer = self.writer if self.kind in ("post", "mid") else None
-            write = flat if writer is None else flat @ writer.T.to(flat)
-            hidden = torch.cat([entry[:, :1] + write[:, None], entry[:, 1:]], dim=1)
+        hidden = self.way.entered(entry, flat, self.writer)
         if start == len(model_map.blocks):
             return _at_ends(hidden, bucket, piece, patches)
         whole, others, last = self._block_arguments(piece, patches, bucket)
@@ -256,24 +253,16 @@ class Replay:
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
-        if layer > self.entry[1] or self.kind in ("pre", "post"):
+        if layer > self.entry[1]:
             return nullcontext()
-        if self.kind == "mid":
-            return muted(self.lens.map.blocks[layer].out_proj.module)
-        return self._adding(flat)
+        return self.way.around(self.lens.map.blocks[layer], self._adding(flat))
 
-    def _adding(self, flat: Tensor):
+    def _adding(self, flat: Tensor) -> AbstractContextManager[None]:
         """Adds (rows, dim) at the site's first suffix column, inside its block."""
         place, module = place_of(self.lens.map, self.site)
-        columns = self.lens.map.head_slice(self.site)
-
-        def add(x: Tensor) -> Tensor:
-            rows = x.reshape(len(flat), -1, x.shape[-1])
-            change = torch.zeros_like(rows)
-            change[:, 0, columns] = flat
-            return (rows + change).reshape(x.shape)
-
-        return place(module, add)
+        first = torch.zeros(len(flat), dtype=torch.long)
+        part = self.lens.map.head_slice(self.site)
+        return at_columns(place, module, first, lambda x: x + flat.to(x), part=part)
 
     def _block_arguments(self, piece: Piece, patches: int, bucket: Bucket) -> tuple:
         """What the model itself hands to each block for this suffix: masks, position codes, and a
@@ -288,11 +277,7 @@ class Replay:
             with torch.no_grad():
                 whole = self._ask(piece, patches, bucket, 0, suffix, self.entry[1])
                 others = last = None
-                if (
-                    suffix > 1
-                    and bucket.even
-                    and (final > self.entry[1] or self.kind in ("pre", "post"))
-                ):
+                if suffix > 1 and bucket.even and (final > self.entry[1] or self.way.alone):
                     (others,) = self._ask(piece, patches, bucket, 0, suffix - 1, final)
                     (last,) = self._ask(piece, patches, bucket, suffix - 1, suffix, final)
             self._arguments[key] = (whole, others, last)

@@ -89,7 +89,7 @@ def _reader_states(lens: LensModel, replay: Replay, piece, delta: Tensor):
             for index, reader in enumerate(lens.map.blocks[layer].readers):
                 if layer == last and columns > 1 and not reader.attention:
                     continue
-                if layer > replay.entry[1] or replay.kind != "mid" or reader.mid:
+                if layer > replay.entry[1] or replay.way.reaches(reader):
                     stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
         metric = piece.logit_diff(delta).sum()
     keys = list(outputs)

@@ -30,6 +30,7 @@ from subspacelens.engine.capture import capture
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 from subspacelens.model.mapping.values import Block, Linear
+from subspacelens.model.mapping.ways import After, Before, Within
 
 certificate = importlib.import_module("subspacelens.certify.certificate")
 examination = importlib.import_module("subspacelens.certify.examination")
@@ -384,7 +385,7 @@ def test_a_later_hook_that_undoes_the_write(llama):
     assert not certify(llama, Site(1, "mlp_act", "END")).passed
 
 
-@pytest.mark.parametrize("wrong", ["post", "pre"])
+@pytest.mark.parametrize("wrong", [After(), Before()])
 def test_a_wrong_entry_into_the_replay(llama, wrong):
     entries = llama.map.blocks[1].entries | {"attn_out": wrong}
     refused(with_block(llama, 1, entries=entries), Site(1, "attn_out", "END"), "replay")
@@ -482,7 +483,7 @@ def test_weights_written_to(llama):
 def test_what_breaks_is_a_failed_proof(llama):
     """A map with which the engine cannot even run."""
     block: Block = llama.map.blocks[1]
-    entries = block.entries | {"resid_mid": "hook"}
+    entries = block.entries | {"resid_mid": Within()}
     other = with_block(llama, 1, entries=entries, out_proj=block.down_proj)
     certificate = certify(other, Site(1, "head_z", "END"))
     assert not certificate.passed

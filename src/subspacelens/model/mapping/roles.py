@@ -15,6 +15,7 @@ from ...core.errors import ModelError
 from ..hooks import first_tensor, muted, on_input, on_output
 from .recording import Call, Recording, same
 from .values import Block, Linear, Reader
+from .ways import After, Before, Between, Way, Within
 
 Run = Callable[[Tensor], Tensor]
 """One block alone: what enters it, (1, columns, d_model), to what leaves it."""
@@ -115,12 +116,12 @@ def find_roles(recording: Recording, module: nn.Module, run: Run, heads: int) ->
     out_call, out_proj = outs[-1]
     down_proj, reason = _down_projection(block, out_proj, run)
     middle = _middle(block, out_call, out_proj, run)
-    entries = {"resid_pre": "pre", "resid_post": "post"}
+    entries: dict[str, Way] = {"resid_pre": Before(), "resid_post": After()}
     missing: dict[str, str] = {}
     if middle is None:
         missing["resid_mid"] = f"{block.name} has no residual stream between attention and MLP"
     else:
-        entries["resid_mid"] = "mid"
+        entries["resid_mid"] = Between()
     for stream in ("attn_out", "head_z"):
         entries[stream] = _entry(block, middle, out_proj, stream, run)
     if down_proj is None:
@@ -173,7 +174,7 @@ def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: Run) -> _Middle
     return None
 
 
-def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, run: Run) -> str:
+def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, run: Run) -> Way:
     """How a change of what `linear` reads (mlp_act, head_z) or writes enters the residual stream:
     as it is after the block, as it is in the middle, or otherwise (a norm follows)."""
     inside = stream in ("mlp_act", "head_z")
@@ -189,10 +190,10 @@ def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, ru
     moved = [
         same(a - b, written.expand_as(b), tolerance) for a, b in zip(after, before, strict=True)
     ]
-    for is_moved, kind in zip(moved, ("post", "mid"), strict=False):
+    for is_moved, way in zip(moved, (After(), Between()), strict=False):
         if is_moved:
-            return kind
-    return "hook"
+            return way
+    return Within()
 
 
 def _run_and_read(block: _Pass, middle: _Middle | None, run: Run) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...core.errors import SiteError
 from ...core.site import Site
+from .ways import Way
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Reader:
 class Block:
     """One transformer block: the output projections of its attention and of its MLP, the module
     that reads the residual stream between them, and every linear map that reads the stream.
-    `entries` maps each stream that was proven to the way a change of it enters the replay;
+    `entries` maps each stream that was proven to the way in which a change of it enters a replay;
     `missing` maps the others to the reason."""
 
     module: nn.Module
@@ -52,7 +53,7 @@ class Block:
     mid_reader: nn.Module | None
     readers: tuple[Reader, ...]
     n_heads: int
-    entries: dict[str, str]
+    entries: dict[str, Way]
     missing: dict[str, str]
 
     @property
