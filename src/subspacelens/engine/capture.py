@@ -22,6 +22,7 @@ from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .batches import prompt_batches
 from .buckets import Bucket, selected
+from .fitting_prompts import check_fits
 from .outcomes import Outcomes, answers_of
 from .passes import Passes, prompt_key
 from .replay import Replay
@@ -109,9 +110,9 @@ def check_pairs(pairs: PairSet, site: Site, *, shifted: bool = False) -> None:
         ours, theirs = pair.base.columns[site.label], pair.source.columns[site.label]
         if ours != theirs:
             raise TaskError(
-                f"site {site}: label {site.label} is in column {ours} of the base and {theirs} of "
-                f"the source of pair {number}, so the activations differ by position too; align "
-                "the prompts, or allow it with --shifted"
+                f"site {site}: {pairs.where(number)}: label {site.label} is in column {ours} of "
+                f"the base and {theirs} of the source, so the activations differ by position too; "
+                "align the prompts, or allow it with --shifted"
             )
 
 
@@ -129,8 +130,8 @@ def capture(
     use, in bytes.
 
     Raises `SiteError` for a site that the model lacks, `TaskError` for pairs that do not fit it
-    (see `check_pairs`), `ModelError` for a model in training mode or activations that are not
-    finite.
+    or the model (see `check_pairs`, `check_fits`), `ModelError` for a model in training mode or
+    activations that are not finite.
 
     >>> replay = sl.capture(lens, task.test, ["L18.mlp_act@S2"]).at("L18.mlp_act@S2")
     """
@@ -139,6 +140,7 @@ def capture(
     if not places:
         raise SiteError("no site to capture")
     check_ready(lens.model)
+    check_fits(lens, pairs)
     for site in places:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)

@@ -24,7 +24,7 @@ from ..core.files import cache_folder
 from ..core.identity import Identity
 from ..core.progress import track
 from ..core.tensorfile import TensorFile
-from ..model.hooks import check_ready
+from ..model.hooks import check_ready, exclusive
 from ..model.lens import LensModel
 from ..tasks.tokens import encode
 
@@ -132,12 +132,12 @@ def reference_windows(
 def sample(lens: LensModel, rows: int, length: int, seed: int) -> Tensor:
     """Token ids (rows, length), drawn from the model at temperature 1; each row begins with one of
     `OPENINGS`. Deterministic in `seed`."""
-    check_ready(lens.model)
     generator = torch.Generator().manual_seed(seed)
     starts = [encode(lens.tokenizer, word)[0] for word in OPENINGS]
     ids = torch.tensor([starts[row % len(starts)] for row in range(rows)])[:, None]
     cache = DynamicCache()
-    with torch.no_grad():
+    with exclusive(lens.model), torch.no_grad():
+        check_ready(lens.model)
         for _ in track(range(length - 1), "sampling text"):
             logits = lens.model(
                 input_ids=ids[:, -1:].to(lens.device), past_key_values=cache, use_cache=True

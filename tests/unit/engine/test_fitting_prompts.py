@@ -9,6 +9,8 @@ import pytest
 from helpers_models import VOCABULARY, tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.core.errors import TaskError
+from subspacelens.core.site import Site
+from subspacelens.engine.capture import capture
 from subspacelens.engine.fitting_prompts import check_fits
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
@@ -46,3 +48,14 @@ def test_tokens_that_the_model_does_not_know_are_named(lens, which):
     pairs = pairs_with(**{which: prompt if which in ("base", "source") else VOCABULARY})
     with pytest.raises(TaskError, match=f"task mine, test pair 1: token id {VOCABULARY}"):
         check_fits(lens, pairs)
+
+
+def test_a_capture_names_the_line_of_a_pair_that_does_not_fit(lens):
+    site = Site(1, "mlp_act", "X")
+    pairs = pairs_with(answer=VOCABULARY, where="pairs.jsonl, line 7")
+    with pytest.raises(TaskError, match="line 7: token id"):
+        capture(lens, pairs, [site])
+    (source,) = random_pairs([(9, 6)])
+    unequal = pairs_with(source=source.source, where="pairs.jsonl, line 9")
+    with pytest.raises(TaskError, match="line 9: label X is in column 5 of the base and 6 of"):
+        capture(lens, unequal, [site])
