@@ -3,20 +3,27 @@
 from . import fit
 from .audit import Audit, audit
 from .audit.record import AuditRecord, load_audit
-from .certify import certify
+from .certify import certify, doctor_rows
 from .core.errors import LensError, ModelError, ResultError, SiteError, SubspaceError, TaskError
 from .core.progress import showing_progress
 from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
+from .engine.effect import Effect, Example
+from .engine.recall import known_facts
 from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
 from .fit.subspace import Subspace
+from .measure.maps import PatchingMap, patching_map
+from .measure.patch import patch
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
 from .report import write_report
+from .survey import IllusionMap, survey
+from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
+from .tasks.facts import embedded_facts, read_facts
 
 __all__ = [
     "FITS",
@@ -24,11 +31,16 @@ __all__ = [
     "Audit",
     "AuditRecord",
     "Capture",
+    "Effect",
+    "Example",
+    "Grid",
+    "IllusionMap",
     "LensError",
     "LensModel",
     "ModelError",
     "Pair",
     "PairSet",
+    "PatchingMap",
     "Prompt",
     "Replay",
     "ResultError",
@@ -45,14 +57,24 @@ __all__ = [
     "certify",
     "contrast",
     "das",
+    "doctor_rows",
+    "embedded_facts",
     "fit",
     "ioi",
+    "known_facts",
     "load_audit",
     "load_model",
     "pairs_task",
+    "patch",
     "patching",
+    "patching_map",
+    "read_facts",
+    "read_grid",
     "read_pairs",
+    "results",
     "showing_progress",
+    "survey",
+    "sweep",
     "wrap",
     "write_report",
 ]

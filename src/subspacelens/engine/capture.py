@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ModelError, SiteError, TaskError
+from ..core.identity import Identity
 from ..core.progress import track
 from ..core.site import Site
-from ..model.hooks import check_ready
+from ..model.hooks import check_ready, exclusive
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .batches import prompt_batches
@@ -43,6 +44,7 @@ class Capture:
     source: dict[Site, Tensor] = field(repr=False)
     clean: Outcomes = field(repr=False)
     buckets: dict[str, tuple[Bucket, ...]] = field(repr=False)
+    made_with: Identity = field(repr=False)
     memory: int | None = None
 
     def at(self, site: Site | str, lens: LensModel | None = None) -> Replay:
@@ -70,15 +72,9 @@ class Capture:
         )
 
     def check(self, lens: LensModel) -> None:
-        """Raises `ModelError` unless the capture was made with this model."""
-        if lens.model is self.lens.model:
-            return
-        ours, theirs = self.lens.weights_sha256, lens.weights_sha256
-        if ours != theirs:
-            raise ModelError(
-                f"the capture was made with model {self.lens.id} ({ours[:12]}), not {lens.id} "
-                f"({theirs[:12]}): capture the pairs again"
-            )
+        """Raises `ModelError`, naming what differs, unless the capture was made with this model, in
+        the state in which it is now."""
+        self.made_with.require(lens.identity, "the capture")
 
     def select(self, pairs: PairSet, indices: Tensor) -> Capture:
         """The capture of `pairs`: those at `indices` (m,) of this one's, in that order."""
@@ -144,7 +140,7 @@ def capture(
     for site in places:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)
-    passes = Passes(lens, places)
+    passes, identity = Passes(lens, places), lens.identity
     bases = {prompt_key(pair.base): pair.base for pair in pairs}
     sources = {prompt_key(pair.source): pair.source for pair in pairs}
     alone = [prompt for key, prompt in sources.items() if key not in bases]
@@ -156,7 +152,7 @@ def capture(
         )
         for batch in prompt_batches(prompts, length, lens.map.pads)
     ]
-    with torch.no_grad():
+    with exclusive(lens.model), torch.no_grad():
         for run, batch in track(work, "capture"):
             run(batch)
     base, source = (
@@ -178,6 +174,7 @@ def capture(
         buckets={
             label: passes.buckets(label, [pair.base for pair in pairs]) for label in passes.wanted
         },
+        made_with=identity,
         memory=memory,
     )
 

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ..core.records import Estimate
+from ..core.records import EffectRecord, Estimate
 from ..core.statistics import mean, proportion, ratio
 from ..tasks.pairset import Pair, PairSet
 from .outcomes import Outcomes
@@ -84,6 +84,11 @@ class Effect:
     def iia_pair(self) -> Estimate:
         """Share of pairs in which the target is likelier than the answer."""
         return proportion(_numbers(self.patched.logit_diff) < 0, self.pairs.units)
+
+    @property
+    def record(self) -> EffectRecord:
+        """All four, as they stand in records."""
+        return EffectRecord(nats=self.nats, fldd=self.fldd, iia=self.iia, iia_pair=self.iia_pair)
 
     @cached_property
     def hits(self) -> np.ndarray:

@@ -21,7 +21,14 @@ from ..core.errors import TaskError
 from ..core.machine import free_memory
 from ..core.progress import note
 from ..core.site import Site
-from ..model.hooks import at_columns, check_ready, dry_run, first_tensor, replaced_forward
+from ..model.hooks import (
+    at_columns,
+    check_ready,
+    dry_run,
+    exclusive,
+    first_tensor,
+    replaced_forward,
+)
 from ..model.lens import LensModel
 from ..model.mapping.ways import Way
 from ..tasks.pairset import PairSet
@@ -132,8 +139,18 @@ class Replay:
 
         >>> replay.effect(patches.SubspacePatch(subspace.basis)).fldd.value
         """
-        delta = patch.delta(self.base, self.source)
-        return Effect(self.pairs, self.clean, self.delta_outcomes(delta), self, delta)
+        return self.effects({"": patch})[""]
+
+    def effects(self, patches: Mapping[str, Patch]) -> dict[str, Effect]:
+        """The effect of each of several patches, in one batched replay."""
+        if not patches:
+            return {}
+        deltas = [patch.delta(self.base, self.source) for patch in patches.values()]
+        outcomes = self.delta_outcomes(torch.stack(deltas))
+        return {
+            name: Effect(self.pairs, self.clean, outcomes[number], self, deltas[number])
+            for number, name in enumerate(patches)
+        }
 
     def outcomes(self, patch: Patch) -> Outcomes:
         """What the model answers under a patch, (n,)."""
@@ -141,11 +158,7 @@ class Replay:
 
     def outcomes_of(self, patches: Mapping[str, Patch]) -> dict[str, Outcomes]:
         """What it answers under each of several patches, in one batched replay."""
-        if not patches:
-            return {}
-        deltas = [patch.delta(self.base, self.source) for patch in patches.values()]
-        outcomes = self.delta_outcomes(torch.stack(deltas))
-        return {name: outcomes[number] for number, name in enumerate(patches)}
+        return {name: effect.patched for name, effect in self.effects(patches).items()}
 
     def delta_outcomes(self, delta: Tensor) -> Outcomes:
         """Outcomes of adding `delta` (m, n, dim) or (n, dim) to the base activations: m patches of
@@ -228,7 +241,12 @@ class Replay:
     def _hidden(self, piece: Piece, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
         added to the base activations of a piece's pairs; differentiable in `delta`."""
-        check_ready(self.lens.model)
+        model = self.lens.model
+        with exclusive(model):
+            check_ready(model)
+            return self._replayed(piece, delta)
+
+    def _replayed(self, piece: Piece, delta: Tensor) -> Tensor:
         bucket, model_map = piece.bucket, self.lens.map
         patches = len(delta)
         entry = bucket.entries[self.entry][piece.rows]

@@ -123,6 +123,7 @@ def _capture(
 
     return Capture(
         lens=lens,
+        made_with=lens.identity,
         pairs=pairs,
         sites=sites,
         base={site: tensors[f"base.{site}"].to(devices[site.layer]) for site in sites},

@@ -6,11 +6,12 @@ Every file of this folder is imported, so that a fit is registered by being ther
 from importlib import import_module
 from pkgutil import iter_modules
 
+from ..core.modules import callable_package
 from .closed_form import gradient, mean_difference, pca, probe, random
 from .das import das
 from .given import given
 from .per_pair import PAPER, PairDirections, Recipe, per_pair
-from .registry import FITS, Fit, named, register
+from .registry import FITS, Fit, fit, named, register
 
 for _file in iter_modules(__path__):
     import_module(f"{__name__}.{_file.name}")
@@ -22,6 +23,7 @@ __all__ = [
     "PairDirections",
     "Recipe",
     "das",
+    "fit",
     "given",
     "gradient",
     "mean_difference",
@@ -32,3 +34,5 @@ __all__ = [
     "random",
     "register",
 ]
+
+callable_package(__name__, fit)

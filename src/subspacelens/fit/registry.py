@@ -139,6 +139,20 @@ def named(name: str) -> Fit:
     return FITS[name]
 
 
+def fit(
+    lens: LensModel, captured: Capture, site: Site, method: str = "das", **options: Any
+) -> Subspace:
+    """A subspace of `site`, found on the pairs of `captured` by the fit that is registered as
+    `method`, with its `options` (`dim` and `seed` for all of them).
+
+    Raises `SubspaceError` for an unknown method, an option that it lacks or a value out of range,
+    and what the fit raises.
+
+    >>> direction = sl.fit(lens, captures.train, site, "mean-difference")
+    """
+    return named(method)(lens, captured, site, **options)
+
+
 def check_dim(site: Site, dim: int, width: int) -> None:
     """Raises `SubspaceError` unless 1 <= dim <= width."""
     if not 1 <= dim <= width:
