@@ -18,7 +18,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test attack check lint format types install install-dev lock clean distclean python
+.PHONY: help audit test attack check lint format types docs install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -50,6 +50,10 @@ format: install-dev ## Put the code into form
 
 types: install-dev ## Check the types
 	$(BIN)/pyright
+
+docs: install-dev ## Make a page of the public names, build/docs/api/index.html
+	$(BIN)/python -m pytest -q tests/unit/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 install: $(VENV)/.installed-runtime ## Install what `audit` needs into .venv
 

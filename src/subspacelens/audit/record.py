@@ -132,7 +132,11 @@ class Figures(Record):
 
 
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/2`. `effects` by the names of `PATCHES`; `no_op`: of no patch."""
+    """Schema `subspacelens.audit/2`. `effects` by the names of `PATCHES`; `no_op`: of no patch.
+
+    >>> record = result.record
+    >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
+    """
 
     schema_: Literal["subspacelens.audit/2"] = SCHEMA
     model: ModelRecord
@@ -183,5 +187,9 @@ def save_audit(record: AuditRecord, path: Path) -> None:
 
 
 def load_audit(path: Path | str) -> AuditRecord:
-    """Reads and validates `audit.json`; raises `ResultError` as `read_record` does."""
+    """Reads and validates `audit.json`; raises `ResultError` as `read_record` does.
+
+    >>> load_audit("runs/mine/L18.mlp_act@S2/audit.json").verdict.label
+    'illusory'
+    """
     return read_record(AuditRecord, path, f"{SCHEMA} record")

@@ -51,7 +51,11 @@ READER_PAIRS = 64
 
 @dataclass(frozen=True)
 class Audit:
-    """The result: the subspace that was audited and the record of what was found."""
+    """The result: the subspace that was audited and the record of what was found.
+
+    >>> result = audit(lens, captures, subspace)
+    >>> result.label, result.record.effects["subspace"].fldd.value
+    """
 
     subspace: Subspace = field(repr=False)
     record: AuditRecord = field(repr=False)
@@ -186,6 +190,9 @@ def audit(
 
     Raises `SubspaceError` if the subspace belongs to another model, `SiteError` if its site was
     not captured or fails a proof, `LensError` for an unknown budget or test.
+
+    >>> result = audit(lens, captures, subspace)
+    >>> result.label, result.record.verdict.reasons
     """
     started = time.monotonic()
     found = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)

@@ -74,6 +74,9 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
 
     Raises `SiteError` for a site that the architecture lacks, `ModelError` for a model in training
     mode. A failed proof does not raise: see `require`.
+
+    >>> certify(lens, Site.parse("L18.mlp_act@S2")).passed
+    True
     """
     lens.map.block(site)
     if lens.model.training:

@@ -25,7 +25,11 @@ _noted: ContextVar[frozenset[str]] = ContextVar("noted", default=frozenset())
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Draws the bars of everything that runs inside, on standard error."""
+    """Draws the bars of everything that runs inside, on standard error.
+
+    >>> with showing_progress():
+    ...     captures = capture_task(lens, task, [site])
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -35,6 +35,9 @@ class Capture:
 
     `base[site]` and `source[site]` are (n, dim) activations, in the model's dtype; `memory` is the
     budget in bytes that replays get (see `Replay`).
+
+    >>> captured = capture(lens, task.test, [site])
+    >>> captured.at(site).outcomes(patching.Full()).logit_diff  # nats, one a pair
     """
 
     lens: LensModel = field(repr=False)

@@ -2,6 +2,9 @@
 
 Notation of the paper (arXiv 2311.17030 §2): base h_B, source h_A, Δ = h_A - h_B. Every patch maps
 base and source (..., n, dim) to δ (..., n, dim), and the patched activation is h_B + δ.
+
+>>> Full().delta(base, source)  # the whole activation
+>>> SubspacePatch(subspace.basis).delta(base, source)  # the projection of Δ on a subspace
 """
 
 from __future__ import annotations

@@ -19,7 +19,11 @@ from .store import kept_capture
 @dataclass(frozen=True)
 class TaskCapture:
     """Captures of the splits of one task. `reversed` is the test split with base and source
-    exchanged; `held_out` is None where the task has no held-out template."""
+    exchanged; `held_out` is None where the task has no held-out template.
+
+    >>> captures = capture_task(lens, task, [site])
+    >>> captures.test.at(site).base.shape  # (pairs, dim)
+    """
 
     task: Task
     train: Capture

@@ -1,6 +1,9 @@
 """Ways of finding a subspace. Each takes a model, a capture and a site, and gives a `Subspace`.
 
 Every file of this folder is imported, so that a fit is registered by being there.
+
+>>> fit.pca(lens, captures.train, site, dim=2)
+>>> fit.FITS["das"].options  # name and default of each setting
 """
 
 from importlib import import_module

@@ -40,6 +40,8 @@ def das(
     is retracted by QR (for k = 1 a normalised vector). Deterministic in `seed`.
 
     Raises `SubspaceError` for settings that are out of range.
+
+    >>> subspace = das(lens, captures.train, site, dim=1)
     """
     width = lens.map.dim(site)
     generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,12 @@ from .mapping.values import ModelMap
 
 @dataclass(frozen=True, eq=False)
 class LensModel:
-    """A causal language model as Transformers made it, its tokenizer, and the map of its parts."""
+    """A causal language model as Transformers made it, its tokenizer, and the map of its parts.
+
+    >>> lens = load_model("smollm2")
+    >>> len(lens.map.blocks), lens.map.d_model
+    (30, 576)
+    """
 
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -60,6 +65,8 @@ def wrap(
     """A `LensModel` around a model that is already loaded. The model is not changed.
 
     Raises `ModelError` if it is in training mode or its parts cannot be found.
+
+    >>> lens = wrap(model.eval(), tokenizer)  # of your own, with its own hooks
     """
     if model.training:
         raise ModelError("the model is in training mode: call model.eval() first")

@@ -67,6 +67,10 @@ def write_report(directory: Path | str) -> Path:
 
     Raises `ResultError` where there is none, where one is not a record, or where the page cannot
     be written.
+
+    >>> result.save("runs/mine")
+    >>> write_report("runs/mine")
+    PosixPath('runs/mine/report.html')
     """
     directory = Path(directory)
     paths = sorted(directory.glob("*/audit.json"))

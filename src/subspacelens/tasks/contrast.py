@@ -44,6 +44,8 @@ def contrast(
 
     Raises `TaskError` for an unknown name, a size that is too small or larger than the words allow,
     or a tokenizer to which too few words are single tokens.
+
+    >>> contrast(lens.tokenizer, "pronoun").train[0].base.text
     """
     if name not in CONTRASTS:
         raise TaskError(f"unknown contrast '{name}': one of {', '.join(CONTRASTS)}")

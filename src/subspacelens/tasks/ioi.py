@@ -76,6 +76,9 @@ def ioi(
 
     Raises `TaskError` if a size is too small or larger than the words allow, or if the tokenizer
     has fewer than four single-token names a split.
+
+    >>> task = ioi(lens.tokenizer, train=64, test=64)
+    >>> task.train[0].base.text
     """
     for name, size, least in (("train", train, 1), ("test", test, 1), ("held_out", held_out, 0)):
         if size < least:

@@ -72,6 +72,8 @@ def read_pairs(
 
     Raises `TaskError`, with file and line, for a file that cannot be read or has no pairs and for
     a line that is not the form above, repeats a pair, or does not fit the tokenizer.
+
+    >>> read_pairs("pairs.jsonl", lens.tokenizer).labels
     """
     path = Path(path)
     return _pair_set(path.stem, split, _read(path, tokenizer))
@@ -98,6 +100,8 @@ def pairs_task(
 
     No prompt is ever on two sides. Raises `TaskError` as `read_pairs` does, and if the files given
     share a prompt, the held-out file shares a template with train, or nothing is left to test on.
+
+    >>> task = pairs_task(lens.tokenizer, "pairs.jsonl")  # a third of it becomes the test split
     """
     train_path = Path(train)
     task = train_path.stem if name is None else name

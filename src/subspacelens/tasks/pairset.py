@@ -16,7 +16,11 @@ from ..core.statistics import Units
 @dataclass(frozen=True)
 class Prompt:
     """A tokenised prompt. `columns` says at which token column each label falls; `END` is always
-    there and is the last column."""
+    there and is the last column.
+
+    >>> Prompt("Then, Mary", (10, 11, 12), {"NAME": 2, "END": 2}).columns["NAME"]
+    2
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -30,6 +34,9 @@ class Pair:
     `answer` is the token id that is right for the base, `target` the one expected once the
     feature z has the source's value. `z` is the feature's value (0 or 1) in base and source.
     `where` says where the pair was written, such as a file and its line.
+
+    >>> pair = ioi(lens.tokenizer).test[0]
+    >>> pair.base.text, lens.tokenizer.decode(pair.answer)
     """
 
     base: Prompt
@@ -43,7 +50,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet(Sequence[Pair]):
-    """Pairs of one split of one task. Raises `TaskError` when there are none."""
+    """Pairs of one split of one task. Raises `TaskError` when there are none.
+
+    >>> pairs = ioi(lens.tokenizer).test[:64]  # slices are pair sets too
+    >>> len(pairs), pairs.labels
+    (64, ('IO', 'S1', 'S2', 'END'))
+    """
 
     name: str
     split: str
@@ -125,7 +137,11 @@ class PairSet(Sequence[Pair]):
 @dataclass(frozen=True)
 class Task:
     """What a fit and an audit need: pairs to fit on, pairs to judge on, and, where the task has
-    them, pairs of templates that the fit never saw."""
+    them, pairs of templates that the fit never saw.
+
+    >>> ioi(lens.tokenizer)
+    Task(ioi: 192 train, 200 test, 64 held out)
+    """
 
     name: str
     train: PairSet
