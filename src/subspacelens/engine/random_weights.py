@@ -69,7 +69,7 @@ def random_mlp(
     activations = {
         role: {site: hidden(getattr(captured, role)[middle])} for role in ("base", "source")
     }
-    return told, replace(captured, sites=(site,), **activations)
+    return told, replace(captured, lens=told, sites=(site,), **activations)
 
 
 def _reader(lens: LensModel, site: Site) -> Reader:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from helpers_facts import known_to
 from subspacelens import LensError, ResultError, TaskError
 from subspacelens.bench import bench_facts
-from subspacelens.cli import app
+from subspacelens.cli.app import app
 from subspacelens.core.statistics import Units
 from subspacelens.edit import RomeRecipe
 from subspacelens.edit.tracing import TraceRecipe
