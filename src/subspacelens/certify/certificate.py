@@ -135,7 +135,10 @@ def centred(lens: LensModel) -> bool:
 
 def doctor_rows(lens: LensModel, sites: Sequence[Site] | None = None) -> list[DoctorRow]:
     """Certificates of `sites`, or else of every stream of the first, a middle and the last layer.
-    Streams that the architecture lacks have a reason instead."""
+    Streams that the architecture lacks have a reason instead.
+
+    >>> [row.site for row in doctor_rows(lens) if not row.passed]
+    """
     blocks = lens.map.blocks
     if sites is None:
         layers = sorted({0, len(blocks) // 2, len(blocks) - 1})

@@ -27,7 +27,10 @@ TOP_TOKENS = 5
 @dataclass(frozen=True)
 class Example:
     """One pair: its prompts, what is right for either, and the likeliest next tokens of the base
-    prompt, without and with the patch, likeliest first."""
+    prompt, without and with the patch, likeliest first.
+
+    >>> example = captured.at(site).effect(patching.Full()).examples(5)[0]
+    """
 
     base: str
     source: str

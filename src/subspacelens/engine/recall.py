@@ -90,7 +90,10 @@ def last_hidden(
 
 def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
     """The facts whose prompt the model continues, as its most likely token over the whole
-    vocabulary, with the first token of the object."""
+    vocabulary, with the first token of the object.
+
+    >>> known = known_facts(lens, embedded_facts())
+    """
     prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
     right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
     known = recall(lens, prompts, right[:, None], "facts").top == right

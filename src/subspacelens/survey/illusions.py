@@ -89,7 +89,11 @@ class SiteIllusions(Record):
 
 class IllusionMap(Record):
     """Schema `subspacelens.illusions/1`. `one_for_all`: one direction a site, built on
-    `train_pairs` others; else each pair has a direction of its own, built on itself."""
+    `train_pairs` others; else each pair has a direction of its own, built on itself.
+
+    >>> illusions = survey(lens, task, ["END"])
+    >>> [(site.layer, site.best.effect.value) for site in illusions.sites]
+    """
 
     schema_: Literal["subspacelens.illusions/1"] = Field(SCHEMA, alias="schema")
     model: ModelRecord
@@ -142,6 +146,8 @@ def illusion_map(
     and patched in the first `pairs` test pairs; else each test pair has its own. `memory` is the
     budget in bytes of captures and replays. Raises `SiteError` where the model has no MLP
     activations, `TaskError` for a label that the pairs lack.
+
+    >>> illusions = survey(lens, task, ["S2", "END"])
     """
     started = time.perf_counter()
     labels = tuple(dict.fromkeys(labels))

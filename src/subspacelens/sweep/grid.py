@@ -83,6 +83,9 @@ class Grid(_Strict):
     budget of its replays: both decide in which order sums are taken, so that equal grids give equal
     bits. A cell that fails is tried `tries` times; one that takes more than `timeout` seconds, the
     loading of its model and its captures among them, has failed, and its worker is killed.
+
+    >>> grid = read_grid("grid.toml")
+    >>> grid.sites, grid.seeds
     """
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -169,6 +172,8 @@ def read_grid(path: Path | str) -> Grid:
     """Reads a grid; files that it names are sought beside it.
 
     Raises `TaskError`, naming the file and the first field that is wrong.
+
+    >>> grid = read_grid("grid.toml")
     """
     path = Path(path)
     if path.exists() and not path.is_file():

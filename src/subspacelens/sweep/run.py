@@ -50,6 +50,8 @@ def run_sweep(
 
     Raises `SiteError`, `TaskError` or `ModelError` for a grid that does not fit its models, and
     `ResultError` where a record cannot be written; what is there is kept.
+
+    >>> sweep(read_grid("grid.toml"), "runs/sweep")
     """
     store = Store(directory)
     with ExitStack() as stack:

@@ -85,7 +85,10 @@ _ROWS = TypeAdapter(tuple[_Row, ...])
 
 def read_facts(path: Path | str, *, limit: int | None = None) -> tuple[Fact, ...]:
     """The first `limit` rows of a JSON file in the schema of CounterFact (Meng et al. 2022), as
-    published. Raises `TaskError` that names the file and the first row that is wrong."""
+    published. Raises `TaskError` that names the file and the first row that is wrong.
+
+    >>> facts = read_facts("counterfact.json", limit=100)
+    """
     try:
         rows = _ROWS.validate_json(Path(path).read_bytes())
     except OSError as error:
@@ -142,7 +145,10 @@ def as_counterfact(facts: Iterable[Fact]) -> list[dict]:
 def embedded_facts() -> tuple[Fact, ...]:
     """About 1,100 facts of ten relations between countries, cities, regions, languages and money,
     each with two paraphrases. The new object is another one of the relation. Neighbours are other
-    subjects with the same object, or, where the relation has none, with their own."""
+    subjects with the same object, or, where the relation has none, with their own.
+
+    >>> embedded_facts()[0].text
+    """
     raw = json.loads(
         files("subspacelens.tasks").joinpath("data/facts.json").read_text(encoding="utf-8")
     )

@@ -52,6 +52,8 @@ def patching_map(
 
     Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
     that the pairs lack.
+
+    >>> patching_map(lens, task.test, ["resid_post", "mlp_act"], ["S2", "END"]).best(3)
     """
     started = time.perf_counter()
     streams, labels = tuple(dict.fromkeys(streams)), tuple(dict.fromkeys(labels))

@@ -52,6 +52,9 @@ class PatchingMap:
     `clean_logit_diff` (nats) and `clean_top_answer` (share of prompts whose most likely token is
     the answer) say how well the unpatched model does. `captures` counts the passes over the pairs
     that the memory budget made necessary.
+
+    >>> patched = patching_map(lens, task.test, ["resid_post", "mlp_act"], ["S2", "END"])
+    >>> patched.best(3)  # names of sites
     """
 
     model: ModelRecord
