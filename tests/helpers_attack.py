@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import pickle
 import shutil
 import signal
 import struct
+import sys
 import time
 import warnings
 import zipfile
@@ -423,14 +425,18 @@ def _model(folder: Path, tiny: str, file: str, data: bytes) -> Path:
 
 @contextmanager
 def time_limit(seconds: float = SECONDS) -> Iterator[None]:
+    """Raises `Hang` after so many seconds, and ends the process where even that is not heard."""
+
     def stop(*_):
         raise Hang(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
