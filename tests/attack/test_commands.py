@@ -71,7 +71,7 @@ NO_PAIRS = [f"{{{name}}}" for name in PAIRS] + [
 ]  # fmt: skip
 ODD_PAIRS = ["{good.jsonl}", "{[red]pairs[/b].jsonl}", "{bom.jsonl}", "{label_markup.jsonl}"]
 NO_SUBSPACES = [
-    f"{{{name}}}" for name in SUBSPACES if name not in ("halves.safetensors", "inside.npy")
+    f"{{{name}}}" for name in SUBSPACES if name not in ("halves.safetensors", "fp8.safetensors")
 ] + ["{fifo.npy}", "{fifo.safetensors}", "{loop.pt}", "{folder.npy}", *NO_FILES]
 NO_CONDITIONS = [
     "", " ", "x", "(", ")", "'", '"', "1 +", "layer", "layer = 'x'", "[/b]", "\x1b[31m", "SELECT 1",
@@ -206,7 +206,7 @@ def test_a_strange_value_ends_in_words(attack, line):
     attack(*line)
 
 
-@pytest.mark.parametrize("condition", [*NO_CONDITIONS, "layer = 1 OR " * 30_000 + "layer = 2",
+@pytest.mark.parametrize("condition", [*NO_CONDITIONS, "layer = 1 OR " * 9_000 + "layer = 2",
                                                        "(" * 5_000 + "layer" + ")" * 5_000,
                                                        "NOT " * 900 + "true", "-" * 999 + "1"],
                          ids=lambda text: f"{text[:20]!a}")  # fmt: skip
