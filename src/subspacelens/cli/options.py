@@ -148,7 +148,8 @@ def chosen_fit(
     from ..fit import named
 
     fit = named(name)
-    settings = fit.read_options(dict(text.partition("=")[::2] for text in options or ()))
+    texts = (text.partition("=") for text in options or ())
+    settings = fit.read_options({key: value for key, _, value in texts})
     return partial(fit, dim=dim, seed=seed, **settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import typer
 from rich.console import Console
@@ -55,5 +56,5 @@ def _console() -> Console:
 def escape_what_cannot_be_encoded() -> None:
     """Where the terminal's encoding lacks a character, an escape is printed instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
