@@ -1,7 +1,8 @@
 """The audit of a subspace: effects, evidence, verdict."""
 
 from ..core.modules import callable_package
-from .run import Audit, Judgement, audit, judge
+from .judging import Judgement, judge
+from .run import Audit, audit
 
 __all__ = ["Audit", "Judgement", "audit", "judge"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine.effect import fldd_of
 from ..engine.patches import ReadWrite, SubspacePatch
+from ..measure.effects import drops_of
 from .evidence.case import Case, class_scores
 from .record import DoseResponse, Figures, Scatter, SupportCurve, Written
 
@@ -15,67 +19,82 @@ DOSE_PAIRS = 64
 
 
 def draw(case: Case) -> Figures:
-    z = case.test.role if case.test.z is None else case.test.z
-
-    def scatter(values, classes=z) -> Scatter:
-        values = np.asarray(values)
-        return Scatter(z0=values[classes == 0].tolist(), z1=values[classes == 1].tolist())
-
-    def projected(basis: Tensor) -> Scatter | None:
-        if basis.shape[1] == 0:
-            return None
-        return scatter(class_scores(case.train, case.test, basis))
-
-    captured, site = case.captures.test, case.site
-    weight = case.lens.map.writer(site)
-    write = (lambda x: x @ weight.T.cpu().double()) if weight is not None else (lambda x: x)
-    base = captured.base[site].cpu().double()
-    delta = (captured.difference(site).cpu().double() @ case.basis) @ case.basis.T
-    _, _, directions = torch.linalg.svd(write(delta), full_matrices=False)
-    along = directions[0]
-    effects, marks = dose_response(case)
-    fldd = 1 / case.scorer.clean.sum()
-    projection = projected(case.basis)
-    assert projection is not None
+    parts = case.parts
     return Figures(
-        row_projection=projected(case.parts.unit_row) if case.parts else None,
-        null_projection=projected(case.parts.unit_null) if case.parts else None,
-        projection=projection,
-        dose_response=DoseResponse(dose=list(DOSES), effect=effects, marks=marks),
-        written=Written(
-            natural=scatter(write(case.test.x) @ along),
-            patched=scatter(write(base + delta) @ along, z[: len(base)]),
-        ),
-        support=SupportCurve(
-            explained=list(case.by_support.explained),
-            components=case.by_support.components,
-            share=case.by_support.share,
-            on=(case.by_support.on.sum(1) * fldd).tolist(),
-            off=(case.by_support.off.sum(1) * fldd).tolist(),
-        ),
+        row_projection=projection(case, parts.unit_row) if parts else None,
+        null_projection=projection(case, parts.unit_null) if parts else None,
+        projection=scatter(case, class_scores(case.train, case.test, case.basis)),
+        dose_response=dose_response(case),
+        written=written(case),
+        support=support(case),
     )
 
 
-def dose_response(case: Case) -> tuple[list[float], dict[str, float]]:
+def scatter(case: Case, values: np.ndarray | Tensor) -> Scatter:
+    """Values of prompts, all bases first, by class: z, or where the pairs carry none, the role."""
+    values = np.asarray(values)
+    classes = (case.test.role if case.test.z is None else case.test.z)[: len(values)]
+    return Scatter(z0=values[classes == 0].tolist(), z1=values[classes == 1].tolist())
+
+
+def projection(case: Case, basis: Tensor) -> Scatter | None:
+    """The natural prompts along a part of the subspace; None where it has no direction."""
+    if basis.shape[1] == 0:
+        return None
+    return scatter(case, class_scores(case.train, case.test, basis))
+
+
+def written(case: Case) -> Written:
+    """The prompts along the direction that the patch writes most along, without and with it."""
+    write = _write(case.replay.writer, torch.float64)
+    base, difference = (x.cpu().double() for x in (case.replay.base, case.replay.difference))
+    delta = (difference @ case.basis) @ case.basis.T
+    _, _, directions = torch.linalg.svd(write(delta), full_matrices=False)
+    along = directions[0]
+    return Written(
+        natural=scatter(case, write(case.test.x) @ along),
+        patched=scatter(case, write(base + delta) @ along),
+    )
+
+
+def support(case: Case) -> SupportCurve:
+    splits = list(case.by_support.values())
+    on, off = (
+        [None if np.isnan(x) else float(x) for x in fldd_of(np.stack(drops), case.clean)]
+        for drops in ([split.on for split in splits], [split.off for split in splits])
+    )
+    return SupportCurve(
+        explained=[split.explained for split in splits],
+        components=[split.components for split in splits],
+        share=[split.share for split in splits],
+        on=on,
+        off=off,
+    )
+
+
+def dose_response(case: Case) -> DoseResponse:
     """Mean effect in nats of each dose of `DOSES`, and the doses of the named patches: at a site
     with a linear writer every patch that writes along W V is one of them."""
-    some = torch.arange(min(DOSE_PAIRS, len(case.captures.test.pairs)))
-    replay = case.replay.subset(some)
-    base, source = replay.base, replay.source
-    whole = SubspacePatch(case.basis).delta(base, source)
-    found = replay.delta_outcomes(torch.stack([dose * whole for dose in DOSES]))
-    clean = replay.clean.logit_diff
-    effects = (clean - found.logit_diff).double().mean(1).tolist()
+    replay = case.replay.subset(slice(DOSE_PAIRS))
+    whole = case.patch.delta(replay.base, replay.source)
+    drops = drops_of(replay, torch.stack([dose * whole for dose in DOSES]))
     marks = {"subspace": 1.0}
     if case.parts is not None:
-        weight = case.lens.map.writer(case.site)
-        write = (lambda d: d @ weight.T.to(d)) if weight is not None else (lambda d: d)
+        write = _write(replay.writer, whole.dtype)
         reference = write(whole).double()
         for name, patch in (
             ("row", SubspacePatch(case.parts.unit_row)),
             ("read_row", ReadWrite(case.parts.row, case.basis)),
             ("read_null", ReadWrite(case.parts.null, case.basis)),
         ):
-            written = write(patch.delta(base, source)).double()
-            marks[name] = float((written * reference).sum() / (reference * reference).sum())
-    return effects, marks
+            moved = write(patch.delta(replay.base, replay.source)).double()
+            marks[name] = float((moved * reference).sum() / (reference * reference).sum())
+    return DoseResponse(dose=list(DOSES), effect=drops.mean(1).tolist(), marks=marks)
+
+
+def _write(writer: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What a change at the site writes to the residual stream; itself where it is that stream or
+    the write is not one linear map."""
+    if writer is None:
+        return lambda x: x
+    return lambda x: x @ writer.T.to(x.device, dtype)

@@ -91,14 +91,15 @@ class DoseResponse(Record):
 
 
 class SupportCurve(Record):
-    """For each share of explained natural variance: number of components, share of the
-    subspace's squared norm on the support, and FLDD of the on- and off-support part."""
+    """For each share of explained natural variance: number of components, share of the subspace's
+    squared norm on the support, and FLDD of the on- and off-support part, None where the model has
+    no logit difference to lose."""
 
     explained: list[Number]
     components: list[int]
     share: list[Number]
-    on: list[Number]
-    off: list[Number]
+    on: list[Number | None]
+    off: list[Number | None]
 
     @model_validator(mode="after")
     def _even(self) -> Self:

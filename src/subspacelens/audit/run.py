@@ -1,4 +1,4 @@
-"""The audit: one subspace, one task, one verdict with all its evidence."""
+"""The audit: one subspace, one task, one verdict, and the record of all its evidence."""
 
 from __future__ import annotations
 
@@ -9,51 +9,31 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..certify import centred, require
-from ..core.errors import LensError, SubspaceError
+from ..core.format import plain
 from ..core.machine import peak_rss_bytes, versions
-from ..core.progress import track
-from ..core.records import EffectRecord, Estimate, ModelRecord
-from ..core.site import Site
+from ..core.records import EffectRecord, ModelRecord
 from ..core.statistics import mean, proportion
-from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
-from ..measure.effects import Scorer, named_patches, outcomes_by_name, random_effects
-from ..measure.readers import ReaderShare, attribute_readers
-from ..measure.splits import READERS_IN_PROXY, Decomposition, exact_split, proxy_split
-from ..measure.support import EXPLAINED, SUPPORT_AT, split_by_support
+from ..measure.effects import effect_record
+from ..measure.splits import READERS_IN_PROXY
 from ..model.lens import LensModel
 from .drawing import draw
-from .evidence import BUDGETS, TESTS, Case, Natural
-from .record import (
-    AuditRecord,
-    Clean,
-    SubspaceRecord,
-    TaskRecord,
-    Test,
-    Verdict,
-    save_audit,
-)
-from .verdict import CONDITIONS, decide
+from .evidence import Case
+from .judging import judge
+from .record import AuditRecord, Clean, SubspaceRecord, TaskRecord, VerdictLabel, save_audit
 
 SUBSPACE_FILE = "subspace.safetensors"
-
-
 AUDIT_FILE = "audit.json"
-
-
-READER_PAIRS = 64
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The result: the subspace that was audited and the record of what was found.
+    """The subspace that was audited and the record of its evidence (see `audit` for what is where).
+    In a notebook it shows the verdict, its reasons and the effects.
 
-    >>> result = audit(lens, captures, subspace)
+    >>> result = sl.audit(lens, captures, subspace)
     >>> result.label, result.record.effects["subspace"].fldd.value
     """
 
@@ -61,12 +41,13 @@ class Audit:
     record: AuditRecord = field(repr=False)
 
     @property
-    def label(self) -> str:
+    def label(self) -> VerdictLabel:
         """`faithful`, `illusory` or `undetermined`."""
         return self.record.verdict.label
 
     def save(self, directory: Path | str) -> Path:
-        """Writes `subspace.safetensors` and `audit.json` into `directory/<site>/`."""
+        """Writes `subspace.safetensors` and `audit.json` into `directory/<site>/`, and returns that
+        folder. Raises `ResultError` where it cannot."""
         folder = Path(directory) / self.record.site
         self.subspace.save(folder / SUBSPACE_FILE)
         save_audit(self.record, folder / AUDIT_FILE)
@@ -79,7 +60,9 @@ class Audit:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th>" + "".join(f"<td>{_cell(e)}</td>" for _, e in effect) + "</tr>"
+            f"<tr><th>{escape(name)}</th>"
+            + "".join(f"<td>{plain(estimate.value)}</td>" for _, estimate in effect)
+            + "</tr>"
             for name, effect in self.record.effects.items()
         )
         heads = "".join(f"<th>{metric}</th>" for metric in EffectRecord.model_fields)
@@ -88,87 +71,6 @@ class Audit:
             f"<b>{escape(self.record.site)}: {self.label}</b><ul>{reasons}</ul>"
             f"<table><tr><th></th>{heads}</tr>{rows}</table>"
         )
-
-
-def _cell(estimate: Estimate) -> str:
-    return "" if estimate.value is None else f"{estimate.value:.2f}"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What `audit` found, before it is written down."""
-
-    case: Case = field(repr=False)
-    effects: dict[str, EffectRecord]
-    tests: dict[str, Test]
-    verdict: Verdict
-
-
-def judge(
-    lens: LensModel,
-    captures: TaskCapture,
-    subspace: Subspace,
-    *,
-    budget: str = "standard",
-    tests: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Judgement:
-    """The evidence and the verdict alone; arguments and errors as in `audit`."""
-    chosen = chosen_tests(budget, tests)
-    subspace.check(lens)
-    site = subspace.site
-    require(lens, site)
-    if site not in captures.test.base:
-        raise SubspaceError(f"the subspace is at {site}, which was not captured")
-    basis = subspace.basis.double()
-    replay = captures.test.at(site, lens)
-    steps = iter(track([*range(4), *chosen], f"audit of {site}"))
-    next(steps)
-    parts, readers = _decompose(lens, replay, basis)
-    next(steps)
-    scorer = Scorer.of(captures.test)
-    outcomes = outcomes_by_name(replay, named_patches(parts, basis))
-    effects = {
-        name: scorer.metrics(found) if found is not None else EffectRecord.absent()
-        for name, found in outcomes.items()
-    }
-    next(steps)
-    drops = None
-    if budget != "fast":
-        natural = captures.train.difference(site).cpu().double()
-        effects["random"], drops = random_effects(replay, natural, basis.shape[1], seed)
-        effects["reversed"] = _reversed(captures, site, basis)
-    next(steps)
-    natural = Natural.of(captures.train, site)
-    explained = (SUPPORT_AT,) if budget == "fast" else EXPLAINED
-    case = Case(
-        lens, site, subspace, basis, captures, replay, scorer, parts, readers, outcomes,
-        split_by_support(natural.x, replay, basis, scorer, explained), natural,
-        Natural.of(captures.test, site), drops, seed,
-    )  # fmt: skip
-    found = {str(name): TESTS[str(name)][1](case) for name in steps}
-    verdict = decide(
-        found,
-        effects["subspace"].nats,
-        effects["subspace"].fldd,
-        min(scorer.units.count, captures.train.pairs.units.count),
-        exact=parts is not None and parts.exact and not parts.degenerate,
-        rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
-    )
-    return Judgement(case, effects, {name: found[name] for name in chosen}, verdict)
-
-
-def chosen_tests(budget: str, tests: Sequence[str] | None = None) -> list[str]:
-    """The tests that a budget runs, or those of `tests`; what the verdict rests on always runs.
-    Raises `LensError` for an unknown name."""
-    if budget not in BUDGETS:
-        raise LensError(f"unknown budget '{budget}': one of {', '.join(BUDGETS)}")
-    unknown = sorted(set(tests or ()) - set(TESTS))
-    if unknown:
-        raise LensError(f"unknown test '{unknown[0]}': one of {', '.join(TESTS)}")
-    level = BUDGETS.index(budget)
-    wanted = [n for n, (least, _) in TESTS.items() if BUDGETS.index(least) <= level]
-    return [n for n in TESTS if n in CONDITIONS or n in (wanted if tests is None else tests)]
 
 
 def audit(
@@ -181,23 +83,45 @@ def audit(
     seed: int = 0,
     command: str = "",
 ) -> Audit:
-    """Judges `subspace` on the task's test pairs; statistics of nature come from its training
-    prompts.
+    """Is the effect of patching `subspace` real, or an illusion of one?
 
+    Judges on the task's test pairs; what natural activations do is taken from its training prompts.
     `captures` must hold the subspace's site (`capture_task`). `budget` is `fast` (what the verdict
-    rests on), `standard` or `full` (the subspace is fitted again on halves of the data); `tests`
-    names those to run instead.
+    rests on), `standard`, or `full` (the subspace is fitted again on halves of the data and in a
+    copy that knows nothing); `tests` names tests to run instead. `command` is kept in the record.
 
-    Raises `SubspaceError` if the subspace belongs to another model, `SiteError` if its site was
-    not captured or fails a proof, `LensError` for an unknown budget or test.
+    How to read what comes back:
 
-    >>> result = audit(lens, captures, subspace)
-    >>> result.label, result.record.verdict.reasons
+    - `result.label` is the verdict. `faithful`: every condition holds clearly. `illusory`: at least
+      one fails clearly, such as that the effect is left without the part that nothing downstream
+      reads. `undetermined`: neither, or there is too little effect or data to say.
+    - `result.record.verdict` has the `reasons` in words with their numbers, the `assumptions`, the
+      strongest `objection`, and a `score` from 0 (faithful) to 1 (illusory) that ranks and decides
+      nothing.
+    - `result.record.effects` has a row for each patch: `full` replaces the whole component,
+      `subspace` is the patch under audit, `row` and `null` are only its part that is read
+      downstream and only the part that is not, `read_row` and `read_null` write the whole subspace
+      but sense with one part, `random` are subspaces of the same size, `reversed` exchanges base
+      and source. Each has `nats` (mean drop of the logit difference), `fldd` (0: nothing, 1: the
+      difference is gone, 2: it is reversed), `iia` and `iia_pair` (shares of pairs that give the
+      source's answer, of the whole vocabulary and of the two). `no_op` is no patch.
+    - `result.record.tests` has the evidence by name: `value`, `low`, `high` (95 % interval over
+      base prompts), `control` (the same for random directions, or by chance), and a `reading` in
+      words. None stands for what does not exist.
+
+    Raises `SubspaceError` if the subspace belongs to another model, `ModelError` if the captures
+    do, `SiteError` if its site was not captured or fails a proof, `LensError` for an unknown budget
+    or test. Source: arXiv 2311.17030; docs/audit.md has every test and the rule.
+
+    >>> site = sl.Site.parse("L18.mlp_act@S2")
+    >>> captures = sl.capture_task(lens, task, [site])
+    >>> result = sl.audit(lens, captures, sl.das(lens, captures.train, site))
+    >>> result.label, result.record.effects["row"].fldd.value
+    ('illusory', 0.36)
     """
     started = time.monotonic()
-    found = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
-    effects = dict(found.effects)
-    no_op = effects.pop("no_op")
+    judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
+    case = judgement.case
     record = AuditRecord(
         model=ModelRecord(
             id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
@@ -205,43 +129,19 @@ def audit(
         task=_task_record(captures),
         site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
-        clean=_clean(captures, found.case.scorer),
-        effects=effects,
-        no_op=no_op,
-        tests=found.tests,
-        verdict=found.verdict,
-        notes=_notes(found.case),
-        figures=draw(found.case),
+        clean=_clean(case),
+        effects=judgement.effects,
+        no_op=effect_record(case.effects["no_op"]),
+        tests=judgement.tests,
+        verdict=judgement.verdict,
+        notes=_notes(case),
+        figures=draw(case),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
         command=command,
     )
     return Audit(subspace, record)
-
-
-def _decompose(
-    lens: LensModel, replay: Replay, basis: Tensor
-) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
-    site = replay.site
-    if lens.map.writer(site) is not None:
-        return exact_split(lens, site, basis, centred=centred(lens)), ()
-    some = replay.subset(torch.arange(min(READER_PAIRS, len(replay.pairs))))
-    difference = some.difference
-    held = basis.to(difference)
-    readers = attribute_readers(lens, some, (difference @ held) @ held.T)
-    if not any(r.reader.attention for r in readers):
-        return None, readers
-    return proxy_split(readers, basis, READERS_IN_PROXY), readers
-
-
-def _reversed(captures: TaskCapture, site: Site, basis: Tensor):
-    swapped = captures.reversed
-    replay = swapped.at(site)
-    patches = {"subspace": named_patches(None, basis)["subspace"]}
-    found = outcomes_by_name(replay, patches)["subspace"]
-    assert found is not None
-    return Scorer.of(swapped).metrics(found)
 
 
 def _task_record(captures: TaskCapture) -> TaskRecord:
@@ -257,11 +157,11 @@ def _task_record(captures: TaskCapture) -> TaskRecord:
     )
 
 
-def _clean(captures: TaskCapture, scorer: Scorer) -> Clean:
-    answers = np.array([pair.answer for pair in captures.test.pairs.pairs])
+def _clean(case: Case) -> Clean:
+    answers = np.array([pair.answer for pair in case.replay.pairs])
     return Clean(
-        logit_diff=mean(scorer.clean, scorer.units),
-        top_answer=proportion(captures.test.clean.top.numpy() == answers, scorer.units),
+        logit_diff=mean(case.clean, case.units),
+        top_answer=proportion(case.replay.clean.top.numpy() == answers, case.units),
     )
 
 
@@ -275,11 +175,11 @@ def _notes(case: Case) -> list[str]:
     if case.readers:
         total = sum(abs(r.attribution) for r in case.readers) or 1.0
         mlps = sum(abs(r.attribution) for r in case.readers if not r.reader.attention)
-        names = ", ".join(r.name for r in case.readers if r.reader.attention)
-        strongest = ", ".join(names.split(", ")[:READERS_IN_PROXY])
+        names = [r.name for r in case.readers if r.reader.attention]
         notes.append(
-            f"the row/null split stands for the strongest attention readers {strongest}; "
-            f"{mlps / total:.0%} of the attribution goes to MLPs, which read every direction"
+            "the row/null split stands for the strongest attention readers "
+            f"{', '.join(names[:READERS_IN_PROXY])}; {mlps / total:.0%} of the attribution goes to "
+            "MLPs, which read every direction"
         )
     if case.subspace.fit.get("orthonormalised"):
         notes.append("the columns that were given were not orthonormal: their span is audited")

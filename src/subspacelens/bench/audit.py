@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..audit.run import Judgement, judge
+from ..audit import Judgement, judge
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import TaskError
 from ..core.progress import track

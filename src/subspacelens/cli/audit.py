@@ -77,7 +77,7 @@ def audit(
     DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
-    from ..audit.run import chosen_tests
+    from ..audit.judging import chosen_tests
     from ..report import write_report
 
     space = bytes_of(memory)

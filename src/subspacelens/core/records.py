@@ -36,6 +36,13 @@ class Estimate(Record):
             raise ValueError(f"the interval [{self.low:g}, {self.high:g}] ends before it begins")
         return self
 
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate of `factor` times the quantity."""
+        if self.value is None or self.low is None or self.high is None:
+            return Estimate(value=None if self.value is None else factor * self.value)
+        ends = factor * self.low, factor * self.high
+        return Estimate(value=factor * self.value, low=min(ends), high=max(ends))
+
 
 class EffectRecord(Record):
     """What one patch does on all pairs: `nats` = mean over pairs of clean minus patched logit

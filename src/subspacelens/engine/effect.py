@@ -69,11 +69,10 @@ class Effect:
 
     @cached_property
     def fldd(self) -> Estimate:
-        """Fractional logit difference decrease (arXiv 2311.17030 §4): 1 - mean patched / mean clean
-        logit difference. 0: no effect; 1: the difference is gone; 2: it is reversed. None where the
-        model does not prefer the answer on average, so that there is no difference to lose."""
+        """Fractional logit difference decrease, see `fldd_of`. 0: no effect; 1: the difference is
+        gone; 2: it is reversed. None where there is no difference to lose."""
         clean = _numbers(self.clean.logit_diff)
-        if clean.mean() <= 0:
+        if np.isnan(fldd_of(self.drop, clean)):
             return Estimate(value=None)
         return ratio(self.drop, clean, self.pairs.units)
 
@@ -154,6 +153,14 @@ class Effect:
         if tokenizer is None:
             return [str(token) for token in tokens]
         return [str(tokenizer.decode([token])) for token in tokens]
+
+
+def fldd_of(drops: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Fractional logit difference decrease (arXiv 2311.17030 §4), 1 - mean patched / mean clean
+    logit difference: of `drops` (..., n) in nats from `clean` (n,). NaN where the model does not
+    prefer the answer on average, so that there is no difference to lose."""
+    mean = clean.mean()
+    return drops.mean(axis=-1) / (mean if mean > 0 else np.nan)
 
 
 def _numbers(values: Tensor) -> np.ndarray:

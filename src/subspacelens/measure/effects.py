@@ -1,8 +1,9 @@
-"""The effect table: what each patch does to the answer, in four metrics with intervals."""
+"""The effect table: the patches that an audit compares, and what they do to the answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..core.geometry import haar, natural_draws
 from ..core.records import EffectRecord, Estimate
 from ..core.statistics import Units, mean, proportion, ratio
 from ..engine.capture import Capture
+from ..engine.effect import Effect, fldd_of
 from ..engine.outcomes import Outcomes
 from ..engine.patches import Full, NoOp, Patch, ReadWrite, SubspacePatch
 from ..engine.replay import Replay
@@ -19,6 +21,88 @@ from .splits import Decomposition
 
 RANDOM_DRAWS = 50
 RANDOM_PAIRS = 32
+
+
+def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch]:
+    """The patches of the effect table that exist: `no_op`, `full` and `subspace` always, `row`,
+    `null`, `read_row` and `read_null` where the site has a split, a part without any direction left
+    out."""
+    patches: dict[str, Patch] = {
+        "no_op": NoOp(),
+        "full": Full(),
+        "subspace": SubspacePatch(basis),
+    }
+    if parts is None:
+        return patches
+    for name, part in (("row", parts.unit_row), ("null", parts.unit_null)):
+        if part.shape[1]:
+            patches[name] = SubspacePatch(part)
+    return patches | {
+        "read_row": ReadWrite(parts.row, basis),
+        "read_null": ReadWrite(parts.null, basis),
+    }
+
+
+def effects_of(replay: Replay, patches: Mapping[str, Patch]) -> dict[str, Effect]:
+    """What each patch does, all of them in one batched replay."""
+    outcomes = replay.outcomes_of(patches)
+    return {name: Effect(replay.pairs, replay.clean, each) for name, each in outcomes.items()}
+
+
+def effect_record(effect: Effect) -> EffectRecord:
+    return EffectRecord(
+        nats=effect.nats, fldd=effect.fldd, iia=effect.iia, iia_pair=effect.iia_pair
+    )
+
+
+def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
+    """Clean minus patched logit difference of each pair under each of `deltas` (m, n, dim), float64
+    (m, n), in nats."""
+    patched = replay.delta_outcomes(deltas).logit_diff
+    return (replay.clean.logit_diff.double() - patched.double()).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class RandomEffects:
+    """What random subspaces do: the mean over draws, with the range of 95 % of them, and the drops
+    of the logit difference in nats, (draws, pairs)."""
+
+    record: EffectRecord
+    drops: np.ndarray = field(repr=False)
+
+
+def random_effects(replay: Replay, natural: Tensor, k: int, seed: int) -> RandomEffects:
+    """Effects of random k-dimensional subspaces on the first `RANDOM_PAIRS` pairs, half of them
+    Haar, half drawn from the natural covariance of the differences `natural` (n, dim)."""
+    replay = replay.subset(slice(RANDOM_PAIRS))
+    generator = torch.Generator().manual_seed(seed)
+    width = replay.base.shape[1]
+    bases = torch.cat(
+        [
+            haar(width, k, RANDOM_DRAWS, generator),
+            natural_draws(natural, k, RANDOM_DRAWS, generator),
+        ]
+    )
+    outcomes = replay.delta_outcomes(
+        torch.stack([SubspacePatch(basis).delta(replay.base, replay.source) for basis in bases])
+    )
+    clean = replay.clean.logit_diff.double().numpy()
+    drops = clean - outcomes.logit_diff.double().numpy()
+    targets = np.array([pair.target for pair in replay.pairs])
+    record = EffectRecord(
+        nats=_spread(drops.mean(1)),
+        fldd=_spread(fldd_of(drops, clean)),
+        iia=_spread((outcomes.top.numpy() == targets).mean(1)),
+        iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
+    )
+    return RandomEffects(record, drops)
+
+
+def _spread(draws: np.ndarray) -> Estimate:
+    if np.isnan(draws).any():
+        return Estimate(value=None)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value=float(draws.mean()), low=float(low), high=float(high))
 
 
 @dataclass(frozen=True)
@@ -49,66 +133,9 @@ class Scorer:
         )
 
 
-def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch | None]:
-    """The patches of the effect table; None where a part does not exist."""
-    patches: dict[str, Patch | None] = {
-        "no_op": NoOp(),
-        "full": Full(),
-        "subspace": SubspacePatch(basis),
-    }
-    if parts is None:
-        return patches | dict.fromkeys(("row", "null", "read_row", "read_null"))
-    row, null = parts.unit_row, parts.unit_null
-    return patches | {
-        "row": SubspacePatch(row) if row.shape[1] else None,
-        "null": SubspacePatch(null) if null.shape[1] else None,
-        "read_row": ReadWrite(parts.row, basis),
-        "read_null": ReadWrite(parts.null, basis),
-    }
-
-
 def outcomes_by_name(
-    replay: Replay, patches: dict[str, Patch | None]
+    replay: Replay, patches: Mapping[str, Patch | None]
 ) -> dict[str, Outcomes | None]:
     """All patches in one batched replay."""
-    base, source = replay.base, replay.source
     present = {name: patch for name, patch in patches.items() if patch is not None}
-    deltas = torch.stack([patch.delta(base, source) for patch in present.values()])
-    found = replay.delta_outcomes(deltas)
-    return dict.fromkeys(patches) | {
-        name: Outcomes(found.logit_diff[i], found.top[i]) for i, name in enumerate(present)
-    }
-
-
-def random_effects(
-    replay: Replay, natural: Tensor, k: int, seed: int
-) -> tuple[EffectRecord, np.ndarray]:
-    """Metrics of random k-dimensional subspaces, half Haar, half drawn from the natural covariance
-    of the differences `natural` (n, dim): mean over draws and the range of 95 % of them; and the
-    drops in nats, (draws, pairs), on the first `RANDOM_PAIRS` pairs."""
-    replay = replay.subset(torch.arange(min(RANDOM_PAIRS, len(replay.pairs))))
-    base, source = replay.base, replay.source
-    generator = torch.Generator().manual_seed(seed)
-    bases = torch.cat(
-        [
-            haar(base.shape[1], k, RANDOM_DRAWS, generator),
-            natural_draws(natural, k, RANDOM_DRAWS, generator),
-        ]
-    )
-    found = replay.delta_outcomes(
-        torch.stack([SubspacePatch(b).delta(base, source) for b in bases])
-    )
-    scorer = Scorer.of(replay)
-    drops = scorer.clean - found.logit_diff.double().numpy()
-
-    def spread(draws: np.ndarray) -> Estimate:
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Estimate(value=float(draws.mean()), low=float(low), high=float(high))
-
-    effect = EffectRecord(
-        nats=spread(drops.mean(1)),
-        fldd=spread(drops.sum(1) / scorer.clean.sum()),
-        iia=spread((found.top.numpy() == scorer.targets).mean(1)),
-        iia_pair=spread((found.logit_diff.numpy() < 0).mean(1)),
-    )
-    return effect, drops
+    return dict.fromkeys(patches) | replay.outcomes_of(present)

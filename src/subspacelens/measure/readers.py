@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.outcomes import Outcomes
-from ..engine.replay import Replay
+from ..engine.replay import Piece, Replay
 from ..model.hooks import at_columns, first_call, on_output
-from ..model.lens import LensModel
 from ..model.mapping.values import Reader
 from ..model.norms import norm_gain
 
@@ -42,21 +41,23 @@ def reader_matrix(share: ReaderShare) -> Tensor:
     return weight - weight.mean(dim=1, keepdim=True) if centres else weight
 
 
-def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[ReaderShare, ...]:
-    """Readers of the patched column in the blocks after the site, strongest first: the mean over
-    both ends of the patch of ∂metric/∂(reader's output) times the output's change."""
+def attribute_readers(replay: Replay, delta: Tensor) -> tuple[ReaderShare, ...]:
+    """Readers of the patched column in the blocks after the site, strongest first, for the change
+    `delta` (n, dim): the mean over both ends of the patch of ∂metric/∂(reader's output) times the
+    output's change."""
+    blocks = replay.lens.map.blocks
     sums: dict[tuple[int, int], Tensor] = {}
     for piece in replay.pieces():
         moved = delta[piece.pairs.to(delta.device)][None]
-        ends = [_reader_states(lens, replay, piece, moved * scale) for scale in (0.0, 1.0)]
+        ends = [_reader_states(replay, piece, moved * scale) for scale in (0.0, 1.0)]
         for key, (clean, clean_grad) in ends[0].items():
             patched, patched_grad = ends[1][key]
             share = ((clean_grad + patched_grad) / 2 * (patched - clean)).sum(0)
             sums[key] = sums.get(key, torch.zeros_like(share)) + share
-    width = lens.map.blocks[0].out_proj.weight.shape[1] // lens.map.blocks[0].n_heads
-    found = []
+    width = blocks[0].out_proj.weight.shape[1] // blocks[0].n_heads
+    shares = []
     for (layer, index), share in sums.items():
-        reader = lens.map.blocks[layer].readers[index]
+        reader = blocks[layer].readers[index]
         own = reader.linear.name.rsplit(".", 1)[-1]
         rows = len(share)
         size = width if reader.attention and rows % width == 0 else rows
@@ -64,29 +65,32 @@ def attribute_readers(lens: LensModel, replay: Replay, delta: Tensor) -> tuple[R
             part = slice(start, start + size)
             head = f".{start // size}" if size < rows else ""
             value = -float(share[part].sum()) / len(replay.pairs)
-            found.append(ReaderShare(f"L{layer}.{own}{head}", layer, reader, part, value))
-    return tuple(sorted(found, key=lambda r: -abs(r.attribution)))
+            shares.append(ReaderShare(f"L{layer}.{own}{head}", layer, reader, part, value))
+    return tuple(sorted(shares, key=lambda r: -abs(r.attribution)))
 
 
-def _reader_states(lens: LensModel, replay: Replay, piece, delta: Tensor):
+def _reader_states(
+    replay: Replay, piece: Piece, delta: Tensor
+) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
     """Output of every reader at the patched column and the metric's gradient there. Left out: what
     runs before the patch enters its block, and the last block's MLP where columns follow, which
     reads the patched column for nobody."""
     outputs: dict[tuple[int, int], Tensor] = {}
     delta = delta.detach().requires_grad_(True)
-    rows, last = len(piece.pairs), len(lens.map.blocks) - 1
+    blocks, rows = replay.lens.map.blocks, len(piece.pairs)
+    last = len(blocks) - 1
     columns = piece.bucket.suffix
 
-    def keep(key):
-        def seen(y: Tensor) -> None:
+    def keep(key: tuple[int, int]) -> Callable[[Tensor], None]:
+        def keeping(y: Tensor) -> None:
             if key not in outputs and y.requires_grad:
                 outputs[key] = y
 
-        return seen
+        return keeping
 
     with ExitStack() as stack:
-        for layer in range(replay.entry[1], len(lens.map.blocks)):
-            for index, reader in enumerate(lens.map.blocks[layer].readers):
+        for layer in range(replay.entry[1], len(blocks)):
+            for index, reader in enumerate(blocks[layer].readers):
                 if layer == last and columns > 1 and not reader.attention:
                     continue
                 if layer > replay.entry[1] or replay.way.reaches(reader):
@@ -100,8 +104,8 @@ def _reader_states(lens: LensModel, replay: Replay, piece, delta: Tensor):
     for key, grad in zip(keys, grads, strict=True):
         y = outputs[key].detach()
         grad = torch.zeros_like(y) if grad is None else grad
-        both = (t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad))
-        states[key] = tuple(both)
+        y, grad = (t.reshape(rows, -1, t.shape[-1])[:, 0].cpu().double() for t in (y, grad))
+        states[key] = (y, grad)
     return states
 
 

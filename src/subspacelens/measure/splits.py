@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..certify import centred
 from ..core.geometry import Split, orthonormal
 from ..core.site import Site
+from ..engine.patches import SubspacePatch
+from ..engine.replay import Replay
 from ..model.lens import LensModel
-from .readers import ReaderShare, reader_matrix
+from .readers import ReaderShare, attribute_readers, reader_matrix
 
 READERS_IN_PROXY = 3
+READER_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,23 @@ class Decomposition:
 
 
 def exact_split(lens: LensModel, site: Site, basis: Tensor, *, centred: bool) -> Decomposition:
-    """By the kernel of the site's writer. The site must have one (`ModelMap.writer`)."""
-    weight = lens.map.writer(site)
-    assert weight is not None
+    """By the kernel of the site's writer. Raises `SiteError` for a site that has none."""
+    weight = lens.map.linear_writer(site)
     return Decomposition(Split.of(weight, centred=centred), True, basis.double())
+
+
+def split_at(replay: Replay, basis: Tensor) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
+    """The split of a site's space and of `basis` (dim, k) in it: exact where the site has a linear
+    writer, else by the readers that carry the effect of the patch, all of which are returned too.
+    None where no attention reads what the site writes."""
+    if replay.writer is not None:
+        lens = replay.lens
+        return exact_split(lens, replay.site, basis, centred=centred(lens)), ()
+    some = replay.subset(slice(READER_PAIRS))
+    readers = attribute_readers(some, SubspacePatch(basis).delta(some.base, some.source))
+    if not any(share.reader.attention for share in readers):
+        return None, readers
+    return proxy_split(readers, basis, READERS_IN_PROXY), readers
 
 
 def proxy_split(readers: tuple[ReaderShare, ...], basis: Tensor, count: int) -> Decomposition:

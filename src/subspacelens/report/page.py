@@ -175,8 +175,9 @@ def _listed(words: Sequence[str], last: str = " and ") -> str:
     return last.join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{number(min(values))} to {number(max(values))}" if values else "none"
+def _range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{number(min(known))} to {number(max(known))}" if known else "none"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -102,7 +102,7 @@ def _flips(lens: LensModel, alone: Capture, subspace: Subspace, cell: Cell) -> d
     exact = lens.map.writer(cell.site) is not None
     parts = exact_split(lens, cell.site, basis, centred=centred(lens)) if exact else None
     patches = named_patches(parts, basis)
-    chosen = {name: patches[name] for name in ("no_op", "full", "subspace", "row")}
+    chosen = {name: patches.get(name) for name in ("no_op", "full", "subspace", "row")}
     replay = alone.at(cell.site)
     (target,) = (pair.target for pair in alone.pairs.pairs)
     found: dict[str, Scalar] = {}

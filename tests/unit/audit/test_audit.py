@@ -13,9 +13,9 @@ from helpers_oracle import random_pairs
 from subspacelens.audit import judge
 from subspacelens.audit.evidence import TESTS
 from subspacelens.audit.evidence.choice import halves_of
-from subspacelens.audit.evidence.downstream import _held, _range
+from subspacelens.audit.evidence.downstream import held, value_range
+from subspacelens.audit.judging import chosen_tests
 from subspacelens.audit.record import Test as Found
-from subspacelens.audit.run import chosen_tests
 from subspacelens.audit.verdict import EXACT, decide
 from subspacelens.bench.planted import Channels, planted
 from subspacelens.core.errors import LensError
@@ -269,7 +269,7 @@ def test_readers_are_the_same_however_prompts_are_put_together(lens):
     assert alone.buckets["X"][0].even and not beside.buckets["X"][0].even
     beside = beside.at(site).subset(torch.arange(3))
     found = [
-        {r.name: r.attribution for r in attribute_readers(lens, replay, alone.difference(site))}
+        {r.name: r.attribution for r in attribute_readers(replay, alone.difference(site))}
         for replay in (alone.at(site), beside)
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-9)
@@ -322,7 +322,7 @@ def test_budgets_and_names():
 def test_after_the_last_block_nobody_reads(lens):
     site = Site(3, "mlp_act", "END")
     captured = capture(lens, random_pairs([(9, 4)] * 4), [site])
-    assert attribute_readers(lens, captured.at(site), captured.difference(site)) == ()
+    assert attribute_readers(captured.at(site), captured.difference(site)) == ()
 
 
 def test_frozen_readers_hide_what_only_they_read(lens):
@@ -331,7 +331,7 @@ def test_frozen_readers_hide_what_only_they_read(lens):
     captured = capture(lens, random_pairs([(9, 4)] * 4), [SITE])
     replay = captured.at(SITE)
     delta = captured.difference(SITE)
-    readers = list(attribute_readers(lens, replay, delta))
+    readers = list(attribute_readers(replay, delta))
     clean = captured.clean.logit_diff
     patched = replay.delta_outcomes(delta).logit_diff
     # X is not the last column: what is written there reaches the answer through attention alone.
@@ -341,12 +341,11 @@ def test_frozen_readers_hide_what_only_they_read(lens):
     assert float((some - clean).norm()) > 1e-6 < float((some - patched).norm())
 
 
-def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, channels):
-    case = judged(lens, task, channels, {0: 1.0}, budget="fast").case
+def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task):
     captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
     replay, delta = captured.at(SITE), captured.difference(SITE)
-    low, high = _range(captured.base[replace(SITE, layer=2)][:6])
-    found, outside = _held(replace(case, lens=lens), replay, delta, {2: (low, high)})
+    low, high = value_range(captured.base[replace(SITE, layer=2)][:6])
+    found, outside = held(replay, delta, {2: (low, high)})
 
     def plain(number: int) -> float:
         pair = task.test[number]
@@ -367,7 +366,7 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task, cha
 
     expected = [plain(number) for number in range(len(task.test))]
     assert found.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
-    untouched, none = _held(replace(case, lens=lens), replay, delta, {})
+    untouched, none = held(replay, delta, {})
     assert untouched.tolist() == pytest.approx(
         replay.delta_outcomes(delta).logit_diff.tolist(), abs=1e-6
     )

@@ -1,8 +1,10 @@
-"""What all tests of one subspace share, computed once."""
+"""What all tests of one subspace share, each part computed once, when it is first asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,36 +13,37 @@ from torch import Tensor
 from ...core.geometry import haar
 from ...core.records import Estimate
 from ...core.site import Site
-from ...core.statistics import ratio
-from ...engine.capture import Capture
-from ...engine.outcomes import Outcomes
+from ...core.statistics import Units, ratio
+from ...engine.effect import Effect
+from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture
 from ...fit.subspace import Subspace
-from ...measure.effects import Scorer
+from ...measure.effects import RandomEffects, effects_of, named_patches, random_effects
 from ...measure.readers import ReaderShare
-from ...measure.splits import Decomposition
-from ...measure.support import SupportSplit
+from ...measure.splits import Decomposition, split_at
+from ...measure.support import EXPLAINED, SupportSplit, split_by_support
 from ...model.lens import LensModel
 from ..record import Test
 
 CONTROL_DRAWS = 50
 SMALLEST_NATS = 1e-4
+NO_EFFECT = "the subspace has no effect to compare with"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Natural:
     """Activations of the prompts of a capture, bases then sources, float64 (2n, dim), and z (2n,),
     None where the pairs carry none. `role` is 0 for bases and 1 for sources."""
 
-    x: Tensor
-    z: np.ndarray | None
-    role: np.ndarray
+    x: Tensor = field(repr=False)
+    z: np.ndarray | None = field(repr=False)
+    role: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, captured: Capture, site: Site) -> Natural:
-        x = torch.cat([captured.base[site], captured.source[site]]).cpu().double()
-        pairs = captured.pairs.pairs
+    def of(cls, replay: Replay) -> Natural:
+        x = torch.cat([replay.base, replay.source]).cpu().double()
+        pairs = replay.pairs
         values = [p.z[0] if p.z else None for p in pairs] + [p.z[1] if p.z else None for p in pairs]
         z = None if None in values else np.array(values)
         if z is not None and z.min() == z.max():
@@ -48,37 +51,101 @@ class Natural:
         return cls(x, z, np.repeat([0, 1], len(pairs)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
-    """All that the tests of one subspace need, computed once."""
+    """One subspace under audit. `replay` is its site on the test pairs; `explained` are the shares
+    of natural variance at which the patch is split by support."""
 
-    lens: LensModel
-    site: Site
-    subspace: Subspace
-    basis: Tensor
-    captures: TaskCapture
+    captures: TaskCapture = field(repr=False)
     replay: Replay
-    scorer: Scorer
-    parts: Decomposition | None
-    readers: tuple[ReaderShare, ...]
-    outcomes: dict[str, Outcomes | None]
-    by_support: SupportSplit
-    train: Natural
-    test: Natural
-    random_drops: np.ndarray | None
-    seed: int
+    subspace: Subspace
+    explained: Sequence[float] = EXPLAINED
+    seed: int = 0
 
-    def drop(self, name: str) -> np.ndarray | None:
-        found = self.outcomes[name]
-        return None if found is None else self.scorer.drop(found)
+    @property
+    def lens(self) -> LensModel:
+        return self.replay.lens
 
-    def share(self, drop: np.ndarray | None) -> Estimate:
-        """E(patch) / E(V); nothing where either does not exist or E(V) cannot be told from 0."""
-        whole = self.drop("subspace")
-        assert whole is not None
-        if drop is None or abs(whole.mean()) < SMALLEST_NATS:
+    @property
+    def site(self) -> Site:
+        return self.replay.site
+
+    @property
+    def units(self) -> Units:
+        """The base prompts of the test pairs."""
+        return self.replay.pairs.units
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """V, float64 (dim, k)."""
+        return self.subspace.basis.double()
+
+    @cached_property
+    def patch(self) -> SubspacePatch:
+        return SubspacePatch(self.basis)
+
+    @cached_property
+    def train(self) -> Natural:
+        return Natural.of(self.captures.train.at(self.site))
+
+    @cached_property
+    def test(self) -> Natural:
+        return Natural.of(self.replay)
+
+    @cached_property
+    def split(self) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
+        return split_at(self.replay, self.basis)
+
+    @property
+    def parts(self) -> Decomposition | None:
+        """What is read downstream and what is not, None where there is no such split."""
+        return self.split[0]
+
+    @property
+    def readers(self) -> tuple[ReaderShare, ...]:
+        """Whom a split by proxy was chosen from; none at exact sites."""
+        return self.split[1]
+
+    @cached_property
+    def effects(self) -> dict[str, Effect]:
+        """Effects of the patches of `named_patches` that exist here."""
+        return effects_of(self.replay, named_patches(self.parts, self.basis))
+
+    @cached_property
+    def reversed(self) -> Effect:
+        """The patch with base and source exchanged."""
+        return self.captures.reversed.at(self.site).effect(self.patch)
+
+    @cached_property
+    def random(self) -> RandomEffects:
+        natural = self.captures.train.difference(self.site).cpu().double()
+        return random_effects(self.replay, natural, self.basis.shape[1], self.seed)
+
+    @cached_property
+    def by_support(self) -> dict[float, SupportSplit]:
+        return split_by_support(self.train.x, self.replay, self.basis, self.explained)
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Logit differences without a patch, float64 (n,), in nats."""
+        return self.replay.clean.logit_diff.double().numpy()
+
+    @property
+    def drop(self) -> np.ndarray:
+        """What the patch under audit takes from each logit difference, float64 (n,), in nats."""
+        return self.effects["subspace"].drop
+
+    def share_of(self, patch: str) -> Estimate:
+        """E(patch) / E(V); without a value where the patch does not exist."""
+        if patch not in self.effects:
             return Estimate(value=None)
-        return ratio(drop, whole, self.scorer.units)
+        return self.share(self.effects[patch].drop)
+
+    def share(self, drop: np.ndarray) -> Estimate:
+        """The mean of `drop` (n,) over E(V); without a value where E(V) cannot be told from 0."""
+        if abs(self.drop.mean()) < SMALLEST_NATS:
+            return Estimate(value=None)
+        return ratio(drop, self.drop, self.units)
 
     def haar(self) -> Tensor:
         """Random subspaces of the same dimension, (draws, dim, k)."""

@@ -13,7 +13,7 @@ from ...core.geometry import principal_angles
 from ...core.records import Estimate
 from ...core.statistics import ratio
 from ...engine.capture import Capture, capture
-from ...engine.outcomes import Outcomes
+from ...engine.effect import Effect
 from ...engine.patches import SubspacePatch
 from ...engine.random_weights import random_model
 from ...fit import FITS
@@ -31,11 +31,8 @@ DIGITS = 9
 def chance(case: Case) -> Test:
     """Is the effect beyond a random subspace's? Share of random subspaces, with the true one among
     them, that do at least as much in size: the p-value of a permutation test."""
-    own = case.drop("subspace")
-    if case.random_drops is None or own is None:
-        return void("no random subspaces were tried")
-    draws, pairs = case.random_drops.shape
-    effects, size = np.abs(case.random_drops.mean(axis=1)), abs(own[:pairs].mean())
+    draws, pairs = case.random.drops.shape
+    effects, size = np.abs(case.random.drops.mean(axis=1)), abs(case.drop[:pairs].mean())
     above = int((effects >= size).sum())
     p = (1 + above) / (1 + draws)
     return test_of(
@@ -48,13 +45,11 @@ def chance(case: Case) -> Test:
 def gradient_agreement(case: Case) -> Test:
     """Would the model's own gradient choose it? Largest cosine of a direction in V with the leading
     axis of the per-pair gradients of the logit difference (training pairs)."""
-    captured = case.captures.train
-    some = torch.arange(min(GRADIENT_PAIRS, len(captured.pairs)))
-    chosen = captured.select(captured.pairs[: len(some)], some)
-    found = chosen.at(case.site).gradients().cpu().double()
-    if float(found.norm()) == 0:
+    some = case.captures.train.at(case.site).subset(slice(GRADIENT_PAIRS))
+    slopes = some.gradients().cpu().double()
+    if float(slopes.norm()) == 0:
         return void("the gradient is zero")
-    axis = torch.linalg.svd(found, full_matrices=False)[2][0]
+    axis = torch.linalg.svd(slopes, full_matrices=False)[2][0]
     cosine = round(float((case.basis.T @ axis).norm()), DIGITS)
     control = float(np.mean([float((b.T @ axis).norm()) for b in case.haar()]))
     return test_of(
@@ -114,28 +109,22 @@ def vacuity(case: Case) -> Test:
         basis = _again(case, blank, train, case.seed).basis
     except LensError as error:
         return void(f"the method fails in a copy with random matrices: {error}")
-    delta = SubspacePatch(basis).delta(test.base[case.site], test.source[case.site])
-    there = test.at(case.site).delta_outcomes(delta)
-    own = case.outcomes["subspace"]
-    assert own is not None
-    found = ratio(
-        _turned(test.clean, there), _turned(case.captures.test.clean, own), case.scorer.units
-    )
-    if found.value is None:
+    there = _turned(test.at(case.site).effect(SubspacePatch(basis)))
+    share = ratio(there, _turned(case.effects["subspace"]), case.units)
+    if share.value is None:
         return void("the patch turns no pair to the target")
-    turned = _turned(test.clean, there).mean()
     return test_of(
-        found,
-        f"in a copy with random matrices the same fit turns {turned:.0%} of the pairs to the "
-        f"target, {found.value:.0%} of what it turns here",
+        share,
+        f"in a copy with random matrices the same fit turns {there.mean():.0%} of the pairs to the "
+        f"target, {share.value:.0%} of what it turns here",
         0.0,
     )
 
 
-def _turned(clean: Outcomes, patched: Outcomes) -> np.ndarray:
+def _turned(effect: Effect) -> np.ndarray:
     """1 for pairs that prefer the target under the patch alone, -1 for those only without it."""
-    ours, theirs = (x.logit_diff.numpy() < 0 for x in (patched, clean))
-    return ours.astype(float) - theirs.astype(float)
+    patched, clean = (x.logit_diff.numpy() < 0 for x in (effect.patched, effect.clean))
+    return patched.astype(float) - clean.astype(float)
 
 
 def _repeatable(case: Case) -> bool:

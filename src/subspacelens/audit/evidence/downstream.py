@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -10,13 +10,11 @@ from torch import Tensor
 
 from ...core.site import Site
 from ...core.statistics import ratio
+from ...engine.buckets import place_of
 from ...engine.capture import capture
-from ...engine.patches import SubspacePatch
 from ...engine.replay import Piece, Replay
-from ...measure.effects import Scorer
-from ...model.hooks import on_input
 from ..record import Test
-from .case import SMALLEST_NATS, Case, test_of, void
+from .case import NO_EFFECT, SMALLEST_NATS, Case, test_of, void
 from .landing import RANGE
 
 BLOCKS = 4
@@ -31,21 +29,19 @@ def hidden_pathway(case: Case) -> Test:
     sites = _next_mlps(case)
     if not sites:
         return void("no MLP whose units can be held reads what this site writes at its own column")
-    ranges = {site.layer: _range(x) for site, x in _natural(case, sites).items()}
-    replay = case.replay.subset(torch.arange(min(PAIRS, len(case.captures.test.pairs))))
-    base, source = replay.base, replay.source
-    delta = SubspacePatch(case.basis).delta(base, source)
-    scorer = Scorer.of(replay)
-    whole = scorer.drop(replay.delta_outcomes(delta))
+    ranges = {site.layer: value_range(x) for site, x in _natural(case, sites).items()}
+    replay = case.replay.subset(slice(PAIRS))
+    whole = replay.effect(case.patch).drop
     if abs(whole.mean()) < SMALLEST_NATS:
-        return void("the subspace has no effect to compare with")
-    patched, outside = _held(case, replay, delta, ranges)
-    still, usual = _held(case, replay, 0 * delta, ranges)
-    found = ratio((still - patched).numpy(), whole, scorer.units)
+        return void(NO_EFFECT)
+    delta = case.patch.delta(replay.base, replay.source)
+    patched, outside = held(replay, delta, ranges)
+    still, usual = held(replay, 0 * delta, ranges)
+    left = ratio((still - patched).numpy(), whole, replay.pairs.units)
     return test_of(
-        found,
+        left,
         f"with the units of the MLPs of {sites[0].layer} to {sites[-1].layer} held where natural "
-        f"ones are, {found.value:.0%} of the effect is left; the patch moves {outside:.1%} of them "
+        f"ones are, {left.value:.0%} of the effect is left; the patch moves {outside:.1%} of them "
         f"outside, of unpatched prompts {usual:.1%} are",
         1.0,
     )
@@ -64,32 +60,30 @@ def _next_mlps(case: Case) -> list[Site]:
 
 
 def _natural(case: Case, sites: list[Site]) -> dict[Site, Tensor]:
-    train = case.captures.train.pairs
-    found = capture(case.lens, train[:PAIRS], sites, shifted=True, memory=case.replay.memory)
-    return {site: torch.cat([found.base[site], found.source[site]]) for site in sites}
+    train = case.captures.train.pairs[:PAIRS]
+    captured = capture(case.lens, train, sites, shifted=True, memory=case.replay.memory)
+    return {site: torch.cat([captured.base[site], captured.source[site]]) for site in sites}
 
 
-def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (torch.quantile(x.float(), q, dim=0).to(x) for q in RANGE)
     return low, high
 
 
-def _held(
-    case: Case, replay: Replay, delta: Tensor, ranges: dict[int, tuple[Tensor, Tensor]]
+def held(
+    replay: Replay, delta: Tensor, ranges: Mapping[int, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float]:
-    """Logit differences (n,) of a patch with the units of these layers held in their ranges, and
-    the share of values that had to be."""
+    """Logit differences (n,) under a change `delta` (n, dim) with the hidden activations of the
+    MLPs of these layers held within their ranges, and the share of values that had to be."""
     logit_diff, outside = torch.empty(len(delta)), [0, 0]
     with torch.no_grad():
         for piece in replay.pieces(gradients=False):
             with ExitStack() as stack:
                 for layer, (low, high) in ranges.items():
-                    module = case.lens.map.blocks[layer].down_proj
-                    assert module is not None
-                    change = _holding(low, high, piece, outside)
-                    stack.enter_context(on_input(module.module, change))
-                moved = delta[piece.pairs.to(delta.device)][None]
-                logit_diff[piece.pairs] = piece.logit_diff(moved)[0].float().cpu()
+                    place, module = place_of(replay.lens.map, Site(layer, "mlp_act", "END"))
+                    stack.enter_context(place(module, _holding(low, high, piece, outside)))
+                logits = piece.logit_diff(piece.of(delta[None]))
+                logit_diff[piece.pairs] = logits[0].float().cpu()
     return logit_diff.double(), outside[0] / max(1, outside[1])
 
 
@@ -98,10 +92,10 @@ def _holding(
 ) -> Callable[[Tensor], Tensor]:
     def change(x: Tensor) -> Tensor:
         columns = x.reshape(len(piece.pairs), -1, x.shape[-1]).clone()
-        held = columns[:, 0].clamp(low.to(x.device), high.to(x.device))
-        outside[0] += int((held != columns[:, 0]).sum())
-        outside[1] += held.numel()
-        columns[:, 0] = held
+        inside = columns[:, 0].clamp(low.to(x.device), high.to(x.device))
+        outside[0] += int((inside != columns[:, 0]).sum())
+        outside[1] += inside.numel()
+        columns[:, 0] = inside
         return columns.reshape(x.shape)
 
     return change

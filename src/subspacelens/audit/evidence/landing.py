@@ -19,8 +19,7 @@ AXES = 64
 
 
 def _patched(case: Case) -> Tensor:
-    base = case.captures.test.base[case.site].cpu().double()
-    difference = case.captures.test.difference(case.site).cpu().double()
+    base, difference = (x.cpu().double() for x in (case.replay.base, case.replay.difference))
     return base + (difference @ case.basis) @ case.basis.T
 
 
@@ -28,7 +27,7 @@ def natural_range(case: Case) -> Test:
     """Does the patched activation land where natural ones do? Share of patched values between the
     0.5 and the 99.5 % quantile of the training prompts, along what is written (WV; V where the
     site has no writer), every dimension counting alike."""
-    weight = case.lens.map.writer(case.site)
+    weight = case.replay.writer
     written = case.basis if weight is None else weight.cpu().double() @ case.basis
     along, _, _ = torch.linalg.svd(written, full_matrices=False)
     read = along if weight is None else weight.cpu().double().T @ along
@@ -39,12 +38,12 @@ def natural_range(case: Case) -> Test:
         return ((values >= low) & (values <= high)).double().mean(dim=1).numpy()
 
     patched = _patched(case)
-    found = proportion(inside(patched, read), case.scorer.units)
+    share = proportion(inside(patched, read), case.units)
     own = float(inside(patched, case.basis).mean())
     usual = float(inside(case.test.x, read).mean())
     return test_of(
-        found,
-        f"along what is written {found.value:.0%} of the patched values lie where 99 % of natural "
+        share,
+        f"along what is written {share.value:.0%} of the patched values lie where 99 % of natural "
         f"ones do, along the subspace itself {own:.0%}",
         usual,
     )
@@ -70,15 +69,14 @@ def off_manifold(case: Case) -> Test:
         residual = (x - centre - inside @ axes.T).norm(dim=1)
         return mahalanobis.numpy(), near, residual.numpy()
 
-    base = case.captures.test.base[case.site].cpu().double()
-    ours, theirs = distances(_patched(case)), distances(base)
-    found = ratio(ours[0], theirs[0], case.scorer.units)
+    ours, theirs = distances(_patched(case)), distances(case.replay.base.cpu().double())
+    farther = ratio(ours[0], theirs[0], case.units)
     near, residual = (
         a.mean() / max(b.mean(), 1e-30) for a, b in zip(ours[1:], theirs[1:], strict=True)
     )
     return test_of(
-        found,
-        f"patched activations are {found.value:.2f} times as far from the centre as natural ones "
+        farther,
+        f"patched activations are {farther.value:.2f} times as far from the centre as natural ones "
         f"(Mahalanobis, {count} axes), {near:.2f} times from their {NEIGHBOURS} nearest "
         f"neighbours, {residual:.2f} times off these axes",
         1.0,

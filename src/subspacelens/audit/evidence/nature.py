@@ -10,7 +10,7 @@ from ...certify import centred
 from ...core.statistics import Units, auroc, auroc_interval, between_class_share, ratio
 from ...measure.support import SUPPORT_AT
 from ..record import Test
-from .case import Case, class_scores, test_of, void
+from .case import NO_EFFECT, Case, class_scores, test_of, void
 
 RANK = 1e-3
 LEAST_WITHIN = 0.02
@@ -24,7 +24,7 @@ def amplification(case: Case) -> Test:
     if case.parts is None or case.parts.unit_row.shape[1] == 0:
         return void("no row part exists at this site")
     row = case.parts.unit_row
-    difference = case.captures.test.difference(case.site).cpu().double()
+    difference = case.replay.difference.cpu().double()
 
     def amount(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
         written = (difference @ basis) @ (basis.T @ row)
@@ -32,12 +32,12 @@ def amplification(case: Case) -> Test:
 
     written, natural = amount(case.basis)
     controls = [np.divide(*(part.mean() for part in amount(basis))) for basis in case.haar()]
-    found = ratio(written, natural, case.scorer.units)
-    if found.value is None:
+    gain = ratio(written, natural, case.units)
+    if gain.value is None:
         return void("nature does not move along the row part at all")
     return test_of(
-        found,
-        f"along its connected part the patch writes {found.value:.2g} times what the source "
+        gain,
+        f"along its connected part the patch writes {gain.value:.2g} times what the source "
         "prompts differ by there",
         float(np.mean(controls)),
     )
@@ -64,12 +64,12 @@ def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -
     if case.train.z is None or case.test.z is None:
         return void("the pairs carry no z, or only one value of it")
     scores = class_scores(case.train, case.test, basis)
-    found = auroc_interval(scores, case.test.z, case.scorer.units.of_prompts)
+    apart = auroc_interval(scores, case.test.z, case.units.of_prompts)
     control = [auroc(class_scores(case.train, case.test, b), case.test.z) for b in controls]
     between = between_class_share(scores, case.test.z)
     return test_of(
-        found,
-        f"{where} the natural classes are told apart with AUROC {found.value:.2f} "
+        apart,
+        f"{where} the natural classes are told apart with AUROC {apart.value:.2f} "
         f"({between:.0%} of the variance lies between them)",
         float(np.mean(control)),
     )
@@ -78,19 +78,17 @@ def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -
 def support(case: Case) -> Test:
     """Is the write carried by what varies in nature? E(on-support δ) / E(V), with the support that
     explains 99 % of the natural variance."""
-    split = case.by_support
-    at = split.explained.index(SUPPORT_AT)
-    found = case.share(split.on[at])
-    if found.value is None:
-        return void("the subspace has no effect to compare with")
-    off = case.share(split.off[at]).value
+    split = case.by_support[SUPPORT_AT]
+    on, off = case.share(split.on), case.share(split.off)
+    if on.value is None or off.value is None:
+        return void(NO_EFFECT)
     width = case.basis.shape[0]
     return test_of(
-        found,
-        f"the part on the natural support ({split.components[at]} of {width} components, from "
-        f"{split.samples} activations) does {found.value:.0%}, the part off it {off:.0%}; "
-        f"{split.share[at]:.0%} of V is on it",
-        split.components[at] / width,
+        on,
+        f"the part on the natural support ({split.components} of {width} components, from "
+        f"{split.samples} activations) does {on.value:.0%}, the part off it {off.value:.0%}; "
+        f"{split.share:.0%} of V is on it",
+        split.components / width,
     )
 
 
@@ -103,7 +101,7 @@ def covariation(case: Case) -> Test:
     reads has noise of its own, which nothing downstream follows. Only at sites with a linear
     writer; void where the reading hardly varies within the classes (`LEAST_WITHIN`).
     """
-    weight = case.lens.map.writer(case.site)
+    weight = case.replay.writer
     if weight is None:
         return void("what this site writes is not one linear map of it")
     if case.train.z is None:
@@ -126,12 +124,12 @@ def covariation(case: Case) -> Test:
     read = within @ mix.T[:, keep]
     written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
     units = Units(case.captures.train.pairs.units.of_prompts)
-    found = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
-    if found.value is None:
+    slope = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
+    if slope.value is None:
         return void("the reading does not vary within the classes")
     return test_of(
-        found,
-        f"where nature moves the reading by 1 at equal z, {found.value:.2f} is written along the "
+        slope,
+        f"where nature moves the reading by 1 at equal z, {slope.value:.2f} is written along the "
         f"subspace; a patch writes 1 ({share:.0%} of the reading's variance is within the classes)",
         0.0,
     )

@@ -126,7 +126,7 @@ def find_circuit(
     for label, (bottleneck, mlps) in marked.items():
         captured = capture(lens, pairs, [bottleneck], memory=memory)
         replay = captured.at(bottleneck)
-        shares = attribute_readers(lens, replay, captured.difference(bottleneck))
+        shares = attribute_readers(replay, captured.difference(bottleneck))
         strongest = tuple(share for share in shares if share.reader.attention)[:READERS]
         roles += [Role(label=label, role="reader", component=s.name, value=s.attribution,
                        unit="nats by attribution") for s in strongest]  # fmt: skip

@@ -107,8 +107,8 @@ def table_patches(lens: LensModel, directions: Directions) -> dict[Site, dict[st
         at |= {
             "full": patches["full"],
             name: patches["subspace"],
-            f"{name} along readers": patches["row"],
-            f"{name} null": patches["null"],
+            f"{name} along readers": patches.get("row"),
+            f"{name} null": patches.get("null"),
         }
     return found
 
@@ -121,4 +121,4 @@ def _mlp_patches(parts: Decomposition) -> dict[str, Patch | None]:
         "null": "v_MLP null",
     }
     patches = named_patches(parts, parts.basis)
-    return {name: patches[key] for key, name in names.items()}
+    return {name: patches.get(key) for key, name in names.items()}

@@ -182,7 +182,7 @@ def _frozen_rows(
 ) -> list[FrozenRow]:
     place = directions.place
     replay = captured.at(place.bottleneck)
-    found = attribute_readers(lens, replay, delta)
+    found = attribute_readers(replay, delta)
     attention = tuple(share for share in found if share.reader.attention)
     mlps = tuple(share for share in found if not share.reader.attention)
     scorer = Scorer.of(captured)
