@@ -66,29 +66,21 @@ def ratio(
     numerator: np.ndarray | Tensor,
     denominator: np.ndarray | Tensor,
     units: Units,
-    *,
-    offset: float = 0.0,
-    factor: float = 1.0,
 ) -> Estimate:
-    """offset + factor * Σ numerator / Σ denominator over pairs, with a 95 % BCa bootstrap interval
+    """Σ numerator / Σ denominator over pairs, (n,) each, with a 95 % BCa bootstrap interval
     over units. No value where the denominator is zero, no interval for a single unit or where
     resampling gives none."""
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
-    value = offset + factor * n.sum() / d.sum()
+    value = n.sum() / d.sum()
     share = n / np.where(d == 0, 1, d)
     if len(n) < 2:
         return Estimate(value=value)
     if np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12:
         return Estimate(value=value, low=value, high=value)
 
-    def statistic(top, bottom, axis=-1):
-        return offset + factor * top.sum(axis=axis) / bottom.sum(axis=axis)
-
-    low, high = _bca((n, d), statistic)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return Estimate(value=value)
+    low, high = _bootstrapped(n, d)
     return Estimate(value=value, low=low, high=high)
 
 
@@ -141,29 +133,27 @@ def median(values: np.ndarray | Tensor, units: Units) -> Estimate:
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _bca(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+def _bootstrapped(n: np.ndarray, d: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of Σ n / Σ d over units: BCa, percentile where that has none, or none."""
+
+    def statistic(top, bottom, axis=-1):
+        return top.sum(axis=axis) / bottom.sum(axis=axis)
+
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            data,
-            statistic,
-            paired=True,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        if not (np.isfinite(found.low) and np.isfinite(found.high)):
-            found = stats.bootstrap(
-                data,
+        for method in ("BCa", "percentile"):
+            low, high = stats.bootstrap(
+                (n, d),
                 statistic,
                 paired=True,
                 vectorized=True,
                 n_resamples=RESAMPLES,
-                method="percentile",
+                method=method,
                 rng=np.random.default_rng(0),
             ).confidence_interval
-    return float(found.low), float(found.high)
+            if np.isfinite(low) and np.isfinite(high):
+                return float(low), float(high)
+    return None, None
 
 
 def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
