@@ -73,7 +73,7 @@ def ratio(
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
-    value = n.sum() / d.sum()
+    value = n.sum() / d.sum() + 0.0  # no minus before a zero
     share = n / np.where(d == 0, 1, d)
     if len(n) < 2:
         return Estimate(value=value)

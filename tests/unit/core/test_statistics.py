@@ -25,6 +25,11 @@ def test_units_that_all_agree_on_a_ratio_leave_no_doubt():
     assert ratio(values, 2 * values, apart(3)).model_dump() == dict(value=0.5, low=0.5, high=0.5)
 
 
+def test_nothing_has_no_sign():
+    zero = ratio(np.zeros(3), np.array([-1.0, -2.0, -1.0]), apart(3))
+    assert f"{zero.value:.0%}" == "0%"
+
+
 @pytest.mark.parametrize("hit", [0, 1])
 def test_a_proportion_on_which_all_agree_is_as_wilson_says(hit):
     share = proportion(np.full(50, hit), apart(50))
