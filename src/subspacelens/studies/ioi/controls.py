@@ -220,7 +220,7 @@ def constructed(bench: Bench) -> list[Control]:
     return rows
 
 
-def _short(patches: dict[str, Patch | None]) -> dict[str, Patch | None]:
+def _short(patches: dict[str, Patch]) -> dict[str, Patch | None]:
     names = {"no_op": "no_op", "full": "full", "subspace": "v", "row": "v row", "null": "v null"}
     return {names[key]: patch for key, patch in patches.items() if key in names}
 
