@@ -65,14 +65,14 @@ class Channels:
 class _Ear(nn.Module):
     """Around the MLP's norm: remembers the residual stream that it reads."""
 
-    heard: Tensor
+    _heard: Tensor
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        self.heard = x
+        self._heard = x
         return self.module(x)
 
 
@@ -81,7 +81,7 @@ class _Wide(nn.Module):
 
     def __init__(self, ear: _Ear, old: Linear, channels: Channels) -> None:
         super().__init__()
-        self.listen = lambda: ear.heard
+        self.listen = lambda: ear._heard
         weight = old.weight
         self.reads = nn.Parameter(channels.reads.to(weight), requires_grad=False)
         self.biases = nn.Parameter(channels.biases.to(weight), requires_grad=False)
