@@ -76,8 +76,7 @@ def random_mlp(
             _, of_test = one_random_mlp(lens, test, site, seed, kind)
             with hiding_progress():
                 v = das(told, of_train, site, seed=seed, steps=steps).basis.double()
-            weight = told.map.writer(site)
-            assert weight is not None
+            weight = told.map.linear_writer(site)
             row = Split.of(weight, centred=is_centred).row(v)
             patches = [SubspacePatch(v), Full(), SubspacePatch(row / row.norm())]
             rows.append((*_fldd(told, of_test, site, patches), 1 - float(row.norm() ** 2)))
