@@ -8,14 +8,13 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from torch import Tensor
 
 from ..core.errors import TaskError
 from ..core.machine import free_memory
@@ -24,10 +23,8 @@ from ..core.site import Site
 from ..model.hooks import (
     at_columns,
     check_ready,
-    dry_run,
     exclusive,
     first_tensor,
-    replaced_forward,
 )
 from ..model.lens import LensModel
 from ..model.mapping.ways import Way
@@ -37,7 +34,7 @@ from .effect import Effect
 from .fused import Fused, fused_parts
 from .outcomes import Outcomes, answers_of
 from .patches import Patch
-from .prefix import KeysAndValues, Prefix
+from .suffix import Suffix, last_column
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +57,7 @@ class Replay:
     clean: Outcomes = field(repr=False)
     buckets: tuple[Bucket, ...] = field(repr=False)
     memory: int | None = None
-    _arguments: dict[tuple[int, int, int, int], tuple] = field(
+    _asked: dict[tuple[int, int, int, int], tuple] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -241,33 +238,29 @@ class Replay:
     def _hidden(self, piece: Piece, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
         added to the base activations of a piece's pairs; differentiable in `delta`."""
-        model = self.lens.model
-        with exclusive(model):
-            check_ready(model)
+        with exclusive(self.lens.model):
+            check_ready(self.lens.model)
             return self._replayed(piece, delta)
 
     def _replayed(self, piece: Piece, delta: Tensor) -> Tensor:
-        bucket, model_map = piece.bucket, self.lens.map
-        patches = len(delta)
-        entry = bucket.entries[self.entry][piece.rows]
-        entry = entry.expand(patches, *entry.shape).flatten(0, 1)
-        start = self.entry[1]
+        blocks, start = self.lens.map.blocks, self.entry[1]
+        suffix = Suffix(self.lens, piece.bucket, piece.rows, len(delta), self.fused.split)
+        entry = piece.bucket.entries[self.entry][piece.rows]
+        entry = entry.expand(len(delta), *entry.shape).flatten(0, 1)
         flat = delta.to(entry).flatten(0, 1)
         hidden = self.way.entered(entry, flat, self.writer)
-        if start == len(model_map.blocks):
-            return _at_ends(hidden, bucket, piece, patches)
-        whole, others, last = self._block_arguments(piece, patches, bucket)
-        final = len(model_map.blocks) - 1
+        if start == len(blocks):
+            return suffix.at_ends(hidden)
+        whole, others, last = self._arguments(piece, suffix)
         with self.fused.used():
-            for layer in range(start, final + 1):
-                block = model_map.blocks[layer].module
-                if layer == final and others is not None:
-                    hidden = _last_column(block, hidden, others, last)
+            for layer, (args, kwargs) in enumerate(whole, start):
+                block = blocks[layer].module
+                if layer == len(blocks) - 1 and others is not None:
+                    hidden = last_column(block, hidden, others, last)
                     break
-                args, kwargs = whole[layer - start]
                 with self._around(layer, flat):
                     hidden = first_tensor(block(hidden, *args, **kwargs))
-        return _at_ends(hidden, bucket, piece, patches)
+        return suffix.at_ends(hidden)
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
@@ -282,71 +275,24 @@ class Replay:
         part = self.lens.map.head_slice(self.site)
         return at_columns(place, module, first, lambda x: x + flat.to(x), part=part)
 
-    def _block_arguments(self, piece: Piece, patches: int, bucket: Bucket) -> tuple:
-        """What the model itself hands to each block for this suffix: masks, position codes, and a
-        cache that answers with the captured prefix. Asked for once per shape of a piece.
-
-        Of the last block only the last column's output is needed; so for longer suffixes of one
-        length there are also its arguments for the columns before the last, and for it alone.
+    def _arguments(self, piece: Piece, suffix: Suffix) -> tuple:
+        """What the blocks are called with for all columns of a suffix; asked for once per shape of
+        a piece. Of the last block only the last column's output is needed: for longer suffixes of
+        one length there are also its arguments for the columns before the last, and for it alone.
         """
-        key = (piece.number, patches, piece.rows.start, piece.rows.stop)
-        if key not in self._arguments:
-            final, suffix = len(self.lens.map.blocks) - 1, bucket.suffix
-            with torch.no_grad():
-                whole = self._ask(piece, patches, bucket, 0, suffix, self.entry[1])
-                others = last = None
-                if suffix > 1 and bucket.even and (final > self.entry[1] or self.way.alone):
-                    (others,) = self._ask(piece, patches, bucket, 0, suffix - 1, final)
-                    (last,) = self._ask(piece, patches, bucket, suffix - 1, suffix, final)
-            self._arguments[key] = (whole, others, last)
-        return self._arguments[key]
-
-    def _ask(
-        self, piece: Piece, patches: int, bucket: Bucket, begin: int, end: int, start: int
-    ) -> list:
-        """Arguments of the blocks from `start` on for the suffix columns from `begin` to `end`."""
-        model_map = self.lens.map
-        count, suffix = len(piece.pairs), end - begin
-        prefix = {
-            layer: (keys[piece.rows], bucket.values[layer][piece.rows])
-            for layer, keys in bucket.keys.items()
-        }
-        length = bucket.prefix + begin
-        cache = Cache(
-            layers=[
-                Prefix(*prefix.get(layer, (None, None)), length, patches, self.fused.split)
-                for layer in range(len(model_map.blocks))
-            ]
-        )
-        padding = bucket.padding[piece.rows].repeat(patches)
-        columns = torch.arange(length + suffix)
-        mask = (columns >= padding[:, None]).long().to(self.lens.device)
-        arguments_of: list = []
-
-        def skip(layer: int) -> Callable:
-            def forward(hidden_states, *args, **kwargs):
-                if layer >= start:
-                    arguments_of.append((args, kwargs))
-                return hidden_states if returns_tensor else (hidden_states, None)
-
-            return forward
-
-        returns_tensor = self.lens.map.blocks_return_tensor
-        embeds = torch.zeros(count * patches, suffix, model_map.d_model, dtype=self.lens.dtype)
-        arguments = dict(
-            inputs_embeds=embeds.to(self.lens.device),
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        if model_map.accepts_positions:
-            last = (length - padding + bucket.ends[piece.rows].repeat(patches) - begin)[:, None]
-            positions = (columns[length:] - padding[:, None]).minimum(last)
-            arguments["position_ids"] = positions.to(self.lens.device)
-        blocks = [block.module for block in model_map.blocks]
-        with dry_run(self.lens.model), replaced_forward(blocks, skip):
-            model_map.inner(**arguments)
-        return arguments_of
+        key = (piece.number, suffix.patches, piece.rows.start, piece.rows.stop)
+        if key not in self._asked:
+            final, columns, start = (
+                len(self.lens.map.blocks) - 1,
+                suffix.bucket.suffix,
+                self.entry[1],
+            )
+            others = last = None
+            if columns > 1 and suffix.bucket.even and (final > start or self.way.alone):
+                (others,) = suffix.arguments(0, columns - 1, final)
+                (last,) = suffix.arguments(columns - 1, columns, final)
+            self._asked[key] = suffix.arguments(0, columns, start), others, last
+        return self._asked[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,38 +333,3 @@ class Piece:
     def hidden(self, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model)."""
         return self.replay._hidden(self, delta)
-
-
-def _at_ends(hidden: Tensor, bucket: Bucket, piece: Piece, patches: int) -> Tensor:
-    """Every prompt's last column, (m, n, d_model), of (m n, S, d_model)."""
-    if bucket.even:
-        last = hidden[:, -1]
-    else:
-        ends = bucket.ends[piece.rows].repeat(patches).to(hidden.device)
-        last = hidden[torch.arange(len(ends), device=hidden.device), ends]
-    return last.unflatten(0, (patches, len(piece.pairs)))
-
-
-def _last_column(block: nn.Module, hidden: Tensor, others: tuple, last: tuple) -> Tensor:
-    """The last column's output of the last block: of the columns before it only keys and values
-    are computed."""
-    args, kwargs = others
-    keeper = _last_prefix(args, kwargs)
-    keeper.interrupts = True
-    try:
-        block(hidden[:, :-1], *args, **kwargs)
-    except KeysAndValues as stopped:
-        args, kwargs = last
-        with _last_prefix(args, kwargs).after(*stopped.states):
-            return first_tensor(block(hidden[:, -1:], *args, **kwargs))
-    finally:
-        keeper.interrupts = False
-    raise AssertionError("the last block did not write its keys and values to the cache")
-
-
-def _last_prefix(args: tuple, kwargs: dict) -> Prefix:
-    """The last layer of the cache among a block's arguments."""
-    cache = next(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
-    layer = cache.layers[-1]
-    assert isinstance(layer, Prefix)
-    return layer
