@@ -56,8 +56,8 @@ def _subspaces(lens: LensModel, captures: TaskCapture) -> Iterator[tuple[str, Su
     train = captures.train
     for site in map(Site.parse, BUILT):
         weight, split = written_through(lens, site)
-        target = targets(lens, train, captures.test, _after(site))["gradient"]
-        feature = sensed(train, captures.test, site)
+        target = targets(train.at(_after(site)))["gradient"]
+        feature = sensed(train.at(site))
         built = constructions(weight, split, feature, target)["transpose"]
         fit = {"method": "constructed-illusion"}
         yield "illusory", made_by(lens, site, built.direction.T, train.pairs.sha256, fit)

@@ -168,7 +168,7 @@ class Bed:
     @classmethod
     def of(cls, lens: LensModel, readout: Capture, site: Site) -> Bed:
         """`readout` must hold the `resid_mid` and `resid_post` of the block of `site`."""
-        x, z = by_class(readout, replace(site, stream="resid_mid"))
+        x, z = by_class(readout.at(replace(site, stream="resid_mid")))
         x, sign = x.cpu().double(), 2 * z.double() - 1
         centre = x.mean(dim=0)
         x = x - centre

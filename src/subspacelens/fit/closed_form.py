@@ -10,6 +10,7 @@ from ..core.errors import SubspaceError, TaskError
 from ..core.geometry import haar
 from ..core.site import Site
 from ..engine.capture import Capture
+from ..engine.replay import Replay
 from ..model.lens import LensModel
 from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
@@ -19,12 +20,18 @@ from .subspace import Subspace, made_by
 def mean_difference(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """The unit difference of the class means of the activation (z = 1 minus z = 0). One
-    dimension only; the pairs must carry z."""
-    x, z = by_class(captured, site)
+    """The direction from one class mean of the activation to the other: z = 1 minus z = 0.
+
+    Takes all 2n prompts, bases and sources. `seed` changes nothing. Raises `SubspaceError` for
+    another `dim` than 1, `TaskError` for pairs without z, and what every fit raises (`Fit`).
+
+    >>> mean_difference(lens, captures.train, Site.parse("L17.resid_post@S2"))
+    """
+    replay = captured.at(site, lens)
+    x, z = by_class(replay)
     direction = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
     return made_by(
-        lens, site, direction[:, None], captured.pairs.sha256, dict(method="mean-difference")
+        lens, site, direction[:, None], replay.pairs.sha256, dict(method="mean-difference")
     )
 
 
@@ -32,9 +39,16 @@ def mean_difference(
 def pca(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """The leading right singular vectors of the differences Δ (n, d), not centred."""
-    basis = _leading(captured.difference(site), dim, f"the differences at {site}")
-    return made_by(lens, site, basis, captured.pairs.sha256, dict(method="pca"))
+    """Where base and source differ most: the `dim` leading right singular vectors of Δ (n, d).
+
+    Δ, source minus base, is not centred. `seed` changes nothing. Raises `SubspaceError` if Δ spans
+    fewer dimensions, and what every fit raises (`Fit`).
+
+    >>> pca(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=3)
+    """
+    replay = captured.at(site, lens)
+    basis = _leading(replay.difference, dim, f"the differences at {site}")
+    return made_by(lens, site, basis, replay.pairs.sha256, dict(method="pca"))
 
 
 @register("gradient", gradients=lambda pairs, options: pairs)
@@ -46,10 +60,18 @@ def gradient(
     dim: Count = 1,
     seed: Seed = 0,
 ) -> Subspace:
-    """The leading right singular vectors of the per-pair gradients of the logit difference with
-    respect to the base activation, so that pairs of either direction count alike."""
-    basis = _leading(captured.at(site, lens).gradients(), dim, f"the gradients at {site}")
-    return made_by(lens, site, basis, captured.pairs.sha256, dict(method="gradient"))
+    """Where the answer reacts most: the `dim` leading right singular vectors of the gradients.
+
+    Row i of the gradients (n, d) is the slope of pair i's logit(answer) - logit(target) at its base
+    activation, in nats a unit; singular vectors let pairs of either direction count alike. `seed`
+    changes nothing. Raises `SubspaceError` if the gradients span fewer dimensions, and what every
+    fit raises (`Fit`).
+
+    >>> gradient(lens, captures.train, Site.parse("L17.resid_post@S2"))
+    """
+    replay = captured.at(site, lens)
+    basis = _leading(replay.gradients(), dim, f"the gradients at {site}")
+    return made_by(lens, site, basis, replay.pairs.sha256, dict(method="gradient"))
 
 
 def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
@@ -65,40 +87,51 @@ def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
 def probe(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """Logistic regression of z on the activation; for more dimensions again on what is orthogonal
-    to the directions found before (iterative null-space projection)."""
-    x, z = by_class(captured, site)
+    """The weights of a logistic regression of z on the activation of all 2n prompts.
+
+    Each further dimension is a regression on what is orthogonal to those before (iterative
+    null-space projection, Ravfogel et al. 2020, arXiv 2004.07667). `seed` changes nothing. Raises
+    `TaskError` for pairs without z, and what every fit raises (`Fit`).
+
+    >>> probe(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=2)
+    """
+    replay = captured.at(site, lens)
+    x, z = by_class(replay)
     x = x.cpu().double()
     x = x - x.mean(dim=0)
-    found = x.new_zeros(x.shape[1], 0)
+    basis = x.new_zeros(x.shape[1], 0)
     for _ in range(dim):
-        rest = x - (x @ found) @ found.T
+        rest = x - (x @ basis) @ basis.T
         model = LogisticRegression(C=1.0, max_iter=2000)
         model.fit((rest / rest.std()).numpy(), z.numpy())
         direction = torch.from_numpy(model.coef_.T)
-        direction = direction - found @ (found.T @ direction)
-        found = torch.cat([found, direction / direction.norm()], dim=1)
-    return made_by(lens, site, found, captured.pairs.sha256, dict(method="probe"))
+        direction = direction - basis @ (basis.T @ direction)
+        basis = torch.cat([basis, direction / direction.norm()], dim=1)
+    return made_by(lens, site, basis, replay.pairs.sha256, dict(method="probe"))
 
 
 @register("random", blind=True)
 def random(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """A Haar-random subspace: what a subspace does that knows nothing."""
+    """A subspace uniformly at random (Haar), drawn by `seed`: what one does that knows nothing.
+
+    Raises what every fit raises (`Fit`).
+
+    >>> random(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=2, seed=5)
+    """
     basis = haar(lens.map.dim(site), dim, 1, torch.Generator().manual_seed(seed))[0]
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="random", seed=seed))
 
 
-def by_class(captured: Capture, site: Site) -> tuple[Tensor, Tensor]:
-    """Activations of all bases and sources, (2n, d), and their z, (2n,). Raises `TaskError` if a
-    pair has no z or one class is empty."""
-    values = [pair.z for pair in captured.pairs.pairs]
-    if any(z is None for z in values):
-        raise TaskError(
-            f"task {captured.pairs.name}: pair {values.index(None)} has no z, which this needs"
-        )
-    z = torch.tensor([z[0] for z in values] + [z[1] for z in values])  # type: ignore[index]
+def by_class(replay: Replay) -> tuple[Tensor, Tensor]:
+    """Activations of all bases and then all sources, (2n, d), and their z, (2n,). Raises
+    `TaskError` if a pair has no z or one class is empty."""
+    name, values = replay.pairs.name, [pair.z for pair in replay.pairs]
+    known = [z for z in values if z is not None]
+    if len(known) < len(values):
+        raise TaskError(f"task {name}: pair {values.index(None)} has no z, which this needs")
+    z = torch.tensor([of_base for of_base, _ in known] + [of_source for _, of_source in known])
     if z.min() == z.max():
-        raise TaskError(f"task {captured.pairs.name}: z is {int(z[0])} in every prompt")
-    return torch.cat([captured.base[site], captured.source[site]]), z
+        raise TaskError(f"task {name}: z is {int(z[0])} in every prompt")
+    return torch.cat([replay.base, replay.source]), z

@@ -34,22 +34,26 @@ def das(
 ) -> Subspace:
     """The `dim`-dimensional subspace whose patch moves the model most towards the source's answer.
 
-    `loss` is the mean of logit(answer) - logit(target) in nats, or the cross-entropy of the target
-    over the whole vocabulary (as in arXiv 2311.17030). Adam with `lr` decaying linearly to a tenth,
-    on batches of `batch` pairs in turn, drawn once, the last with what is left; the basis (d, k)
-    is retracted by QR (for k = 1 a normalised vector). Deterministic in `seed`.
+    Distributed alignment search (Geiger et al. 2023, arXiv 2303.02536). What is lowered is `loss`:
+    the mean of logit(answer) - logit(target) in nats, or the cross-entropy of the target over the
+    whole vocabulary, as in arXiv 2311.17030. Adam takes `steps` steps with a rate that falls from
+    `lr` to a tenth, through batches of `batch` pairs that are drawn once and come in turn, the last
+    with what is left. After each step the basis (d, dim) is made orthonormal again by QR. The same
+    `seed` gives the same basis; `fit` of the subspace holds all settings, the first loss, and the
+    mean of the last ten.
 
-    Raises `SubspaceError` for settings that are out of range.
+    Raises `SubspaceError` for settings that are out of range, and what every fit raises (`Fit`).
 
-    >>> subspace = das(lens, captures.train, site, dim=1)
+    >>> subspace = das(lens, captures.train, Site.parse("L18.mlp_act@S2"), dim=2, seed=1)
+    >>> subspace.fit["last_loss"]
     """
     width = lens.map.dim(site)
     generator = torch.Generator().manual_seed(seed)
     free = torch.randn(width, dim, generator=generator).div_(width**0.5).requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, steps)
-    whole = captured.at(site, lens).require_difference()
-    total = len(captured.pairs)
+    whole = captured.at(site, lens)
+    total = len(whole.pairs)
     order = torch.randperm(total, generator=generator)
     batches = [whole.subset(chosen) for chosen in order.split(batch)]
     losses: list[float] = []
@@ -74,7 +78,7 @@ def das(
         method="das", loss=loss, seed=seed, steps=steps, batch=min(batch, total), lr=lr,
         first_loss=losses[0], last_loss=sum(losses[-10:]) / len(losses[-10:]),
     )  # fmt: skip
-    return made_by(lens, site, retracted(free), captured.pairs.sha256, record)
+    return made_by(lens, site, retracted(free), whole.pairs.sha256, record)
 
 
 def _loss(kind: Loss, replay: Replay, piece: Piece, delta: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ paraphrases and on other pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,8 @@ class Recipe:
             raise SubspaceError(
                 f"{self}: give 1 <= trial <= steps, and a rate and a start at least"
             )
+        if not all(0 < rate < math.inf for rate in self.rates):
+            raise SubspaceError(f"{self}: rates are positive and finite")
 
 
 PAPER = Recipe(steps=600, trial=600)
@@ -63,11 +66,18 @@ def per_pair(
     recipe: Recipe | None = None,
     seed: int = 0,
 ) -> PairDirections:
-    """For each pair the unit v whose patch δ = v vᵀΔ makes logit(answer) - logit(target) smallest;
-    the best step of all runs is kept. Deterministic in `seed`."""
+    """For each pair the unit v whose patch δ = v vᵀΔ makes logit(answer) - logit(target) smallest.
+
+    Gradient descent on the sphere by `recipe` (arXiv 2311.17030 §5); of all runs of a pair the best
+    step is kept. The same `seed` gives the same directions. Raises `ModelError` for a capture of
+    another model and `TaskError` where base and source do not differ at the site.
+
+    >>> directions = per_pair(lens, captures.test, Site.parse("L9.mlp_act@subject"))
+    >>> directions.directions.shape, directions.logit_diff  # (n, d) and (n,), nats
+    """
     recipe = recipe or Recipe()
-    difference = captured.difference(site)
     replay = captured.at(site, lens).require_difference()
+    difference = replay.difference
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randn(recipe.starts, *difference.shape, generator=generator).to(difference)
     rates = torch.tensor(recipe.rates).to(difference)
@@ -140,9 +150,9 @@ def evaluated(replay: Replay, free: Tensor, *, gradient: bool = True) -> tuple[T
         with torch.set_grad_enabled(gradient):
             v = free[piece.patches][:, rows].detach().requires_grad_(gradient)
             delta = (v * difference[rows]).sum(-1, keepdim=True) * v
-            found = piece.logit_diff(delta)
+            left = piece.logit_diff(delta)
         if gradient:
-            (slope,) = torch.autograd.grad(found.sum(), v)
+            (slope,) = torch.autograd.grad(left.sum(), v)
             slopes[piece.patches, rows] = slope
-        values[piece.patches, rows] = found.detach().to(values)
+        values[piece.patches, rows] = left.detach().to(values)
     return values, slopes

@@ -87,13 +87,18 @@ class Fit:
         return values.model_dump(exclude_unset=True)
 
     def __call__(self, lens: LensModel, captured: Capture, site: Site, **settings: Any) -> Subspace:
-        """Fits under `torch.enable_grad()`, whatever the caller's grad mode. Raises `SubspaceError`
-        for settings that are out of range or do not fit the site."""
+        """Fits under `torch.enable_grad()`, whatever the caller's grad mode.
+
+        Raises `SubspaceError` for settings that are out of range or do not fit the site,
+        `ModelError` for a capture of another model, `SiteError` for a site that was not captured,
+        and `TaskError` where base and source do not differ at the site.
+        """
         settings = self._checked(settings, self.schema.model_fields, strict=False)
         dim = settings.get("dim", 1)
         if self.one_direction and dim != 1:
             raise SubspaceError(f"{self.name} finds one direction, not --dim {dim}")
         check_dim(site, dim, lens.map.dim(site))
+        captured.at(site, lens).require_difference()
         with torch.enable_grad():
             return self.function(lens, captured, site, **settings)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..certify import centred
 from ..core.geometry import Split
 from ..core.site import Site
-from ..engine.capture import Capture
+from ..engine.replay import Replay
 from ..fit.closed_form import by_class
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
@@ -63,11 +63,11 @@ def constructions(
     read = _unit(split.null(sensed.T).T)
     inside = weight @ split.rows
     along = target.double()
-    found = {
+    inner = {
         "pseudoinverse": torch.linalg.lstsq(inside, along.T).solution.T,
         "transpose": along @ inside,
     }
-    writes = {name: _unit(coordinates @ split.rows.T) for name, coordinates in found.items()}
+    writes = {name: _unit(coordinates @ split.rows.T) for name, coordinates in inner.items()}
     return {
         name: Construction(read, write, best_angle(read, write, sensed.double()))
         for name, write in writes.items()
@@ -85,22 +85,24 @@ def written_through(lens: LensModel, site: Site) -> tuple[Tensor, Split]:
     return matrix, Split.of(weight, centred=is_centred)
 
 
-def sensed(train: Capture | None, test: Capture, site: Site) -> Tensor:
-    """How the activation changes with the feature: the difference of the class means on `train`,
-    float64 (1, dim); or, without `train`, each test pair's own difference, (n, dim)."""
-    return _double(test.difference(site)) if train is None else _mean_difference(train, site)
+def sensed(replay: Replay, *, one_for_all: bool = True) -> Tensor:
+    """How the activation changes with the feature: the difference of the class means, float64
+    (1, dim); or, not `one_for_all`, each pair's own difference, (n, dim)."""
+    if not one_for_all:
+        return _double(replay.difference)
+    x, z = by_class(replay)
+    x = _double(x)
+    return (x[z == 1].mean(0) - x[z == 0].mean(0))[None]
 
 
-def targets(
-    lens: LensModel, train: Capture | None, test: Capture, after: Site
-) -> dict[str, Tensor]:
-    """`TARGETS` at `after`, float64 (1, d), or (n, d) without `train`."""
-    captured = test if train is None else train
-    downhill = -_double(captured.at(after).gradients())
-    if train is not None:
-        signs = [pair.z[1] - pair.z[0] for pair in train.pairs.pairs if pair.z]
+def targets(replay: Replay, *, one_for_all: bool = True) -> dict[str, Tensor]:
+    """`TARGETS` at the site of `replay`, the residual stream behind the layer: float64 (1, d), or
+    (n, d), one a pair."""
+    downhill = -_double(replay.gradients())
+    if one_for_all:
+        signs = [pair.z[1] - pair.z[0] for pair in replay.pairs if pair.z]
         downhill = (torch.tensor(signs)[:, None] * downhill).mean(0, keepdim=True)
-    return {"difference": sensed(train, test, after), "gradient": downhill}
+    return {"difference": sensed(replay, one_for_all=one_for_all), "gradient": downhill}
 
 
 def has_classes(pairs: PairSet) -> bool:
@@ -118,12 +120,6 @@ def random_write(split: Split, count: int, generator: torch.Generator) -> Tensor
     """Unit directions of the row space, uniformly at random, (count, dim)."""
     draws = torch.randn(count, split.rank, generator=generator, dtype=torch.float64)
     return _unit(draws @ split.rows.T)
-
-
-def _mean_difference(captured: Capture, site: Site) -> Tensor:
-    x, z = by_class(captured, site)
-    x = _double(x)
-    return (x[z == 1].mean(0) - x[z == 0].mean(0))[None]
 
 
 def _double(x: Tensor) -> Tensor:

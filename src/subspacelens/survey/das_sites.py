@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from scipy import stats
 
 from ..audit.record import Scatter, load_audit
 from ..audit.run import AUDIT_FILE, SUBSPACE_FILE
@@ -15,9 +15,9 @@ from ..audit.verdict import SMALLEST_FLDD
 from ..certify import centred
 from ..core.geometry import Split
 from ..core.records import Estimate, Record
-from ..core.site import Site
-from ..core.statistics import auroc
+from ..core.statistics import Units, auroc, proportion
 from ..engine.capture import capture
+from ..engine.replay import Replay
 from ..fit.subspace import Subspace
 from ..model.lens import LensModel
 from ..sweep.grid import FitSpec, Grid, TaskSpec
@@ -47,35 +47,35 @@ class DasSite(Record):
     @property
     def has_effect(self) -> bool:
         """The interval of the effect excludes 0 and it is at least `SMALLEST_FLDD`."""
-        found = self.effect
-        return (found.low or 0.0) > 0 and (found.value or 0.0) >= SMALLEST_FLDD
+        return (self.effect.low or 0.0) > 0 and (self.effect.value or 0.0) >= SMALLEST_FLDD
 
 
 class Share(Record):
-    """`count` of `total`, with Wilson's 95 % interval."""
+    """`count` of `total`, with a 95 % interval over layers: sites of one layer, at several labels,
+    share its MLP and are no draws of their own."""
 
     count: int
     total: int
     estimate: Estimate
 
     @classmethod
-    def of(cls, hits: Iterable[bool]) -> Share:
-        hits = list(hits)
+    def of(cls, hits: Mapping[tuple[int, str], bool]) -> Share:
+        """`hits`: by layer and label whether a site is one."""
         if not hits:
             return cls(count=0, total=0, estimate=Estimate(value=None))
-        interval = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-        value = sum(hits) / len(hits)
-        found = Estimate(value=value, low=float(interval.low), high=float(interval.high))
-        return cls(count=sum(hits), total=len(hits), estimate=found)
+        values = np.array(list(hits.values()))
+        estimate = proportion(values, Units.of(layer for layer, _ in hits))
+        return cls(count=int(values.sum()), total=len(values), estimate=estimate)
 
 
 def shares(sites: Sequence[DasSite]) -> dict[str, Share]:
     """Of all sites those where DAS finds an effect; of these, those of each verdict."""
     effective = [site for site in sites if site.has_effect]
-    found = {"effect": Share.of(site.has_effect for site in sites)}
+    by_name = {"effect": Share.of({(s.layer, s.label): s.has_effect for s in sites})}
     for verdict in ("illusory", "faithful", "undetermined"):
-        found[verdict] = Share.of(site.verdict == verdict for site in effective)
-    return found
+        hits = {(site.layer, site.label): site.verdict == verdict for site in effective}
+        by_name[verdict] = Share.of(hits)
+    return by_name
 
 
 def das_grid(
@@ -119,13 +119,13 @@ def das_sites(
     if not folders:
         return [], tally.failed
     captured = capture(lens, task.test[: grid.pairs], folders, shifted=grid.shifted)
-    found = []
+    sites = []
     for site, folder in folders.items():
         record = load_audit(folder / AUDIT_FILE)
         basis = Subspace.load(folder / SUBSPACE_FILE, lens, site).basis.double()
-        cosines = _cosines(lens, site, basis, captured.difference(site))
+        cosines = _cosines(captured.at(site), basis)
         fldd = {name: record.effects[name].fldd for name in ("subspace", "full", "row")}
-        found.append(
+        sites.append(
             DasSite(
                 layer=site.layer, label=site.label, verdict=record.verdict.label,
                 score=record.verdict.score, effect=fldd["subspace"], whole=fldd["full"],
@@ -134,15 +134,14 @@ def das_sites(
                 sees_row=_sees(record.figures.row_projection),
             )
         )  # fmt: skip
-    return found, tally.failed
+    return sites, tally.failed
 
 
-def _cosines(lens: LensModel, site: Site, basis: torch.Tensor, change: torch.Tensor):
-    weight = lens.map.writer(site)
-    if weight is None:
+def _cosines(replay: Replay, basis: torch.Tensor) -> tuple[float | None, ...]:
+    if replay.writer is None:
         return None, None
-    split = Split.of(weight, centred=centred(lens))
-    change = change.cpu().double()
+    split = Split.of(replay.writer, centred=centred(replay.lens))
+    change = replay.difference.cpu().double()
     return tuple(
         float(torch.cosine_similarity(change, part[:, 0][None], dim=1).abs().mean())
         for part in (split.null(basis), split.row(basis))
@@ -153,5 +152,5 @@ def _sees(scatter: Scatter | None) -> float | None:
     if scatter is None or not scatter.z0 or not scatter.z1:
         return None
     z = [0] * len(scatter.z0) + [1] * len(scatter.z1)
-    found = auroc(torch.tensor(scatter.z0 + scatter.z1), torch.tensor(z))
-    return max(found, 1 - found)
+    area = auroc(torch.tensor(scatter.z0 + scatter.z1), torch.tensor(z))
+    return max(area, 1 - area)

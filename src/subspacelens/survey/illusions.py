@@ -8,11 +8,12 @@ optimiser that is free to choose a direction there will find such a one, whateve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import psutil
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,13 +21,15 @@ from torch import Tensor
 from ..certify import require_streams
 from ..core.errors import SiteError, TaskError
 from ..core.files import write_atomically
-from ..core.geometry import Split
-from ..core.progress import track
+from ..core.machine import free_memory
+from ..core.progress import bar
 from ..core.records import Estimate, ModelRecord, Record, read_record
 from ..core.site import Site
-from ..core.statistics import auroc, ratio
-from ..engine.capture import Capture, capture, check_pairs
-from ..measure.effects import Scorer
+from ..core.statistics import auroc
+from ..engine.capture import capture, check_pairs
+from ..engine.effect import Effect
+from ..engine.replay import Replay
+from ..fit.closed_form import by_class
 from ..measure.groups import capture_groups
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Task
@@ -76,7 +79,7 @@ class SiteIllusions(Record):
     @property
     def best(self) -> Illusion:
         """The construction with the largest effect."""
-        return max(self.illusions.values(), key=lambda found: found.effect.value or 0.0)
+        return max(self.illusions.values(), key=lambda built: built.effect.value or 0.0)
 
     @property
     def works(self) -> bool:
@@ -161,14 +164,23 @@ def illusion_map(
         if lens.map.writer(site) is None:
             raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
     require_streams(lens, sites)
-    memory = memory or psutil.virtual_memory().available // 4
-    found: list[SiteIllusions] = []
-    clean, split = 0.0, None
-    for train_of, test_of, site in _captured(lens, train, test, sites, shifted, memory):
-        if split is None or found[-1].layer != site.layer:
-            split = written_through(lens, site)
-        found.append(_at(lens, train_of, test_of, site, *split, seed))
-        clean = float(test_of.clean.logit_diff.double().mean())
+    memory = memory or free_memory(lens.device) // 4
+    one_for_all = has_classes(train) and has_classes(test)
+    first = train.pairs if one_for_all else ()
+    together = PairSet(test.name, "all", (*first, *test.pairs))
+    built: list[SiteIllusions] = []
+    clean = 0.0
+    with bar("illusion map", len(sites)) as show:
+        for group in capture_groups(lens, together, sites, memory // 2):
+            both = [place for site in group for place in (site, _after(site))]
+            whole = capture(lens, together, both, shifted=shifted, memory=memory)
+            on_test = whole.select(test, torch.arange(len(first), len(together)))
+            clean = float(on_test.clean.logit_diff.double().mean())
+            built_on = whole.select(train, torch.arange(len(first))) if one_for_all else on_test
+            for site in group:
+                case = _Case(site, built_on.at(site), built_on.at(_after(site)), on_test.at(site))
+                built.append(_at(case, one_for_all, seed))
+                show(len(built), "illusion map")
     return IllusionMap(
         schema=SCHEMA,
         model=ModelRecord(
@@ -178,86 +190,76 @@ def illusion_map(
         train_pairs=len(train),
         test_pairs=len(test),
         test_sha256=test.sha256,
-        one_for_all=has_classes(train) and has_classes(test),
+        one_for_all=one_for_all,
         clean_logit_diff=clean,
         layers=len(lens.map.blocks),
         labels=list(labels),
-        sites=sorted(found, key=lambda site: labels.index(site.label)),
+        sites=sorted(built, key=lambda site: labels.index(site.label)),
         seconds=time.perf_counter() - started,
     )
-
-
-def _captured(
-    lens: LensModel, train: PairSet, test: PairSet, sites: list[Site], shifted: bool, memory: int
-) -> Iterator[tuple[Capture | None, Capture, Site]]:
-    """Captures of training and test pairs for each site in turn, as many sites a pass as fit."""
-    one_for_all = has_classes(train) and has_classes(test)
-    parts = (train, test) if one_for_all else (test,)
-    together = PairSet(test.name, "all", tuple(pair for part in parts for pair in part.pairs))
-    groups = capture_groups(lens, together, sites, memory // 2)
-    bar = iter(track(range(len(sites)), "illusion map"))
-    for group in groups:
-        both = [place for site in group for place in (site, _after(site))]
-        whole = capture(lens, together, both, shifted=shifted, memory=memory)
-        ends = torch.arange(len(together)).split([len(part) for part in parts])
-        pieces = [whole.select(part, where) for part, where in zip(parts, ends, strict=True)]
-        for site in group:
-            next(bar)
-            yield (pieces[0] if one_for_all else None), pieces[-1], site
-    next(bar, None)
 
 
 def _after(site: Site) -> Site:
     return Site(site.layer, "resid_post", site.label)
 
 
-def _at(
-    lens: LensModel, train: Capture | None, test: Capture, site: Site, weight: Tensor, split: Split,
-    seed: int,
-) -> SiteIllusions:  # fmt: skip
-    feature = sensed(train, test, site)
+@dataclass(frozen=True)
+class _Case:
+    """One MLP site: what illusions are built on, there and behind the layer, and what they are
+    patched in."""
+
+    site: Site
+    train: Replay
+    train_after: Replay
+    test: Replay
+
+
+def _at(case: _Case, one_for_all: bool, seed: int) -> SiteIllusions:
+    weight, split = written_through(case.test.lens, case.site)
+    feature = sensed(case.train, one_for_all=one_for_all)
     built = {
-        f"{writing} of {name}": found
-        for name, target in targets(lens, train, test, _after(site)).items()
-        for writing, found in constructions(weight, split, feature, target).items()
+        f"{writing} of {name}": construction
+        for name, target in targets(case.train_after, one_for_all=one_for_all).items()
+        for writing, construction in constructions(weight, split, feature, target).items()
     }
-    change = test.difference(site)
+    change = case.test.difference
     generator = torch.Generator().manual_seed(seed)
     noise = random_write(split, RANDOM_WRITES, generator)
     read = next(iter(built.values())).read
     patches = [change.cpu().double()]
-    for found in built.values():
-        patches += [along(found.direction, change), along(found.write, change)]
+    for construction in built.values():
+        patches += [along(construction.direction, change), along(construction.write, change)]
     patches += [along((read + write) / 2**0.5, change) for write in noise]
-    deltas = torch.stack(patches).to(change)
-    outcomes = test.at(site).delta_outcomes(deltas)
-    scorer = Scorer.of(test)
-    drops = scorer.clean - outcomes.logit_diff.double().numpy()
-
-    def fldd(index: int) -> Estimate:
-        return ratio(drops[index], scorer.clean, scorer.units)
-
-    by_chance = drops[-RANDOM_WRITES:].sum(1) / scorer.clean.sum()
+    outcomes = case.test.delta_outcomes(torch.stack(patches).to(change))
+    effects = [
+        Effect(case.test.pairs, case.test.clean, outcomes[number]).fldd
+        for number in range(len(patches))
+    ]
     return SiteIllusions(
-        layer=site.layer,
-        label=site.label,
-        whole=fldd(0),
+        layer=case.site.layer,
+        label=case.site.label,
+        whole=effects[0],
         illusions={
-            name: _described(found, test, site, fldd(1 + 2 * i), fldd(2 + 2 * i), train)
-            for i, (name, found) in enumerate(built.items())
+            name: _described(each, case.test, effects[1 + 2 * i], effects[2 + 2 * i], one_for_all)
+            for i, (name, each) in enumerate(built.items())
         },
-        random=Estimate(
-            value=float(by_chance.mean()), low=float(by_chance.min()), high=float(by_chance.max())
-        ),
-        sensed=None if train is None else _separation(test, site, read),
+        random=_range(effects[-RANDOM_WRITES:]),
+        sensed=_separation(case.test, read) if one_for_all else None,
     )
 
 
+def _range(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean, smallest and largest value; None of them where one is missing."""
+    values = [each.value for each in estimates if each.value is not None]
+    if len(values) < len(estimates):
+        return Estimate(value=None)
+    return Estimate(value=float(np.mean(values)), low=min(values), high=max(values))
+
+
 def _described(
-    built: Construction, test: Capture, site: Site, effect: Estimate, connected: Estimate,
-    train: Capture | None,
-) -> Illusion:  # fmt: skip
-    change = test.difference(site).cpu().double()
+    built: Construction, test: Replay, effect: Estimate, connected: Estimate, one_for_all: bool
+) -> Illusion:
+    change = test.difference.cpu().double()
     written = (along(built.direction, change) * built.write).sum(-1).abs().mean()
     natural = (built.write * change).sum(-1).abs().mean()
     return Illusion(
@@ -265,14 +267,12 @@ def _described(
         connected=connected,
         degrees=float(built.angle.median().rad2deg()),
         amplification=float(written / natural.clamp(min=1e-12)),
-        carries=None if train is None else _separation(test, site, built.write),
+        carries=_separation(test, built.write) if one_for_all else None,
     )
 
 
-def _separation(captured: Capture, site: Site, direction: Tensor) -> float:
+def _separation(replay: Replay, direction: Tensor) -> float:
     """How well the projection tells the classes apart: AUROC, whichever way round."""
-    x = torch.cat([captured.base[site], captured.source[site]]).cpu().double() @ direction[0]
-    pairs = captured.pairs.pairs
-    z = torch.tensor([p.z[0] for p in pairs if p.z] + [p.z[1] for p in pairs if p.z])
-    found = auroc(x, z)
-    return max(found, 1 - found)
+    x, z = by_class(replay)
+    area = auroc(x.cpu().double() @ direction[0], z)
+    return max(area, 1 - area)

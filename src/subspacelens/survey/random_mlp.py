@@ -7,10 +7,9 @@ what the random MLP's output changes by when the direction is patched (arXiv 231
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from scipy import stats
 
 from ..certify import centred
@@ -18,12 +17,13 @@ from ..core.geometry import Split
 from ..core.progress import hiding_progress, track
 from ..core.records import Estimate, Record
 from ..core.site import Site
-from ..engine.capture import Capture, capture
+from ..engine.capture import capture
+from ..engine.effect import Effect
 from ..engine.patches import Full, Patch, SubspacePatch
 from ..engine.random_weights import Weights, mlp_input
 from ..engine.random_weights import random_mlp as one_random_mlp
+from ..engine.replay import Replay
 from ..fit import das
-from ..measure.effects import Scorer
 from ..model.lens import LensModel
 from ..tasks.pairset import Task
 
@@ -44,7 +44,7 @@ class RandomMLP(Record):
     whole: Estimate
     connected: Estimate
     null_share: Estimate
-    real_whole: float
+    real_whole: float | None
 
 
 def random_mlp(
@@ -67,40 +67,41 @@ def random_mlp(
         for part in (task.train, task.test)
     )
     is_centred = centred(lens)
-    (real_whole,) = _fldd(lens, test, site, [Full()])
-    found = []
+    (real_whole,) = _fldd(test.at(site), {"whole": Full()})
+    kinds_of = []
     for kind in kinds:
         rows = []
         for seed in track(range(seeds), f"random MLPs at {site} ({kind})"):
-            told, of_train = one_random_mlp(lens, train, site, seed, kind)
+            blank, of_train = one_random_mlp(lens, train, site, seed, kind)
             _, of_test = one_random_mlp(lens, test, site, seed, kind)
             with hiding_progress():
-                v = das(told, of_train, site, seed=seed, steps=steps).basis.double()
-            weight = told.map.linear_writer(site)
-            row = Split.of(weight, centred=is_centred).row(v)
-            patches = [SubspacePatch(v), Full(), SubspacePatch(row / row.norm())]
-            rows.append((*_fldd(told, of_test, site, patches), 1 - float(row.norm() ** 2)))
+                v = das(blank, of_train, site, seed=seed, steps=steps).basis.double()
+            row = Split.of(blank.map.linear_writer(site), centred=is_centred).row(v)
+            patches = {
+                "direction": SubspacePatch(v),
+                "whole": Full(),
+                "connected": SubspacePatch(row / row.norm()),
+            }
+            rows.append((*_fldd(of_test.at(site), patches), 1 - float(row.norm() ** 2)))
         columns = [_interval(values) for values in zip(*rows, strict=True)]
-        found.append(
+        kinds_of.append(
             RandomMLP(
                 site=str(site), weights=kind, seeds=seeds, direction=columns[0], whole=columns[1],
                 connected=columns[2], null_share=columns[3], real_whole=real_whole,
             )
         )  # fmt: skip
-    return found
+    return kinds_of
 
 
-def _fldd(lens: LensModel, captured: Capture, site: Site, patches: Sequence[Patch]) -> list[float]:
-    base, source = captured.base[site], captured.source[site]
-    scorer = Scorer.of(captured)
-    deltas = torch.stack([patch.delta(base, source) for patch in patches])
-    patched = captured.at(site).delta_outcomes(deltas).logit_diff
-    drops = scorer.clean - patched.double().numpy()
-    return (drops.sum(1) / scorer.clean.sum()).tolist()
+def _fldd(replay: Replay, patches: Mapping[str, Patch]) -> list[float | None]:
+    outcomes = replay.outcomes_of(patches).values()
+    return [Effect(replay.pairs, replay.clean, each).fldd.value for each in outcomes]
 
 
-def _interval(values: Sequence[float]) -> Estimate:
-    """Mean and its 95 % interval by Student's t over draws."""
+def _interval(values: Sequence[float | None]) -> Estimate:
+    """Mean and its 95 % interval by Student's t over draws; None where a draw has no value."""
+    if None in values:
+        return Estimate(value=None)
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
     if len(array) < 2 or np.ptp(array) == 0:

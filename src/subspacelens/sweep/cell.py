@@ -13,19 +13,22 @@ from ..audit.record import AuditRecord
 from ..audit.run import AUDIT_FILE, SUBSPACE_FILE, audit
 from ..certify import centred, require
 from ..core.errors import LensError, ModelError, TaskError
+from ..core.geometry import Split, orthonormal
 from ..core.machine import versions
 from ..core.records import Estimate
 from ..core.site import Site
 from ..engine.capture import Capture
+from ..engine.effect import METRICS, Effect
+from ..engine.patches import Full, NoOp, Patch, SubspacePatch
+from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import named
 from ..fit.per_pair import per_pair
 from ..fit.subspace import Subspace, made_by
-from ..measure.effects import Scorer, named_patches, outcomes_by_name
-from ..measure.splits import exact_split
 from ..model.lens import LensModel
 from ..model.loading import load_model
 from ..tasks import Task
+from .grid import PER_PAIR
 from .plan import Cell, canonical, libraries, task_hashes, task_of
 
 Scalar = str | int | float | bool | None
@@ -50,8 +53,11 @@ class Outcome:
 def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
     """Fits, and audits if the cell says so, on captures that hold the cell's site."""
     started = time.monotonic()
-    alone = captures.test if cell.pair is None else _only(captures.test, cell.pair)
-    subspace = _fitted(lens, captures, alone, cell)
+    train, test = captures.train, captures.test
+    if cell.pair is not None:
+        one = slice(cell.pair, cell.pair + 1)
+        train = test = test.select(test.pairs[one], torch.tensor([cell.pair]))
+    subspace = _fitted(lens, train, cell)
     files = {SUBSPACE_FILE: subspace.to_bytes()}
     if cell.kind == "audit":
         record = audit(lens, captures, subspace, seed=cell.seed).record
@@ -59,72 +65,63 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
         summary = _audited(record)
         content = record.model_dump(mode="json", by_alias=True, exclude=NOT_CONTENT)
     elif cell.kind == "pair":
-        summary = content = _flips(lens, alone, subspace, cell)
+        summary = content = _flips(test.at(cell.site, lens), subspace)
     else:
-        summary = content = _effects(lens, captures, subspace, cell)
+        summary = content = _effects(test.at(cell.site, lens), subspace)
     content = {"found": content, "fit": subspace.fit}
     digest = hashlib.sha256(canonical(content).encode() + subspace.basis.numpy().tobytes())
     seconds = time.monotonic() - started
     return Outcome(cell.key, files, summary, digest.hexdigest(), seconds, versions())
 
 
-def _only(captured: Capture, pair: int) -> Capture:
-    return captured.select(captured.pairs[pair : pair + 1], torch.tensor([pair]))
+def _fitted(lens: LensModel, captured: Capture, cell: Cell) -> Subspace:
+    if cell.kind != "pair":
+        fit, options = named(cell.fit.method), cell.fit.options
+        return fit(lens, captured, cell.site, dim=cell.dim, seed=cell.seed, **options)
+    each = per_pair(lens, captured, cell.site, seed=cell.seed)
+    record = dict(method=PER_PAIR, seed=cell.seed, pair=cell.pair, **asdict(each.recipe))
+    return made_by(lens, cell.site, each.directions.T, captured.pairs.sha256, record)
 
 
-def _fitted(lens: LensModel, captures: TaskCapture, alone: Capture, cell: Cell) -> Subspace:
-    if cell.kind == "pair":
-        found = per_pair(lens, alone, cell.site, seed=cell.seed)
-        record = dict(method="per-pair", seed=cell.seed, pair=cell.pair, **asdict(found.recipe))
-        return made_by(lens, cell.site, found.directions.T, alone.pairs.sha256, record)
-    fit, options = named(cell.fit.method), cell.fit.options
-    return fit(lens, captures.train, cell.site, dim=cell.dim, seed=cell.seed, **options)
+def _effects(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:
+    patches = {"full": Full(), "subspace": SubspacePatch(subspace.basis.double())}
+    columns: dict[str, Scalar] = {
+        "clean_logit_diff": float(replay.clean.logit_diff.double().mean())
+    }
+    for name, outcomes in replay.outcomes_of(patches).items():
+        effect = Effect(replay.pairs, replay.clean, outcomes)
+        for metric in METRICS:
+            columns |= _columns(f"{name}_{metric}", getattr(effect, metric))
+    return columns
 
 
-def _effects(
-    lens: LensModel, captures: TaskCapture, subspace: Subspace, cell: Cell
-) -> dict[str, Scalar]:
-    replay = captures.test.at(cell.site)
-    patches = named_patches(None, subspace.basis.double())
-    chosen = {name: patches[name] for name in ("full", "subspace")}
-    scorer = Scorer.of(captures.test)
-    found: dict[str, Scalar] = {"clean_logit_diff": float(scorer.clean.mean())}
-    for name, outcomes in outcomes_by_name(replay, chosen).items():
-        assert outcomes is not None
-        for metric, estimate in scorer.metrics(outcomes):
-            found |= _columns(f"{name}_{metric}", estimate)
-    return found
-
-
-def _flips(lens: LensModel, alone: Capture, subspace: Subspace, cell: Cell) -> dict[str, Scalar]:
+def _flips(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:
     """Of one pair: the logit difference left by each patch, and whether the target is on top."""
     basis = subspace.basis.double()
-    exact = lens.map.writer(cell.site) is not None
-    parts = exact_split(lens, cell.site, basis, centred=centred(lens)) if exact else None
-    patches = named_patches(parts, basis)
-    chosen = {name: patches.get(name) for name in ("no_op", "full", "subspace", "row")}
-    replay = alone.at(cell.site)
-    (target,) = (pair.target for pair in alone.pairs.pairs)
-    found: dict[str, Scalar] = {}
-    for name, outcomes in outcomes_by_name(replay, chosen).items():
-        if outcomes is not None:
-            found[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
-            found[f"{name}_flips"] = bool(outcomes.top[0] == target)
-    return found
+    patches: dict[str, Patch] = {"no_op": NoOp(), "full": Full(), "subspace": SubspacePatch(basis)}
+    if replay.writer is not None:
+        row = orthonormal(Split.of(replay.writer, centred=centred(replay.lens)).row(basis))
+        if row.shape[1]:
+            patches["row"] = SubspacePatch(row)
+    columns: dict[str, Scalar] = {}
+    for name, outcomes in replay.outcomes_of(patches).items():
+        columns[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
+        columns[f"{name}_flips"] = bool(outcomes.top[0] == replay.pairs[0].target)
+    return columns
 
 
 def _audited(record: AuditRecord) -> dict[str, Scalar]:
-    found: dict[str, Scalar] = {
+    columns: dict[str, Scalar] = {
         "verdict": record.verdict.label,
         "score": record.verdict.score,
         "clean_logit_diff": record.clean.logit_diff.value,
     }
     for patch, effect in record.effects.items():
         for metric, estimate in effect:
-            found |= _columns(f"{patch}_{metric}", estimate)
+            columns |= _columns(f"{patch}_{metric}", estimate)
     for name, test in record.tests.items():
-        found |= _columns(name, test)
-    return found
+        columns |= _columns(name, test)
+    return columns
 
 
 def _columns(name: str, estimate: Estimate) -> dict[str, Scalar]:

@@ -11,7 +11,7 @@ import torch
 
 from helpers_models import tiny_model
 from helpers_oracle import hooked_logits, random_pairs
-from subspacelens import Site, Subspace, SubspaceError, TaskError
+from subspacelens import ModelError, Site, Subspace, SubspaceError, TaskError
 from subspacelens.core.geometry import principal_angles
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import SubspacePatch
@@ -177,5 +177,16 @@ def test_refusals(lens, captured):
     with pytest.raises(TaskError, match="z is 1 in every prompt"):
         mean_difference(lens, replace(captured, pairs=same), SITE)
     flat = replace(captured, source={SITE: captured.base[SITE]})
-    with pytest.raises(SubspaceError, match="span 0 dimensions"):
-        pca(lens, flat, SITE)
+    for fit in FITS.values():
+        with pytest.raises(TaskError, match="no patch can change anything"):
+            fit(lens, flat, SITE)
+    with pytest.raises(TaskError, match="no patch can change anything"):
+        per_pair(lens, flat, SITE)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_capture_of_another_model_is_refused(lens, captured, name):
+    model = tiny_model("llama", seed=1, dtype=torch.float32)
+    other = LensModel(model, None, "other", build_map(model))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="the capture was made with model tiny"):
+        FITS[name](other, captured, SITE)

@@ -117,9 +117,9 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
     train, test = (capture(lens, part[:24], [SITE, AFTER]) for part in (task.train, task.test))
     weight = lens.map.writer(SITE).double()
     split = Split.of(weight.float())
-    feature, scorer = sensed(train, test, SITE), Scorer.of(test)
+    feature, scorer = sensed(train.at(SITE)), Scorer.of(test)
     replay = test.at(SITE)
-    for name, target in targets(lens, train, test, AFTER).items():
+    for name, target in targets(train.at(AFTER)).items():
         for writing, built in constructions(weight, split, feature, target).items():
             basis = built.direction.T
             row = exact_split(lens, SITE, basis, centred=False).unit_row
@@ -135,7 +135,7 @@ def test_the_target_moves_the_answer_as_the_feature_does(lens, task):
     """A small step along the gradient target lowers the mean logit difference of every pair's
     class, so its sign follows z."""
     train = capture(lens, task.train[:24], [SITE, AFTER])
-    t = targets(lens, train, train, AFTER)["gradient"]
+    t = targets(train.at(AFTER))["gradient"]
     sign = torch.tensor([pair.z[1] - pair.z[0] for pair in train.pairs.pairs])[:, None]
     delta = (sign * 1e-2 * t / t.norm()).float()
     drop = Scorer.of(train).drop(train.at(AFTER).delta_outcomes(delta))
@@ -150,8 +150,8 @@ def test_without_classes_each_pair_has_directions_of_its_own(lens, task):
     found = illusion_map(lens, alone, ["END"], layers=[1], pairs=12)
     assert not found.one_for_all and found.sites[0].sensed is None
     test = capture(lens, alone.test[:12], [SITE, AFTER])
-    assert sensed(None, test, SITE).shape == (12, 56)
-    assert targets(lens, None, test, AFTER)["gradient"].shape == (12, 32)
+    assert sensed(test.at(SITE), one_for_all=False).shape == (12, 56)
+    assert targets(test.at(AFTER), one_for_all=False)["gradient"].shape == (12, 32)
 
 
 def test_a_map_is_read_back_and_a_damaged_one_refused(found, tmp_path):
@@ -264,12 +264,16 @@ def test_random_mlps_are_random_and_leave_the_model_alone(lens, task):
         random_mlp(lens, task, AFTER)
 
 
-def test_shares_have_wilson_intervals():
-    share = Share.of([True] * 3 + [False] * 7)
-    assert (share.count, share.total) == (3, 10)
-    assert share.estimate.low == pytest.approx(0.108, abs=1e-3)
-    assert share.estimate.high == pytest.approx(0.603, abs=1e-3)
-    assert Share.of([]).estimate.value is None
+def test_shares_have_intervals_over_layers():
+    once = Share.of({(layer, "END"): layer < 3 for layer in range(10)})
+    assert (once.count, once.total, once.estimate.value) == (3, 10, 0.3)
+    assert 0 <= once.estimate.low < 0.2 and 0.5 < once.estimate.high < 0.75
+    labels = ("S2", "END", "IO")
+    often = Share.of({(layer, label): layer < 3 for layer in range(10) for label in labels})
+    assert (often.count, often.total) == (9, 30) and often.estimate == once.estimate
+    none = Share.of({(layer, "END"): False for layer in range(10)})
+    assert (none.estimate.low, none.estimate.high) == (0, pytest.approx(0.278, abs=1e-3))
+    assert Share.of({}).estimate.value is None
 
 
 def test_only_the_sites_of_this_sweep_are_shown_though_the_store_holds_others(

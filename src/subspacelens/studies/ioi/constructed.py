@@ -24,7 +24,7 @@ def constructed_illusion(
         raise SubspaceError(f"{target.site}: an illusion writes one direction, not {target.dim}")
     weight, split = written_through(lens, site)
     t = target.basis.T.double()
-    t = t * (t @ sensed(captured, captured, target.site).T).sign()
-    built = constructions(weight, split, sensed(captured, captured, site), t)["pseudoinverse"]
+    t = t * (t @ sensed(captured.at(target.site)).T).sign()
+    built = constructions(weight, split, sensed(captured.at(site, lens)), t)["pseudoinverse"]
     fit = dict(method="constructed-illusion", target=f"{target.fit['method']} at {target.site}")
     return made_by(lens, site, (built.read + built.write).T, captured.pairs.sha256, fit)
