@@ -255,12 +255,14 @@ def test_chunks_change_nothing(llama, pairs, monkeypatch):
     monkeypatch.setattr(ioi_table, "CHUNK", 3)
     pieces = evaluate(llama, pairs, patches, keep=[END])
     for site in (MLP, END):
-        assert pieces.outcomes[site].keys() == {"full", "v"}
-        for name, found in whole.outcomes[site].items():
-            torch.testing.assert_close(pieces.outcomes[site][name].logit_diff, found.logit_diff)
+        assert pieces.effects[site].keys() == {"full", "v"}
+        for name, found in whole.effects[site].items():
+            torch.testing.assert_close(
+                pieces.effects[site][name].patched.logit_diff, found.patched.logit_diff
+            )
     torch.testing.assert_close(pieces.activations[END][1], captured.source[END])
     direct = captured.at(END).delta_outcomes(captured.difference(END))
-    torch.testing.assert_close(whole.outcomes[END]["full"].logit_diff, direct.logit_diff)
+    torch.testing.assert_close(whole.effects[END]["full"].patched.logit_diff, direct.logit_diff)
     assert [row.patch for row in whole.rows()] == ["full", "v", "full", "v"]
 
 

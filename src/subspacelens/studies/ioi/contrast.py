@@ -41,7 +41,7 @@ class Contrast(Record):
 
 def contrasts(evaluation: Evaluation, kind: str) -> list[Contrast]:
     """One for every site; `kind` says which pairs these are."""
-    return [_contrast(evaluation, kind, site) for site in evaluation.outcomes]
+    return [_contrast(evaluation, kind, site) for site in evaluation.effects]
 
 
 def _contrast(evaluation: Evaluation, kind: str, site: Site) -> Contrast:

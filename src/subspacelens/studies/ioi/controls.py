@@ -17,8 +17,8 @@ from ...core.geometry import haar, principal_angles
 from ...core.progress import track
 from ...core.records import Estimate, Record
 from ...core.site import Site
-from ...core.statistics import mean, proportion, ratio
 from ...engine.capture import Capture
+from ...engine.effect import Effect
 from ...engine.outcomes import Outcomes
 from ...engine.patches import NoOp, Patch, SubspacePatch
 from ...engine.random_weights import random_mlp, random_model
@@ -26,7 +26,7 @@ from ...engine.task_capture import TaskCapture, capture_task
 from ...fit import das
 from ...fit.das import LOSSES
 from ...fit.subspace import Subspace
-from ...measure.effects import Scorer, named_patches, outcomes_by_name
+from ...measure.effects import named_patches
 from ...measure.splits import exact_split
 from ...model.lens import LensModel
 from .constructed import constructed_illusion
@@ -107,9 +107,9 @@ class Bench:
         self, lens: LensModel, captured: Capture, site: Site, patches: dict[str, Patch | None]
     ) -> dict[str, dict[str, Estimate]]:
         """`[patch][metric]` on captured pairs."""
-        replay = captured.at(site)
-        found = outcomes_by_name(replay, patches)
-        return {name: _metrics(captured, x) for name, x in found.items() if x is not None}
+        present = {name: patch for name, patch in patches.items() if patch is not None}
+        effects = captured.at(site).effects(present)
+        return {name: _metrics(effect) for name, effect in effects.items()}
 
     def rows(
         self,
@@ -160,15 +160,11 @@ class Bench:
         return self.directions.main, self.directions.place.bottleneck
 
 
-def _metrics(captured: Capture, outcomes: Outcomes) -> dict[str, Estimate]:
-    scorer = Scorer.of(captured)
-    drop = scorer.drop(outcomes)
-    meaningful = scorer.clean.mean() > 2 * scorer.clean.std() / len(scorer.clean) ** 0.5
-    return {
-        "nats": mean(drop, scorer.units),
-        "fldd": ratio(drop, scorer.clean, scorer.units) if meaningful else Estimate(value=None),
-        "iia": proportion(outcomes.top.numpy() == scorer.targets, scorer.units),
-    }
+def _metrics(effect: Effect) -> dict[str, Estimate]:
+    clean = effect.clean.logit_diff.double().numpy()
+    meaningful = clean.mean() > 2 * clean.std() / len(clean) ** 0.5
+    fldd = effect.fldd if meaningful else Estimate(value=None)
+    return {"nats": effect.nats, "fldd": fldd, "iia": effect.iia}
 
 
 def controls(bench: Bench) -> list[Control]:

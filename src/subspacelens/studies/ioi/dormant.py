@@ -12,7 +12,7 @@ from ...core.records import Estimate, Record
 from ...engine.capture import Capture
 from ...engine.patches import SubspacePatch
 from ...fit.subspace import Subspace
-from ...measure.effects import Scorer, named_patches, outcomes_by_name
+from ...measure.effects import named_patches
 from ...measure.splits import exact_split
 from ...model.lens import LensModel
 
@@ -55,9 +55,7 @@ def dormant(
         for name, patch in named_patches(parts, parts.basis).items()
         if name in ("subspace", "read_row", "read_null")
     }
-    scorer = Scorer.of(captured)
-    found = outcomes_by_name(captured.at(site), wanted)
-    fldd = {name: scorer.metrics(x).fldd for name, x in found.items() if x is not None}
+    effects = captured.at(site).effects(wanted)
     weight = lens.map.linear_writer(site)
     base, source = captured.base[site], captured.source[site]
     moved = base + SubspacePatch(v_mlp.basis).delta(base, source)
@@ -74,9 +72,9 @@ def dormant(
     both = z.T.flatten()
     return Dormant(
         site=str(site),
-        effect=fldd["subspace"],
-        read_row=fldd["read_row"],
-        read_null=fldd["read_null"],
+        effect=effects["subspace"].fldd,
+        read_row=effects["read_row"].fldd,
+        read_null=effects["read_null"].fldd,
         along_v_grad=Written(natural=_by_class(natural, both), patched=_by_class(patched, z[:, 0])),
         in_range=_inside(natural, patched),
         in_range_written=_inside(*along(written)),

@@ -17,7 +17,6 @@ from ...core.statistics import Units, auroc_interval, proportion, ratio
 from ...engine.capture import Capture, capture
 from ...engine.patches import SubspacePatch
 from ...fit.subspace import Subspace
-from ...measure.effects import Scorer
 from ...measure.readers import attribute_readers, frozen
 from ...model.lens import LensModel
 from ...tasks import PairSet
@@ -182,11 +181,11 @@ def _frozen_rows(
 ) -> list[FrozenRow]:
     place = directions.place
     replay = captured.at(place.bottleneck)
-    found = attribute_readers(replay, delta)
-    attention = tuple(share for share in found if share.reader.attention)
-    mlps = tuple(share for share in found if not share.reader.attention)
-    scorer = Scorer.of(captured)
-    whole = scorer.drop(replay.delta_outcomes(delta))
+    shares = attribute_readers(replay, delta)
+    attention = tuple(share for share in shares if share.reader.attention)
+    mlps = tuple(share for share in shares if not share.reader.attention)
+    clean = replay.clean.logit_diff
+    whole = clean - replay.delta_outcomes(delta).logit_diff
     groups = {
         f"the {len(place.readers)} readers ({', '.join(r.name for r in place.readers)})": (
             place.readers
@@ -197,9 +196,9 @@ def _frozen_rows(
     return [
         FrozenRow(
             what=what,
-            left=ratio(scorer.drop(frozen(replay, delta, shares)), whole, scorer.units),
+            left=ratio(clean - frozen(replay, delta, held).logit_diff, whole, captured.pairs.units),
         )
-        for what, shares in groups.items()
+        for what, held in groups.items()
     ]
 
 

@@ -14,9 +14,9 @@ from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import mean, proportion, ratio
 from ...engine.capture import capture
+from ...engine.effect import Effect
 from ...engine.outcomes import Outcomes
 from ...engine.patches import Patch
-from ...measure.effects import Scorer, outcomes_by_name
 from ...model.lens import LensModel
 from ...tasks import PairSet
 
@@ -64,51 +64,52 @@ not in it and come from the authors' released run."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcomes of patches, by site and name, over one set of pairs. `activations`: base and source
+    """Effects of patches, by site and name, over one set of pairs. `activations`: base and source
     (n, dim) at the sites that were to be kept."""
 
     pairs: PairSet
-    scorer: Scorer
-    top: np.ndarray
-    outcomes: dict[Site, dict[str, Outcomes]] = field(repr=False)
+    unpatched: Outcomes
+    effects: dict[Site, dict[str, Effect]] = field(repr=False)
     activations: dict[Site, tuple[Tensor, Tensor]] = field(repr=False)
 
     @property
     def clean(self) -> tuple[Estimate, Estimate]:
         """Mean logit difference in nats, and share of prompts whose top token is the answer."""
         answers = np.array([pair.answer for pair in self.pairs.pairs])
-        units = self.scorer.units
-        return mean(self.scorer.clean, units), proportion(self.top == answers, units)
+        right = self.unpatched.top.numpy() == answers
+        return mean(self.unpatched.logit_diff, self.pairs.units), proportion(
+            right, self.pairs.units
+        )
 
     def drop(self, site: Site, patch: str) -> np.ndarray:
         """Nats by which each pair's logit difference falls."""
-        return self.scorer.drop(self.outcomes[site][patch])
+        return self.effects[site][patch].drop
 
     def share(self, site: Site, patch: str, of: str | None) -> Estimate:
         """Effect of a patch (0 for one that does not exist) as a share of another's at the site,
         or, for None, of the clean logit difference: then it is FLDD."""
-        if patch not in self.outcomes[site]:
+        effect = self.effects[site].get(patch)
+        if effect is None:
             return Estimate(value=0.0, low=0.0, high=0.0)
-        whole = self.scorer.clean if of is None else self.drop(site, of)
-        return ratio(self.drop(site, patch), whole, self.scorer.units)
+        if of is None:
+            return effect.fldd
+        return ratio(effect.drop, self.drop(site, of), self.pairs.units)
 
     def rows(self, *, paper: bool = False) -> list[Row]:
         """Every patch, with intervals; `paper` puts the paper's numbers beside those at END."""
-        units, targets = self.scorer.units, self.scorer.targets
-        no_op = proportion(self.top == targets, units)
+        no_op = Effect(self.pairs, self.unpatched, self.unpatched).iia
         rows = []
-        for site, named in self.outcomes.items():
-            for name, found in named.items():
-                drop = self.scorer.drop(found)
+        for site, named in self.effects.items():
+            for name, effect in named.items():
                 known = PAPER.get((site.stream, name)) if paper and site.label == "END" else None
                 rows.append(
                     Row(
                         site=str(site),
                         patch=name,
                         pairs=len(self.pairs),
-                        nats=mean(drop, units),
-                        fldd=ratio(drop, self.scorer.clean, units),
-                        iia=proportion(found.top.numpy() == targets, units),
+                        nats=effect.nats,
+                        fldd=effect.fldd,
+                        iia=effect.iia,
                         iia_no_op=no_op,
                         paper=Paper(fldd=known[0], iia=known[1]) if known else None,
                     )
@@ -125,27 +126,26 @@ def evaluate(
     memory: int | None = None,
 ) -> Evaluation:
     """Applies every patch to every pair, `CHUNK` pairs at a time; None patches are left out."""
-    clean, top = [], []
+    clean: list[Outcomes] = []
     outcomes: dict[Site, dict[str, list[Outcomes]]] = {site: {} for site in patches}
     kept: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in keep}
     for start in track(range(0, len(pairs), CHUNK), f"patches on {pairs.split}"):
         captured = capture(lens, pairs[start : start + CHUNK], patches, memory=memory)
-        clean.append(captured.clean.logit_diff)
-        top.append(captured.clean.top)
+        clean.append(captured.clean)
         for site, named in patches.items():
-            replay = captured.at(site)
-            for name, found in outcomes_by_name(replay, dict(named)).items():
-                if found is not None:
-                    outcomes[site].setdefault(name, []).append(found)
+            present = {name: patch for name, patch in named.items() if patch is not None}
+            for name, each in captured.at(site).outcomes_of(present).items():
+                outcomes[site].setdefault(name, []).append(each)
         for site in keep:
             kept[site].append((captured.base[site], captured.source[site]))
-    targets = np.array([pair.target for pair in pairs.pairs])
-    scorer = Scorer(torch.cat(clean).double().numpy(), targets, pairs.units)
+    unpatched = _joined(clean)
     return Evaluation(
         pairs,
-        scorer,
-        torch.cat(top).numpy(),
-        {site: {name: _joined(x) for name, x in named.items()} for site, named in outcomes.items()},
+        unpatched,
+        {
+            site: {name: Effect(pairs, unpatched, _joined(x)) for name, x in named.items()}
+            for site, named in outcomes.items()
+        },
         {
             site: (torch.cat([base for base, _ in x]), torch.cat([source for _, source in x]))
             for site, x in kept.items()
