@@ -11,7 +11,6 @@ from ..core.progress import track
 from ..core.records import EffectRecord
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
-from ..measure.effects import effect_record
 from ..measure.support import EXPLAINED, SUPPORT_AT
 from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case
@@ -73,7 +72,7 @@ def judge(
 
 def _table(case: Case, fast: bool) -> dict[str, EffectRecord]:
     effects = case.effects if fast else case.effects | {"reversed": case.reversed}
-    table = {name: effect_record(effect) for name, effect in effects.items()}
+    table = {name: effect.record for name, effect in effects.items()}
     if not fast:
         table["random"] = case.random.record
     left_out = ("random", "reversed") if fast else ()

@@ -16,7 +16,6 @@ from ..core.records import EffectRecord, ModelRecord
 from ..core.statistics import mean, proportion
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
-from ..measure.effects import effect_record
 from ..measure.splits import READERS_IN_PROXY
 from ..model.lens import LensModel
 from .drawing import draw
@@ -131,7 +130,7 @@ def audit(
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
         clean=_clean(case),
         effects=judgement.effects,
-        no_op=effect_record(case.effects["no_op"]),
+        no_op=case.effects["no_op"].record,
         tests=judgement.tests,
         verdict=judgement.verdict,
         notes=_notes(case),

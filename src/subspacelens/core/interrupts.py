@@ -29,8 +29,9 @@ class _Orderly:
 
 def _again(signum: int) -> None:
     time.sleep(RETRY)
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signum)
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signum)
     else:
         signal.raise_signal(signum)
 

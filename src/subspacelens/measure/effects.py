@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +10,7 @@ from torch import Tensor
 
 from ..core.geometry import haar, natural_draws
 from ..core.records import EffectRecord, Estimate
-from ..core.statistics import Units, mean, proportion, ratio
-from ..engine.capture import Capture
-from ..engine.effect import Effect, fldd_of
-from ..engine.outcomes import Outcomes
+from ..engine.effect import fldd_of
 from ..engine.patches import Full, NoOp, Patch, ReadWrite, SubspacePatch
 from ..engine.replay import Replay
 from .splits import Decomposition
@@ -41,18 +37,6 @@ def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch
         "read_row": ReadWrite(parts.row, basis),
         "read_null": ReadWrite(parts.null, basis),
     }
-
-
-def effects_of(replay: Replay, patches: Mapping[str, Patch]) -> dict[str, Effect]:
-    """What each patch does, all of them in one batched replay."""
-    outcomes = replay.outcomes_of(patches)
-    return {name: Effect(replay.pairs, replay.clean, each) for name, each in outcomes.items()}
-
-
-def effect_record(effect: Effect) -> EffectRecord:
-    return EffectRecord(
-        nats=effect.nats, fldd=effect.fldd, iia=effect.iia, iia_pair=effect.iia_pair
-    )
 
 
 def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
@@ -103,39 +87,3 @@ def _spread(draws: np.ndarray) -> Estimate:
         return Estimate(value=None)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(value=float(draws.mean()), low=float(low), high=float(high))
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Turns outcomes of patches of one capture into estimates."""
-
-    clean: np.ndarray
-    targets: np.ndarray
-    units: Units
-
-    @classmethod
-    def of(cls, captured: Capture | Replay) -> Scorer:
-        targets = np.array([pair.target for pair in captured.pairs.pairs])
-        clean = captured.clean.logit_diff.double().numpy()
-        return cls(clean, targets, captured.pairs.units)
-
-    def drop(self, outcomes: Outcomes) -> np.ndarray:
-        """Clean minus patched logit difference of each pair, nats."""
-        return self.clean - outcomes.logit_diff.double().numpy()
-
-    def metrics(self, outcomes: Outcomes) -> EffectRecord:
-        drop = self.drop(outcomes)
-        return EffectRecord(
-            nats=mean(drop, self.units),
-            fldd=ratio(drop, self.clean, self.units),
-            iia=proportion(outcomes.top.numpy() == self.targets, self.units),
-            iia_pair=proportion(outcomes.logit_diff.numpy() < 0, self.units),
-        )
-
-
-def outcomes_by_name(
-    replay: Replay, patches: Mapping[str, Patch | None]
-) -> dict[str, Outcomes | None]:
-    """All patches in one batched replay."""
-    present = {name: patch for name, patch in patches.items() if patch is not None}
-    return dict.fromkeys(patches) | replay.outcomes_of(present)

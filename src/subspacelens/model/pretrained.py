@@ -49,7 +49,7 @@ def pretrained(
             if gguf is None:
                 _check_config(source)
                 _check_index(source)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            both: Any = AutoModelForCausalLM.from_pretrained(
                 **where,
                 dtype=dtype,
                 device_map=device,
@@ -57,6 +57,7 @@ def pretrained(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            model, loaded = both
             _check_weights(model, loaded)
             return model, AutoTokenizer.from_pretrained(**where)
     except LensError as error:

@@ -16,13 +16,12 @@ from subspacelens import Site, capture, ioi, wrap
 from subspacelens.core.errors import ModelError
 from subspacelens.core.geometry import Split
 from subspacelens.core.records import ModelRecord
-from subspacelens.core.statistics import Units
 from subspacelens.engine import random_weights
+from subspacelens.engine.effect import Effect
 from subspacelens.engine.outcomes import Outcomes
 from subspacelens.engine.patches import Full, SubspacePatch
 from subspacelens.engine.random_weights import mlp_input, random_mlp, random_model
 from subspacelens.fit import mean_difference, random
-from subspacelens.measure.effects import Scorer
 from subspacelens.measure.maps import PatchingMap, StreamEffects
 from subspacelens.measure.readers import ReaderShare, frozen
 from subspacelens.studies.ioi import circuit as ioi_circuit
@@ -256,9 +255,9 @@ def test_chunks_change_nothing(llama, pairs, monkeypatch):
     pieces = evaluate(llama, pairs, patches, keep=[END])
     for site in (MLP, END):
         assert pieces.effects[site].keys() == {"full", "v"}
-        for name, found in whole.effects[site].items():
+        for name, effect in whole.effects[site].items():
             torch.testing.assert_close(
-                pieces.effects[site][name].patched.logit_diff, found.patched.logit_diff
+                pieces.effects[site][name].patched.logit_diff, effect.patched.logit_diff
             )
     torch.testing.assert_close(pieces.activations[END][1], captured.source[END])
     direct = captured.at(END).delta_outcomes(captured.difference(END))
@@ -382,12 +381,13 @@ def made_evaluation(pairs, drops: dict[str, float], stream: str) -> tuple[Evalua
     n = len(pairs)
     clean = 1 + 0.1 * np.sin(np.arange(n))
     site = Site(2, stream, "END")
-    outcomes = {
-        name: Outcomes(torch.tensor(clean * (1 - share)), torch.zeros(n, dtype=torch.long))
+    top = torch.zeros(n, dtype=torch.long)
+    unpatched = Outcomes(torch.tensor(clean), top)
+    effects = {
+        name: Effect(pairs, unpatched, Outcomes(torch.tensor(clean * (1 - share)), top))
         for name, share in drops.items()
     }
-    scorer = Scorer(clean, np.ones(n), Units(np.arange(n)))
-    return Evaluation(pairs, scorer, np.zeros(n), {site: outcomes}, {}), site
+    return Evaluation(pairs, unpatched, {site: effects}, {}), site
 
 
 @pytest.mark.parametrize(

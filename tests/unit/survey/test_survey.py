@@ -26,7 +26,7 @@ from subspacelens.core.errors import ResultError
 from subspacelens.core.geometry import Split
 from subspacelens.core.records import Estimate
 from subspacelens.engine.patches import SubspacePatch
-from subspacelens.measure.effects import Scorer
+from subspacelens.measure.effects import drops_of
 from subspacelens.measure.splits import exact_split
 from subspacelens.report.survey_page import markdown, reading, svg, write_survey
 from subspacelens.studies import prevalence as prevalence_module
@@ -117,8 +117,7 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
     train, test = (capture(lens, part[:24], [SITE, AFTER]) for part in (task.train, task.test))
     weight = lens.map.writer(SITE).double()
     split = Split.of(weight.float())
-    feature, scorer = sensed(train.at(SITE)), Scorer.of(test)
-    replay = test.at(SITE)
+    feature, replay = sensed(train.at(SITE)), test.at(SITE)
     for name, target in targets(train.at(AFTER)).items():
         for writing, built in constructions(weight, split, feature, target).items():
             basis = built.direction.T
@@ -126,8 +125,8 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
             here = found.at(1, "END").illusions[f"{writing} of {name}"]
             for expected, columns in ((here.effect, basis), (here.connected, row)):
                 delta = SubspacePatch(columns).delta(test.base[SITE], test.source[SITE])
-                drop = scorer.drop(replay.delta_outcomes(delta))
-                fldd = float(drop.sum() / scorer.clean.sum())
+                drop = drops_of(replay, delta)
+                fldd = float(drop.sum() / replay.clean.logit_diff.double().sum())
                 assert expected.value == pytest.approx(fldd, abs=1e-4)
 
 
@@ -138,7 +137,7 @@ def test_the_target_moves_the_answer_as_the_feature_does(lens, task):
     t = targets(train.at(AFTER))["gradient"]
     sign = torch.tensor([pair.z[1] - pair.z[0] for pair in train.pairs.pairs])[:, None]
     delta = (sign * 1e-2 * t / t.norm()).float()
-    drop = Scorer.of(train).drop(train.at(AFTER).delta_outcomes(delta))
+    drop = drops_of(train.at(AFTER), delta)
     assert drop.mean() > 0
 
 
@@ -256,7 +255,7 @@ def test_random_mlps_are_random_and_leave_the_model_alone(lens, task):
         assert 0 < each.null_share.value < 1
     assert all(torch.equal(p, before[name]) for name, p in lens.model.named_parameters())
     whole = capture_task(lens, Task("t", task.train[:4], task.test[:12]), [SITE]).test
-    drop = Scorer.of(whole).drop(whole.at(SITE).delta_outcomes(whole.difference(SITE)))
+    drop = drops_of(whole.at(SITE), whole.difference(SITE))
     assert found[0].real_whole == pytest.approx(
         drop.sum() / whole.clean.logit_diff.double().sum().item(), abs=1e-4
     )

@@ -19,7 +19,7 @@ from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture
 from ...fit.subspace import Subspace
-from ...measure.effects import RandomEffects, effects_of, named_patches, random_effects
+from ...measure.effects import RandomEffects, named_patches, random_effects
 from ...measure.readers import ReaderShare
 from ...measure.splits import Decomposition, split_at
 from ...measure.support import EXPLAINED, SupportSplit, split_by_support
@@ -109,7 +109,7 @@ class Case:
     @cached_property
     def effects(self) -> dict[str, Effect]:
         """Effects of the patches of `named_patches` that exist here."""
-        return effects_of(self.replay, named_patches(self.parts, self.basis))
+        return self.replay.effects(named_patches(self.parts, self.basis))
 
     @cached_property
     def reversed(self) -> Effect:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ...engine.patches import SubspacePatch
-from ...measure.effects import effects_of
 from ...measure.splits import READERS_IN_PROXY, proxy_split
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
@@ -58,7 +57,7 @@ def _by_reader_count(case: Case) -> dict[str, float]:
         name: SubspacePatch(proxy_split(case.readers, case.basis, count).unit_row)
         for name, count in zip(names, counts, strict=True)
     }
-    effects = effects_of(case.replay, patches)
+    effects = case.replay.effects(patches)
     return {name: effect.drop.sum() / case.drop.sum() for name, effect in effects.items()}
 
 
