@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,8 @@ from .errors import LensError, ResultError
 from .files import regular, write_atomically
 from .identity import Identity
 
-_SUMMED = ("format", "made_with", "facts")
+_HEAD = "subspacelens"
+"""The one entry of the metadata: several would be written in an order of their own each time."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,13 +39,13 @@ class TensorFile:
     def to_bytes(self) -> bytes:
         """As they are written: safetensors, the rest as its metadata with a checksum over all."""
         tensors = {name: x.detach().cpu().contiguous() for name, x in self.tensors.items()}
-        metadata = {
+        head = {
             "format": self.format,
             "made_with": self.made_with.to_json(),
-            "facts": json.dumps(dict(self.facts), sort_keys=True),
+            "facts": dict(self.facts),
         }
-        metadata["checksum"] = _checksum(metadata, tensors)
-        return save(tensors, metadata=metadata)
+        head["checksum"] = _checksum(head, tensors)
+        return save(tensors, metadata={_HEAD: json.dumps(head, sort_keys=True)})
 
     def save(self, path: Path | str) -> None:
         """Writes the file whole or not at all. Raises `ResultError` where it cannot."""
@@ -60,18 +62,19 @@ class TensorFile:
         """
         try:
             with safe_open(regular(Path(path)), framework="pt") as file:
-                metadata = file.metadata() or {}
-                _check_format(path, metadata.get("format", ""), format, what, error)
+                head = _head(file.metadata())
+                _check_format(path, head.get("format", ""), format, what, error)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _checksum(metadata, tensors) != metadata["checksum"]:
+            if head.pop("checksum") != _checksum(head, tensors):
                 raise error(f"{path} is damaged: its checksum is not that of what it holds")
-            made_with = Identity.from_json(metadata["made_with"])
-            facts = json.loads(metadata["facts"])
+            made_with, facts = Identity.from_json(head["made_with"]), head["facts"]
+            if not all(isinstance(fact, str) for fact in facts.values()):
+                raise ValueError("facts that are no text")
         except OSError as wrong:
             raise error(f"{path} cannot be read: {wrong.strerror or wrong}") from None
         except SafetensorError as wrong:
             raise error(f"{path} cannot be read as safetensors: {wrong}") from None
-        except (KeyError, ValueError) as wrong:
+        except (KeyError, ValueError, TypeError, AttributeError) as wrong:
             raise error(f"{path} is damaged: its metadata lack or spoil {wrong}") from None
         return cls(format=format, made_with=made_with, tensors=tensors, facts=facts)
 
@@ -80,17 +83,31 @@ class TensorFile:
         """The mark of a file's format, empty where it has none or cannot be read."""
         try:
             with safe_open(regular(Path(path)), framework="pt") as file:
-                return (file.metadata() or {}).get("format", "")
-        except (SafetensorError, OSError):
+                return str(_head(file.metadata()).get("format", ""))
+        except (SafetensorError, OSError, ValueError):
             return ""
 
 
+def _head(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """What a file says of itself; the first versions said it in entries of their own. Raises
+    `ValueError` where that is no JSON."""
+    if metadata is None or _HEAD not in metadata:
+        return dict(metadata or {})
+    try:
+        head = json.loads(metadata[_HEAD])
+    except RecursionError:
+        raise ValueError("an entry nested too deeply") from None
+    if not isinstance(head, dict):
+        raise ValueError("an entry that is no object")
+    return head
+
+
 def _check_format(
-    path: Path | str, mark: str, format: str, what: str, error: type[LensError]
+    path: Path | str, mark: Any, format: str, what: str, error: type[LensError]
 ) -> None:
     if mark == format:
         return
-    if mark.rpartition("/")[0] == format.rpartition("/")[0]:
+    if str(mark).rpartition("/")[0] == format.rpartition("/")[0]:
         raise error(
             f"{path} is {what} of another version of subspacelens ({mark}, not {format}): make it "
             "again"
@@ -98,10 +115,8 @@ def _check_format(
     raise error(f"{path} is not {what}: no '{format}' mark in it")
 
 
-def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in _SUMMED:
-        digest.update(f"{name}={metadata.get(name)};".encode())
+def _checksum(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -60,10 +60,7 @@ def _checksum(tensor: Tensor) -> bytes:
     integers, where any change shows but an even number of flips of a word's highest bit; and of the
     values as they are, where flipped signs show."""
     flat = tensor.contiguous().view(-1)
-    if flat.is_floating_point():
-        values = flat if flat.dtype.itemsize >= 4 else flat.float()
-    else:
-        values = flat.double() if flat.dtype.itemsize < 8 else flat
+    values = flat if flat.is_floating_point() and flat.dtype.itemsize >= 4 else flat.float()
     data = flat.view(torch.uint8)
     short = -len(data) % 8
     if short or data.storage_offset() % 8:

@@ -53,11 +53,14 @@ class RomeRecipe:
 
 @dataclass(frozen=True, eq=False)
 class RomePrompts:
-    """The prompts of many facts, run once for all layers. `fact_of` (n,) numbers the fact of each
-    prompt; `essence` (n,) marks those of the form "{subject} is a". A fact's bare prompt is its
-    first."""
+    """The prompts of many facts, run once for all layers, and the recipe that they were made for.
+
+    `fact_of` (n,) numbers the fact of each prompt; `essence` (n,) marks those of the form
+    "{subject} is a". A fact's bare prompt is its first.
+    """
 
     captured: Capture = field(repr=False)
+    recipe: RomeRecipe
     fact_of: Tensor
     essence: Tensor
 
@@ -69,15 +72,22 @@ class RomePrompts:
 
 
 def rome_prompts(
-    lens: LensModel, facts: Sequence[Fact], layers: Sequence[int], recipe: RomeRecipe
+    lens: LensModel,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    recipe: RomeRecipe | None = None,
+    *,
+    memory: int | None = None,
 ) -> RomePrompts:
-    """Runs every prompt that the edits of `facts` at `layers` need, once for all layers.
+    """Runs every prompt that the edits of `facts` at `layers` need, once for all layers; `memory`
+    is what replays of them may use, in bytes.
 
     Raises `EditError` where there are no facts, `TaskError` for a fact whose object has no token of
     its own, and what `capture` raises.
     """
     if not facts:
         raise EditError("no facts to edit")
+    recipe = recipe or RomeRecipe()
     texts = _snippets(lens, recipe)
     pairs: list[Pair] = []
     owners: list[int] = []
@@ -91,55 +101,42 @@ def rome_prompts(
         owners += [number] * len(prompts)
         essence += [False] * (len(prompts) - 1) + [True]
     sites = [Site(layer, stream, SUBJECT) for layer in layers for stream in ("mlp_act", "mlp_out")]
-    captured = capture(lens, PairSet("rome", "edit", tuple(pairs)), sites)
-    return RomePrompts(captured, torch.tensor(owners), torch.tensor(essence))
+    captured = capture(lens, PairSet("rome", "edit", tuple(pairs)), sites, memory=memory)
+    return RomePrompts(captured, recipe, torch.tensor(owners), torch.tensor(essence))
 
 
 def essence_prompt(lens: LensModel, fact: Fact) -> Prompt:
     return fact_prompt(lens.tokenizer, fact, ESSENCE.format(fact.subject))
 
 
-def rome(
-    lens: LensModel,
-    prompts: RomePrompts,
-    layer: int,
-    moment: SecondMoment,
-    *,
-    recipe: RomeRecipe | None = None,
-    memory: int | None = None,
-) -> list[RankOneEdit]:
+def rome(prompts: RomePrompts, layer: int, moment: SecondMoment) -> list[RankOneEdit]:
     """One edit a fact at `layer`, by the recipe of ROME (Meng et al. 2022, appendix E.5).
 
     b = Σ⁻¹k / (xᵀΣ⁻¹k) with k the mean key over the prefixes and x the key of the bare prompt, and
-    a = δ, so that the MLP writes m + δ there. `moment` is Σ of `mlp_act` at this layer; `memory` is
-    the budget of a replay in bytes. Deterministic. Raises `EditError` for a singular Σ or a key
-    of zeros.
+    a = δ, so that the MLP writes m + δ there. `moment` is Σ of `mlp_act` at this layer.
+    Deterministic. Raises `EditError` for a singular Σ or a key of zeros.
 
-    >>> prompts = rome_prompts(lens, facts, [6], RomeRecipe())
     >>> moment = second_moments(lens, [6], embedded_corpus(lens))[6]
-    >>> edits = rome(lens, prompts, 6, moment)
+    >>> edits = rome(rome_prompts(lens, facts, [6]), 6, moment)
     """
-    recipe = recipe or RomeRecipe()
     keys = prompts.captured.base[Site(layer, "mlp_act", SUBJECT)].double().cpu()
     bare = prompts.bare
     asked = ~prompts.essence
     mean = torch.stack([keys[asked & (prompts.fact_of == i)].mean(0) for i in range(len(bare))])
     b = key_vector(moment, mean)
     b = b / (b * keys[bare]).sum(-1, keepdim=True)
-    a = _values(lens, prompts, layer, recipe, memory)
+    a = _values(prompts, layer)
     return [RankOneEdit(layer, a_row, b_row) for a_row, b_row in zip(a, b, strict=True)]
 
 
-def _values(
-    lens: LensModel, prompts: RomePrompts, layer: int, recipe: RomeRecipe, memory: int | None
-) -> Tensor:
+@torch.enable_grad()
+def _values(prompts: RomePrompts, layer: int) -> Tensor:
     """δ (facts, d_model): what the MLP is to write more at the subject."""
-    site = Site(layer, "mlp_out", SUBJECT)
-    replay = prompts.captured.at(site)
-    size = prompts.captured.base[site][prompts.bare].norm(dim=-1, keepdim=True)
+    recipe, replay = prompts.recipe, prompts.captured.at(Site(layer, "mlp_out", SUBJECT))
+    size = replay.base[prompts.bare].norm(dim=-1, keepdim=True)
     owner, essence = prompts.fact_of.to(size.device), prompts.essence.to(size.device)
     share = 1 / torch.bincount(owner[~essence]).to(size)
-    delta = torch.zeros(len(size), lens.map.d_model).to(size).requires_grad_(True)
+    delta = torch.zeros(len(size), replay.lens.map.d_model).to(size).requires_grad_(True)
     optimiser = torch.optim.Adam([delta], lr=recipe.lr)
     before = _essence_before(replay, essence)
     for _ in track(range(recipe.steps), f"ROME values at layer {layer}"):

@@ -137,7 +137,7 @@ def _layer(
     plan: EditingPlan,
 ) -> EditLayer:
     weight = lens.map.linear_writer(site)
-    edits = rome(lens, prompts, site.layer, moment, recipe=plan.rome)
+    edits = rome(prompts, site.layer, moment)
     after = score(lens, asked, edits, unedited)
     a, b = (torch.stack([getattr(edit, name) for edit in edits]) for name in "ab")
     zero = ZeroSetter.of(weight, moment).directions(a, b)

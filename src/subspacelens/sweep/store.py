@@ -29,7 +29,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.errors import ResultError
-from ..core.files import file_sha256, write_atomically
+from ..core.files import file_sha256, sync_folder, write_atomically, write_synced
 from .cell import Outcome, Scalar
 from .plan import Cell, canonical
 
@@ -140,21 +140,18 @@ class Store:
         try:
             building.mkdir()
             for name, data in files.items():
-                with (building / name).open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _fsync(building)
+                write_synced(building / name, data)
+            sync_folder(building)
             if not target.parent.exists():
                 target.parent.mkdir(exist_ok=True)
-                _fsync(self.records)
+                sync_folder(self.records)
             self.has(key)
             try:
                 building.rename(target)
             except OSError:
                 if not target.exists():
                     raise
-            _fsync(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise _cannot("write", target, error) from None
         finally:
@@ -236,14 +233,6 @@ def _checked(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return record if whole else None
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot(what: str, path: Path, error: OSError) -> ResultError:

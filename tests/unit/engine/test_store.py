@@ -93,7 +93,10 @@ def test_damaged_and_foreign_files_are_refused(lens, saved, tmp_path):
     with pytest.raises(ResultError, match="is damaged"):
         load_capture(foreign, lens, pairs)
     TensorFile(
-        format=FORMAT, made_with=lens.identity, tensors=tensors, facts=json.loads(metadata["facts"])
+        format=FORMAT,
+        made_with=lens.identity,
+        tensors=tensors,
+        facts=json.loads(metadata["subspacelens"])["facts"],
     ).save(foreign)
     with pytest.raises(ResultError, match=r"is damaged: .*X\.0\.pairs"):
         load_capture(foreign, lens, pairs)
