@@ -19,6 +19,8 @@ LENGTHS = [(9, 4), (12, 7), (9, 0), (11, 6), (8, 7), (9, 4), (10, 5)]
 EVEN = [(9, 4), (12, 7)]
 MIXTURES = ("mixtral", "qwen3_moe")
 PARALLEL = ("gpt_neox", "phi", "falcon")
+IN_FLOAT32 = ("gpt_neo",)
+"""Multiplies queries and keys in float32: a batch of another shape gives other last bits."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -32,6 +34,10 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(
         got, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max())
     )
+
+
+def exactly(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 def streams(lens: LensModel) -> list[str]:
@@ -63,8 +69,9 @@ def test_values_and_gradients_equal_plain_hooks(lens, lengths):
     for site in sites(lens):
         expected_base = torch.stack([activation(lens, p.base, site) for p in pairs])
         expected_source = torch.stack([activation(lens, p.source, site) for p in pairs])
-        torch.testing.assert_close(captured.base[site], expected_base, rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(captured.source[site], expected_source, rtol=1e-9, atol=1e-10)
+        same = close if lens.id in IN_FLOAT32 else exactly
+        same(captured.base[site], expected_base)
+        same(captured.source[site], expected_source)
 
         replay = captured.at(site)
         delta = captured.difference(site)[None].clone().requires_grad_(True)
