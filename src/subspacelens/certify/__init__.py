@@ -16,7 +16,7 @@ from .certificate import (
     require_streams,
 )
 from .examination import KERNEL, TOLERANCES, Proof, Tolerance
-from .probes import probing_pairs
+from .plain_hooks import trial_pairs
 
 __all__ = [
     "KERNEL",
@@ -28,9 +28,9 @@ __all__ = [
     "centred",
     "certify",
     "doctor_rows",
-    "probing_pairs",
     "require",
     "require_streams",
+    "trial_pairs",
 ]
 
 callable_package(__name__, certify)

@@ -17,7 +17,7 @@ from ..model.hooks import exclusive
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .examination import Examination, Proof
-from .probes import is_centred
+from .plain_hooks import is_centred
 from .state import state_of
 
 

@@ -17,15 +17,15 @@ from ..engine.capture import Capture, capture
 from ..model.hooks import on_output
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet
-from .probes import (
+from .plain_hooks import (
     Watched,
     adding,
     generator,
     last_logits,
     part_of,
     place_at,
-    probing_pairs,
     projection_of,
+    trial_pairs,
     two_of,
 )
 from .state import state_of
@@ -137,7 +137,7 @@ class Examination:
         if pairs is not None and site.label not in pairs.labels:
             raise TaskError(f"site {site}: the pairs have no label '{site.label}'")
         self.lens, self.site, self.centred = lens, site, centred
-        self.pairs = probing_pairs(lens) if pairs is None else two_of(pairs)
+        self.pairs = trial_pairs(lens) if pairs is None else two_of(pairs)
         self.labels = ("X", "END") if pairs is None else tuple(dict.fromkeys((site.label, "END")))
         self.sites = [replace(site, label=label) for label in self.labels]
         self.tolerance = TOLERANCES[lens.dtype]
@@ -181,7 +181,7 @@ class Examination:
         count, text = watched[0].misplaced(self.site.layer, len(self.lens.map.blocks))
         if count == 0:
             base, source = (
-                one.seen[0][[prompt.columns[label] for label in self.labels]].double()
+                one.activations[0][[prompt.columns[label] for label in self.labels]].double()
                 for one, prompt in zip(watched, (pair.base, pair.source), strict=True)
             )
             self.source = source
@@ -248,11 +248,11 @@ class Examination:
         """Capture and replay against the full passes."""
         plain, allowed = self.plain, self.tolerance.values
         captured = capture(self.lens, self.pairs, self.sites, shifted=True)
-        seen = [
+        kept = [
             torch.cat([captured.base[site], captured.source[site][:1]]).cpu() for site in self.sites
         ]
         expected = torch.cat([plain.base.double(), self.source[:, None]], dim=1)
-        error = _apart(torch.stack(seen), expected)
+        error = _apart(torch.stack(kept), expected)
         yield _proof("capture", error, allowed, "captured activations against a plain hook's")
 
         self.replays = self._replay(captured)

@@ -1,4 +1,4 @@
-"""What a norm does to the residual stream, found by probing it."""
+"""What a norm does to the residual stream, found by trying it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def norm_gain(norm: nn.Module, dim: int) -> tuple[Tensor, bool]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, dim, generator=generator) + torch.linspace(-1, 1, 8)[:, None]
     with torch.no_grad():
-        probe = x.to(parameter)
-        odd = ((norm(probe) - norm(-probe)) / 2).cpu().double()
+        trial = x.to(parameter)
+        odd = ((norm(trial) - norm(-trial)) / 2).cpu().double()
 
     def fitted(x: Tensor) -> tuple[Tensor, float]:
         unit = x / x.pow(2).mean(dim=1, keepdim=True).sqrt()

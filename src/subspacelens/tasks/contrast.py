@@ -69,16 +69,16 @@ def contrast(
         if size > most:
             raise TaskError(f"{name}: {of}={size}: the words make {most} different pairs at most")
         pairs: list[Pair] = []
-        seen: set[tuple[str, str, str]] = set()
+        drawn: set[tuple[str, str, str]] = set()
         while len(pairs) < size:
             template, text = list(templates.items())[len(pairs) // 2 % len(templates)]
             z, filler = len(pairs) % 2, rng.choice(fillers)
             first = rng.randrange(min(map(len, words)))
             other = first if data["paired"] else rng.randrange(len(words[1 - z]))
             chosen = words[z][first], words[1 - z][other]
-            if (template, filler, chosen[0]) in seen:
+            if (template, filler, chosen[0]) in drawn:
                 continue
-            seen.add((template, filler, chosen[0]))
+            drawn.add((template, filler, chosen[0]))
             base, source = (
                 _prompt(tokenizer, text, word, filler, data["label"], f"{name}: {template}")
                 for word in chosen

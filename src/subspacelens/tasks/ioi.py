@@ -164,7 +164,7 @@ def _pairs(
                 f"this tokenizer's words, and {uses} are needed: ask for fewer"
             )
     pairs: list[Pair] = []
-    seen: set[str] = set()
+    drawn: set[str] = set()
     for index, template in enumerate(plan):
         while True:
             io, subject = rng.sample(words.names, 2)
@@ -179,9 +179,9 @@ def _pairs(
                 others = [name for name in words.names if name not in (io, subject)]
                 slots["third"] = rng.choice(others)
             texts = [_fill(templates[template], slots, pattern) for pattern in _PATTERNS]
-            if texts[0][0] not in seen:
+            if texts[0][0] not in drawn:
                 break
-        seen.add(texts[0][0])
+        drawn.add(texts[0][0])
         prompts = [tokenize_prompt(tokenizer, *filled, f"ioi: {template}") for filled in texts]
         z = index % 2
         pair = Pair(prompts[z], prompts[1 - z], tokens[io], tokens[subject], template, (z, 1 - z))
@@ -214,8 +214,8 @@ def _fill(
 def _check_names(pair: Pair) -> None:
     expected = {"IO": pair.answer, "S1": pair.target, "S2": pair.target}
     for prompt in (pair.base, pair.source):
-        found = {label: prompt.ids[prompt.columns[label]] for label in expected}
-        if found != expected or len(prompt.ids) != len(pair.base.ids):
+        tokens = {label: prompt.ids[prompt.columns[label]] for label in expected}
+        if tokens != expected or len(prompt.ids) != len(pair.base.ids):
             raise TaskError(
                 f"ioi: {pair.template}: this tokenizer splits names otherwise inside a sentence "
                 f"({prompt.text!r}): use another model, or pairs of your own"

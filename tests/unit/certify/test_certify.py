@@ -19,9 +19,9 @@ from subspacelens.certify import (
     centred,
     certify,
     doctor_rows,
-    probing_pairs,
     require,
     require_streams,
+    trial_pairs,
 )
 from subspacelens.core.errors import ModelError, SiteError, TaskError
 from subspacelens.core.geometry import Split
@@ -193,14 +193,14 @@ def test_pairs_of_the_user_can_be_the_prompts(llama):
 def test_probing_prompts_avoid_special_tokens(llama):
     words = range(90, 95)
     tokenizer = type("Tokenizer", (), {"all_special_ids": [*range(90)], "__len__": lambda _: 95})()
-    pairs = probing_pairs(LensModel(llama.model, tokenizer, "llama", llama.map))
+    pairs = trial_pairs(LensModel(llama.model, tokenizer, "llama", llama.map))
     assert {t for p in pairs for t in (*p.base.ids, *p.source.ids, p.answer)} <= set(words)
-    assert pairs == probing_pairs(LensModel(llama.model, tokenizer, "llama", llama.map))
-    plain = probing_pairs(llama)
+    assert pairs == trial_pairs(LensModel(llama.model, tokenizer, "llama", llama.map))
+    plain = trial_pairs(llama)
     assert {t for p in plain for t in p.base.ids} <= set(range(VOCABULARY)) - {1, 2}
     only = type("Tokenizer", (), {"all_special_ids": [*range(96)], "__len__": lambda _: 97})()
     with pytest.raises(ModelError, match="fewer than two tokens"):
-        probing_pairs(LensModel(llama.model, only, "llama", llama.map))
+        trial_pairs(LensModel(llama.model, only, "llama", llama.map))
 
 
 def test_of_many_layers_the_middle_one_of_each_stream_is_tried(llama, monkeypatch):

@@ -18,7 +18,7 @@ from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet, Prompt
 
 _LENGTHS = ((8, 4), (10, 6))
-"""Length and inner column of the probing prompts: close enough to share a padded batch."""
+"""Length and inner column of the trial prompts: close enough to share a padded batch."""
 _SEED = 20231117
 
 
@@ -43,7 +43,7 @@ def _words(lens: LensModel) -> list[int]:
     return words
 
 
-def probing_pairs(lens: LensModel) -> PairSet:
+def trial_pairs(lens: LensModel) -> PairSet:
     """Two pairs of random tokens, of different lengths, with a label X inside and END."""
     words = _words(lens)
     rng = random.Random(_SEED)
@@ -123,18 +123,18 @@ def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class Watched:
-    """A pass in which the site is only watched: the activations seen there, each (columns, dim),
+    """A pass in which the site is only watched: the `activations` there, each (columns, dim),
     and when, among ("in", l) and ("out", l), the begin and the end of block l."""
 
-    seen: list[Tensor]
+    activations: list[Tensor]
     events: list
 
     @classmethod
     def of(cls, lens: LensModel, site: Site, ids: Sequence[int]) -> Watched:
-        seen, events = [], []
+        activations, events = [], []
 
         def see(x: Tensor) -> None:
-            seen.append(x.detach().reshape(len(ids), -1)[:, part_of(lens, site)].cpu())
+            activations.append(x.detach().reshape(len(ids), -1)[:, part_of(lens, site)].cpu())
             events.append("site")
 
         def note(event: tuple[str, int]) -> Callable[[Tensor], None]:
@@ -149,7 +149,7 @@ class Watched:
             for layer, block in enumerate(lens.map.blocks):
                 stack.enter_context(on_output(block.module, note(("out", layer))))
             last_logits(lens, ids)
-        return cls(seen, events)
+        return cls(activations, events)
 
     def misplaced(self, layer: int, blocks: int) -> tuple[int, str]:
         """How many events are not where they belong, and what is wrong in words."""
@@ -170,9 +170,9 @@ class Watched:
 def is_centred(lens: LensModel) -> bool:
     """Compares the effect of c·1 on the logits with that of a random vector of the same length."""
     site = Site(0, "resid_pre", "END")
-    prompt = probing_pairs(lens)[0].base
+    prompt = trial_pairs(lens)[0].base
     columns = torch.tensor([0, *(prompt.columns[label] for label in ("X", "X", "END", "END"))])
-    residual = Watched.of(lens, site, prompt.ids).seen[0].double()
+    residual = Watched.of(lens, site, prompt.ids).activations[0].double()
     noise = torch.randn(lens.map.d_model, generator=generator(), dtype=torch.float64)
     noise = noise / noise.square().mean().sqrt()
     both = [torch.ones_like(noise), noise]
