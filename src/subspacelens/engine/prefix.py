@@ -72,9 +72,10 @@ class Prefix(DynamicLayer):
 
     @property
     def states(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prefix."""
+        """Keys and values of the prefix. Raises `LookupError` where the layer was made without."""
         keys, values = self._prefix
-        assert keys is not None and values is not None
+        if keys is None or values is None:
+            raise LookupError("this layer of the cache has no prefix")
         return keys, values
 
     @property

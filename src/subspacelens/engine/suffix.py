@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,4 @@ def last_column(block: nn.Module, hidden: Tensor, others: Arguments, last: Argum
 def _last_prefix(args: tuple, kwargs: dict) -> Prefix:
     """The last layer of the cache among a block's arguments."""
     cache = next(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
-    layer = cache.layers[-1]
-    assert isinstance(layer, Prefix)
-    return layer
+    return cast(Prefix, cache.layers[-1])

@@ -238,8 +238,6 @@ def _plots_at(study: IoiStudy, label: str, bottleneck: AuditRecord) -> dict[str,
     record = study.record
     rows = at(record.table1, label)
     kinds = ioi_figures.kinds_of(record.table1, record.generalisation, label)
-    success = projection(bottleneck)
-    assert success is not None
     values = ", ".join(f"{row.site} {row.patch} {fixed(row.fldd.value)}" for row in rows)
     figures = {
         "curves": (
@@ -251,6 +249,9 @@ def _plots_at(study: IoiStudy, label: str, bottleneck: AuditRecord) -> dict[str,
             ioi_figures.generalisation(kinds),
             f"FLDD at {label} on pairs of other kinds, as in the table",
         ),
-        "projection": (success, f"Histograms of {bottleneck.site} along v_resid by class"),
+        "projection": (
+            projection(bottleneck),
+            f"Histograms of {bottleneck.site} along v_resid by class",
+        ),
     }
-    return {name: Plot.of(figure, words) for name, (figure, words) in figures.items()}
+    return {name: Plot.of(figure, words) for name, (figure, words) in figures.items() if figure}
