@@ -53,13 +53,13 @@ def kept_capture(
     if path.exists():
         return replace(load_capture(path, lens, pairs), memory=memory)
     captured = capture(lens, pairs, places, shifted=shifted, memory=memory)
-    save_capture(captured, lens, path)
+    save_capture(captured, path)
     return captured
 
 
-def save_capture(captured: Capture, lens: LensModel, path: Path) -> None:
-    """Writes a capture that was made with `lens` as safetensors. Raises `ResultError` where it
-    cannot be written."""
+def save_capture(captured: Capture, path: Path) -> None:
+    """Writes a capture, and whose it is, as safetensors. Raises `ResultError` where it cannot be
+    written."""
     tensors = {"clean.logit_diff": captured.clean.logit_diff, "clean.top": captured.clean.top}
     for site in captured.sites:
         tensors |= {f"base.{site}": captured.base[site], f"source.{site}": captured.source[site]}
@@ -73,7 +73,7 @@ def save_capture(captured: Capture, lens: LensModel, path: Path) -> None:
         "sites": json.dumps([str(site) for site in captured.sites]),
         "buckets": json.dumps(counts),
     }
-    TensorFile(format=FORMAT, made_with=lens.identity, tensors=tensors, facts=facts).save(path)
+    TensorFile(format=FORMAT, made_with=captured.made_with, tensors=tensors, facts=facts).save(path)
 
 
 def load_capture(path: Path, lens: LensModel, pairs: PairSet) -> Capture:

@@ -44,7 +44,7 @@ def saved(lens, tmp_path):
     pairs = random_pairs(LENGTHS)
     captured = capture(lens, pairs, SITES)
     path = tmp_path / "new folder" / "capture.safetensors"
-    save_capture(captured, lens, path)
+    save_capture(captured, path)
     return pairs, captured, path
 
 
@@ -191,6 +191,17 @@ def test_what_another_model_gave_is_never_served(lens, tmp_path, changed):
                 load_capture(path, lens, pairs)
 
 
+def test_a_capture_saved_later_is_still_whose_it_was(lens, tmp_path):
+    pairs, path = random_pairs(LENGTHS), tmp_path / "capture.safetensors"
+    with edit(lens):
+        captured = capture(lens, pairs, SITES[:1])
+    save_capture(captured, path)
+    with pytest.raises(ModelError, match="its weights"):
+        load_capture(path, lens, pairs)
+    with edit(lens):
+        assert torch.equal(load_capture(path, lens, pairs).base[SITES[0]], captured.base[SITES[0]])
+
+
 def test_another_rope_theta_is_another_model(runs, tmp_path):
     pairs = random_pairs(LENGTHS)
     for theta in (10_000.0, 50.0):
@@ -205,7 +216,7 @@ def test_another_rope_theta_is_another_model(runs, tmp_path):
 
 def test_every_damaged_byte_is_noticed(lens, tmp_path):
     pairs, path = random_pairs([(9, 4)]), tmp_path / "capture.safetensors"
-    save_capture(capture(lens, pairs, SITES[:1]), lens, path)
+    save_capture(capture(lens, pairs, SITES[:1]), path)
     whole = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     places = torch.randint(0, len(whole), (150,), generator=generator).tolist()
