@@ -31,7 +31,7 @@ def showing_progress() -> Iterator[None]:
     ...     captures = capture_task(lens, task, [site])
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -26,6 +26,7 @@ from .pattern import check_pattern
 FACTS = "facts"
 Kind = Literal["audit", "fit", "pair"]
 PER_PAIR = "per-pair"
+MOST = 2**31
 MOST_THREADS = 1024
 MOST_SECONDS = 366 * 24 * 3600
 
@@ -92,16 +93,16 @@ class Grid(_Strict):
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
     fits: Annotated[tuple[FitSpec, ...], Field(min_length=1)] = (FitSpec("das"),)
-    dims: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
+    dims: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST)], ...], Field(min_length=1)] = (1,)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     kind: Kind = "audit"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    pairs: Annotated[int, Field(ge=1)] | None = None
+    pairs: Annotated[int, Field(ge=1, le=MOST)] | None = None
     task_seed: Seed = 0
     shifted: bool = False
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     memory: str = "1GiB"
-    tries: Annotated[int, Field(ge=1)] = 3
+    tries: Annotated[int, Field(ge=1, le=MOST)] = 3
     timeout: Annotated[int, Field(ge=1, le=MOST_SECONDS)] = 3600
 
     @field_validator("tasks", mode="before")

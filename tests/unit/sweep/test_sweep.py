@@ -141,6 +141,8 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
         ("sites = " + "[" * 20_000, "not TOML"),
         ("sites = [" + "9" * 5000 + "]", "not TOML"),
         ('sites = ["L0.mlp_act@END"]\nthreads = 100000', "threads: Input should be less than"),
+        (f'sites = ["L0.mlp_act@END"]\ndims = [{10**30}]', "dims.0: Input should be less than"),
+        (f'sites = ["L0.mlp_act@END"]\ntries = {10**30}', "tries: Input should be less than"),
         ('sites = ["L0.mlp_act@END"]\ntimeout = 0', "timeout: Input should be greater than"),
         (f'sites = ["L0-{"9" * 5000}.mlp_act@END"]', "not of the form"),
         ('sites = "L0.mlp_act@END"', r"sites: give a list: \['L0.mlp_act@END'\]"),
