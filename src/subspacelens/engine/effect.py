@@ -24,7 +24,7 @@ METRICS = ("nats", "fldd", "iia", "iia_pair")
 TOP_TOKENS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One pair: its prompts, what is right for either, and the likeliest next tokens of the base
     prompt, without and with the patch, likeliest first.
@@ -135,14 +135,14 @@ class Effect:
     def _example(self, pair: Pair, index: int, before: Sequence, after: Sequence) -> Example:
         answer, target = self._words([pair.answer, pair.target])
         return Example(
-            pair.base.text,
-            pair.source.text,
-            answer,
-            target,
-            float(self.clean.logit_diff[index]),
-            float(self.patched.logit_diff[index]),
-            tuple(before),
-            tuple(after),
+            base=pair.base.text,
+            source=pair.source.text,
+            answer=answer,
+            target=target,
+            clean_logit_diff=float(self.clean.logit_diff[index]),
+            patched_logit_diff=float(self.patched.logit_diff[index]),
+            before=tuple(before),
+            after=tuple(after),
         )
 
     def _likeliest(self, logits: Tensor, tokens: int) -> list[list[str]]:

@@ -21,7 +21,7 @@ _MOST_NUMBERED = 12
 _UNITS = {"fldd": "FLDD", "nats": "nats"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One picture: the streams with one tile a layer side by side, or the heads.
 
@@ -87,7 +87,17 @@ def panels(map: PatchingMap, label: str) -> list[Panel]:
         }
         z = values(label)
         columns = tuple(str(i) for i in range(z.shape[1])) if streams is heads else streams
-        drawn.append(Panel(label, streams is heads, columns, z, float(max(ends)), unit, effects))
+        drawn.append(
+            Panel(
+                label=label,
+                heads=streams is heads,
+                columns=columns,
+                values=z,
+                end=float(max(ends)),
+                unit=unit,
+                effects=effects,
+            )
+        )
     return drawn
 
 

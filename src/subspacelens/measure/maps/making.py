@@ -23,6 +23,7 @@ from ...core.progress import track
 from ...core.records import ModelRecord
 from ...core.site import STREAMS, Site
 from ...engine.capture import Capture, capture, check_pairs
+from ...engine.effect import fldd_of
 from ...engine.patches import Full
 from ...model.lens import LensModel
 from ...tasks.pairset import PairSet
@@ -78,12 +79,12 @@ def patching_map(
     clean = []
     for captured, site in track(_captured(lens, pairs, groups, shifted, memory), "map", len(sites)):
         clean.append(captured.clean)
-        mean = captured.clean.logit_diff.double().mean().item()
+        unpatched = captured.clean.logit_diff.double().numpy()
         outcomes = captured.at(site).delta_outcomes(_deltas(lens, captured, site))
-        patched = outcomes.logit_diff.double().mean(dim=1).numpy()
-        of_stream, here = effects[site.label, site.stream], np.s_[site.layer, : len(patched)]
-        of_stream.nats[here] = mean - patched
-        of_stream.fldd[here] = 1 - patched / mean if mean > 0 else np.nan
+        drops = unpatched - outcomes.logit_diff.double().numpy()
+        of_stream, here = effects[site.label, site.stream], np.s_[site.layer, : len(drops)]
+        of_stream.nats[here] = drops.mean(axis=1)
+        of_stream.fldd[here] = fldd_of(drops, unpatched)
         of_stream.iia[here] = (outcomes.top.numpy() == targets).mean(axis=1)
     answers = torch.tensor([pair.answer for pair in pairs.pairs])
     return PatchingMap(
