@@ -108,10 +108,9 @@ def test_same_seed_same_numbers(lens, captures):
 
 def test_gradient_equals_a_full_pass(lens, captures):
     pair = captures.test.pairs[0]
-    piece = captures.test.select(captures.test.pairs[:1], torch.arange(1))
-    replay = piece.at(ILLUSORY)
+    replay = captures.test.at(ILLUSORY).subset(slice(1))
     (piece,) = replay.pieces()
-    delta = piece.difference(ILLUSORY)[None].clone().requires_grad_(True)
+    delta = replay.difference[None].clone().requires_grad_(True)
     (ours,) = torch.autograd.grad(piece.logit_diff(delta).sum(), delta)
     change = delta.detach()[0, 0].requires_grad_(True)
     module = lens.model.model.layers[ILLUSORY.layer].mlp.down_proj
