@@ -1,4 +1,4 @@
-"""`map`, `doctor` and `models`: what there is and where to look."""
+"""`map`, `doctor`, `models` and `fits`: what there is and where to look."""
 
 from __future__ import annotations
 
@@ -121,3 +121,17 @@ def models() -> None:
     table.show()
     say("Also: any causal LM of the Hugging Face hub by its id, a local folder in hub layout")
     say("(config.json, safetensors weights, tokenizer), or a .gguf file.")
+
+
+def fits() -> None:
+    """List the ways of finding a subspace, for --fit, with their options, for --fit-option."""
+    from inspect import getdoc
+
+    from ..fit import FITS
+
+    table = PlainTable("--fit", "finds", "--fit-option")
+    for name, fit in FITS.items():
+        (summary, *_) = (getdoc(fit.function) or "").split("\n\n")
+        options = " ".join(f"{key}={value}" for key, value in fit.options.items())
+        table.add_row(name, " ".join(summary.split()), options)
+    table.show()

@@ -50,14 +50,15 @@ FitName = Annotated[
     str,
     typer.Option(
         "--fit",
-        help="How the subspace is found: das, gradient, mean-difference, pca, probe or random.",
+        help="How the subspace is found (see `subspacelens fits`).",
     ),
 ]
 FitOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--fit-option",
-        help="An option of that fit and its value, such as steps=300; may be given several times.",
+        help="An option of that fit and its value, such as steps=300 (see `subspacelens fits`); "
+        "may be given several times.",
     ),
 ]
 Dim = Annotated[int, typer.Option(help="Dimensions of the subspace.")]

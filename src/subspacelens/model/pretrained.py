@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -47,8 +50,10 @@ def pretrained(
     try:
         with _quiet():
             if gguf is None:
-                _check_config(source)
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                _check_config(config)
                 _check_index(source)
+                _check_amount(Path(source), config)
             both: Any = AutoModelForCausalLM.from_pretrained(
                 **where,
                 dtype=dtype,
@@ -72,9 +77,15 @@ def pretrained(
         raise ModelError(f"model '{name}' cannot be loaded: {reason}") from None
 
 
-def _check_config(source: str) -> None:
-    """An attention implementation of the form owner/name would be downloaded and run."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+def _check_config(config: PretrainedConfig) -> None:
+    """An attention implementation of the form owner/name would be downloaded and run. Of quantised
+    weights there is no matrix W to split a subspace by."""
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        raise ModelError(
+            "its weights are quantised (quantization_config in config.json), so that there are no "
+            "matrices to examine: give the model before quantisation"
+        )
     attention = getattr(config, "_attn_implementation_internal", None)
     if isinstance(attention, str) and "/" in attention:
         raise ModelError(
@@ -97,6 +108,27 @@ def _check_index(source: str) -> None:
     if pickled:
         raise ModelError(
             f"{INDEX} names {pickled[0]}, and only .safetensors files are read: convert the weights"
+        )
+
+
+def _check_amount(folder: Path, config: PretrainedConfig) -> None:
+    """What a folder lacks is drawn at random before it is named, which of a far larger model takes
+    all memory."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return
+    there = 0
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            there += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if wanted > 2 * there:
+        raise ModelError(
+            f"its configuration describes {wanted:,} numbers, and the weights hold {there:,}: "
+            "config.json is not that of these weights"
         )
 
 

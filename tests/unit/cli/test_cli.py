@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from subspacelens import load_audit
 from subspacelens.cli import main
 from subspacelens.core.tensorfile import TensorFile
+from subspacelens.fit import FITS
 from subspacelens.fit.subspace import FORMAT
 
 
@@ -101,6 +102,14 @@ def test_fit_saves_only_the_subspace(run, tiny_folder, tmp_path, method):
     code, _, err = run("fit", "--model", tiny_folder, *SMALL, "--fit", method, "--out", tmp_path)
     assert code == 0, err
     assert [p.name for p in (tmp_path / SITE).iterdir()] == ["subspace.safetensors"]
+
+
+def test_fits_lists_every_fit_with_its_options(run):
+    code, out, _ = run("fits")
+    assert code == 0
+    for name, fit in FITS.items():
+        assert f"│ {name} " in out
+        assert all(f"{key}={value}" in out for key, value in fit.options.items())
 
 
 def test_doctor_and_models(run, tiny_folder):

@@ -66,6 +66,16 @@ def test_attention_code_from_the_hub_is_refused(folder):
     assert "someone/attention" in refused(folder)
 
 
+def test_quantised_weights_are_refused(folder):
+    changed(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    assert "quantised" in refused(folder)
+
+
+def test_a_configuration_of_a_far_larger_model_is_refused_before_it_is_made(folder):
+    changed(folder / "config.json", hidden_size=2**20, intermediate_size=2**22)
+    assert "its configuration describes" in refused(folder)
+
+
 @pytest.fixture
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,15 @@ if TYPE_CHECKING:
     from .values import Block, Reader
 
 
-class Way:
+class Way(ABC):
     """A replay begins at `start`, with what `entered` makes of the residual stream kept there. What
     `around` gives is in place while its first block runs; `alone` says that this is nothing."""
 
     alone = True
 
+    @abstractmethod
     def start(self, layer: int) -> tuple[str, int]:
         """Where in the residual stream: ("pre", l) before block l, ("mid", l) inside it."""
-        raise NotImplementedError
 
     def entered(self, stream: Tensor, delta: Tensor, writer: Tensor | None) -> Tensor:
         """The residual stream (rows, columns, d_model) with a change (rows, dim) of the site in its
