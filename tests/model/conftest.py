@@ -25,6 +25,6 @@ def captures(lens):
 
 
 @pytest.fixture(scope="session")
-def found(lens, captures):
+def subspaces(lens, captures):
     """The DAS direction of either site."""
     return {site: das(lens, captures.train, site, steps=80) for site in (ILLUSORY, FAITHFUL)}

@@ -15,7 +15,7 @@ def test_illusions_work_between_writer_and_reader_and_fail_after_the_last_reader
     s2 = illusion_map(lens, task, ["S2"], layers=[10, 18, 25], pairs=32)
     end = illusion_map(lens, task, ["END"], layers=[10, 22, 26], pairs=32)
     assert s2.working("S2") == [18] and end.working("END") == [22]
-    for found, layer in ((s2, 25), (end, 26)):
-        late = found.at(layer, found.labels[0])
+    for illusions, layer in ((s2, 25), (end, 26)):
+        late = illusions.at(layer, illusions.labels[0])
         assert max(i.effect.value for i in late.illusions.values()) <= 0.03
     assert all(abs(site.random.value) < 0.1 for site in (*s2.sites, *end.sites))

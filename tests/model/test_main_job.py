@@ -14,8 +14,8 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def audits(lens, captures, found):
-    return {site: audit(lens, captures, subspace).record for site, subspace in found.items()}
+def audits(lens, captures, subspaces):
+    return {site: audit(lens, captures, subspace).record for site, subspace in subspaces.items()}
 
 
 def fldd(record, patch: str) -> float:
@@ -59,11 +59,11 @@ def test_random_direction_is_undetermined(lens, captures):
 
 
 @pytest.mark.parametrize("site", [ILLUSORY, FAITHFUL], ids=str)
-def test_fldd_equals_plain_hooks(lens, captures, found, audits, site):
+def test_fldd_equals_plain_hooks(lens, captures, subspaces, audits, site):
     """The same patches by plain hooks on the Hugging Face model, one batch a template length."""
     block = lens.model.model.layers[site.layer]
     module = block.mlp.down_proj if site.stream == "mlp_act" else block
-    test, basis = captures.test, found[site].basis
+    test, basis = captures.test, subspaces[site].basis
     for name, patch in (("full", Full()), ("subspace", SubspacePatch(basis))):
         clean, patched = [], []
         for pair in test.pairs:

@@ -50,13 +50,13 @@ class Clean(Record):
     top_answer: Estimate
 
 
-VerdictLabel = Literal["faithful", "illusory", "undetermined"]
+VerdictName = Literal["faithful", "illusory", "undetermined"]
 
 
 class Verdict(Record):
     """`score` is the weight of evidence for an illusion, 0 to 1."""
 
-    label: VerdictLabel
+    label: VerdictName
     score: float = Field(ge=0, le=1)
     reasons: list[str]
     assumptions: list[str]

@@ -21,7 +21,7 @@ from ..model.lens import LensModel
 from .drawing import draw
 from .evidence import Case
 from .judging import judge
-from .record import AuditRecord, Clean, SubspaceRecord, TaskRecord, VerdictLabel, save_audit
+from .record import AuditRecord, Clean, SubspaceRecord, TaskRecord, VerdictName, save_audit
 
 SUBSPACE_FILE = "subspace.safetensors"
 AUDIT_FILE = "audit.json"
@@ -40,7 +40,7 @@ class Audit:
     record: AuditRecord = field(repr=False)
 
     @property
-    def label(self) -> VerdictLabel:
+    def label(self) -> VerdictName:
         """`faithful`, `illusory` or `undetermined`."""
         return self.record.verdict.label
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from math import inf, prod
 from typing import NamedTuple
 
+from ..core.format import interval, plain
 from ..core.records import Estimate
-from .record import Test, Verdict, VerdictLabel
+from .record import Test, Verdict, VerdictName
 
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "support")
@@ -30,7 +31,7 @@ SMALLEST_UNITS = 16
 
 
 class Reasoning(NamedTuple):
-    label: VerdictLabel
+    verdict: VerdictName
     reasons: list[str]
     objection: str
 
@@ -69,8 +70,8 @@ class Condition:
     @property
     def reason(self) -> str:
         known = self.low > -inf and self.high < inf
-        interval = f" [{self.low:.2f}, {self.high:.2f}]" if known else ", no interval"
-        return f"{self.reading} ({self.name} {self.value:.2f}{interval})"
+        ends = f" [{self.low:.2f}, {self.high:.2f}]" if known else ", no interval"
+        return f"{self.reading} ({self.name} {self.value:.2f}{ends})"
 
 
 def decide(
@@ -95,7 +96,7 @@ def decide(
     """
     reasoning = _nothing_to_judge(effect, fldd, units, rank_too_low) or _weighed(tests, exact)
     return Verdict(
-        label=reasoning.label,
+        label=reasoning.verdict,
         score=1 - _left(tests, exact),
         reasons=reasoning.reasons,
         assumptions=[
@@ -141,15 +142,15 @@ def _nothing_to_judge(
             f"how sure the effect is cannot be told: {effect.value:.2f} nats, no interval",
             "More pairs could settle it.",
         )
-    interval = f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
+    size = f"{plain(effect.value)} nats {interval(effect, plain)}"
     if effect.high < 0:
         return undetermined(
-            f"the patch makes the answer stronger: {interval}",
+            f"the patch makes the answer stronger: {size}",
             "What is to be explained is an effect towards the source's answer.",
         )
     if effect.low <= 0 or fldd.value < SMALLEST_FLDD:
         return undetermined(
-            f"the effect is too small to explain: FLDD {fldd.value:.2f}, {interval}",
+            f"the effect is too small to explain: FLDD {fldd.value:.2f}, {size}",
             "A subspace without effect is neither faithful nor an illusion of one.",
         )
     if rank_too_low:

@@ -118,20 +118,20 @@ def bench_audit(
     deepest = max(place.site.layer for place in (*places, *calibration))
     if len(lens.map.blocks) <= deepest:
         raise TaskError(f"bench audit plants in block {deepest}; this model has fewer")
-    found: list[Result] = []
+    results: list[Result] = []
     skipped: list[str] = []
     for half, chosen in (("calibration", calibration), ("held_out", places)):
-        found += _half(lens, half, chosen, cases, skipped)
-    held = [r for r in found if r.half == "held_out"]
+        results += _half(lens, half, chosen, cases, skipped)
+    held = [r for r in results if r.half == "held_out"]
     return {
         "schema": SCHEMA,
         "model": lens.id,
         "weights_sha256": lens.weights_sha256,
         **summary(held),
-        "calibration": summary([r for r in found if r.half == "calibration"]),
+        "calibration": summary([r for r in results if r.half == "calibration"]),
         "controls": controls(lens) if controlled else [],
         "skipped": skipped,
-        "cases": [r.__dict__ for r in found],
+        "cases": [r.__dict__ for r in results],
     }
 
 
@@ -284,8 +284,8 @@ def _rate(results: Sequence[Result], hit: Callable[[Result], bool]) -> dict:
 def _spearman(mixed: Sequence[Result]) -> float | None:
     if len({r.share for r in mixed}) < 2 or len({r.score for r in mixed}) < 2:
         return None
-    found = stats.spearmanr([r.share for r in mixed], [r.score for r in mixed])
-    return float(found[0])  # type: ignore[arg-type]
+    correlation = stats.spearmanr([r.share for r in mixed], [r.score for r in mixed])
+    return float(correlation[0])  # type: ignore[arg-type]
 
 
 def _same_write(results: Sequence[Result], noise: float, drift: float) -> dict:

@@ -37,16 +37,16 @@ def controls(lens: LensModel) -> list[dict]:
     captures = capture_task(lens, task, [*sites, *behind])
     rows = []
     for expected, subspace in track(_subspaces(lens, captures), "controls", total=len(sites)):
-        said = judge(lens, captures, subspace, budget="fast")
+        judgement = judge(lens, captures, subspace, budget="fast")
         rows.append(
             {
                 "site": str(subspace.site),
                 "kind": subspace.fit["method"],
                 "expected": expected,
-                "verdict": said.verdict.label,
-                "score": said.verdict.score,
-                "fldd": said.effects["subspace"].fldd.value,
-                "tests": {name: test.value for name, test in said.tests.items()},
+                "verdict": judgement.verdict.label,
+                "score": judgement.verdict.score,
+                "fldd": judgement.effects["subspace"].fldd.value,
+                "tests": {name: test.value for name, test in judgement.tests.items()},
             }
         )
     return rows

@@ -209,10 +209,10 @@ def inspect_store(
 ) -> None:
     """Adds to the report what a finished sweep lacks, or has otherwise than expected."""
     store = Store(out)
-    found = contents(store)
-    report.lost += sum(cell.key not in found for cell in cells)
-    report.changed += sum(expected.get(key) != content for key, content in found.items())
-    report.damaged += len(list(store.done_keys())) - len(found)
+    records = contents(store)
+    report.lost += sum(cell.key not in records for cell in cells)
+    report.changed += sum(expected.get(key) != content for key, content in records.items())
+    report.damaged += len(list(store.done_keys())) - len(records)
     report.damaged += len(list(store.damaged.glob("*"))) + len(list(store.building.iterdir()))
 
 
@@ -265,11 +265,11 @@ def _sweep(cells: Sequence[Cell], out: Path, open_pool: Callable[[], Pool]) -> N
 
 def _ray_workers(driver: psutil.Process) -> list[psutil.Process]:
     """Actors of ours, known by the name that Ray gives their processes."""
-    found = []
+    workers = []
     for process in psutil.process_iter(["cmdline", "uids"]):
         if any("ray::RayWorker" in part for part in process.info["cmdline"] or ()):
-            found.append(process)
-    return found
+            workers.append(process)
+    return workers
 
 
 def _hold_cluster(pipe: Connection) -> None:

@@ -81,10 +81,10 @@ def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, fl
     captured = capture(lens, train, [site])
     step = peers.engine_from(lens, captured, captured, site).step
     step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(steps):
             step()
-    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     total = sum(times.values())
     return {name: times[name] / total for name in sorted(times, key=times.__getitem__)[::-1]}
 
@@ -98,7 +98,7 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
             if name == "pyvene" and round_ % PYVENE_EVERY:
                 continue
             seconds[name].append(_timed(run))
-    return {name: statistics.median(found[1:] or found) for name, found in seconds.items()}
+    return {name: statistics.median(times[1:] or times) for name, times in seconds.items()}
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -121,8 +121,8 @@ def _pairs(lens: LensModel, count: int) -> tuple[PairSet, PairSet]:
     return train, test
 
 
-def _seconds(found: dict[str, float], names: Sequence[str]) -> dict[str, float | None]:
-    return {f"{name}_seconds": found.get(name) for name in names}
+def _seconds(times: dict[str, float], names: Sequence[str]) -> dict[str, float | None]:
+    return {f"{name}_seconds": times.get(name) for name in names}
 
 
 def _steps(
@@ -161,11 +161,11 @@ def _fit(
 
     _, lowest = fit(peers.engine, None, steps)
     target = lowest + 0.01 * abs(lowest)
-    found = {
+    seconds = {
         make.__name__: fit(make, target, 2 * steps)[0]
         for make in (peers.engine, peers.hooks, peers.pyvene)
     }
-    return {f"{name}_seconds": value for name, value in found.items()} | {
+    return {f"{name}_seconds": value for name, value in seconds.items()} | {
         "held_out_logit_difference": target
     }
 
@@ -199,7 +199,7 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
         lens.map.inner(input_ids=source, use_cache=False)
         for handle in handles:
             handle.remove()
-        found = []
+        differences = []
         for site in sites:
             column = pairs[0].base.columns[site.label]
 
@@ -209,11 +209,11 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
                 return patched
 
             logits = peers.hooked_logits(lens, base, on_output, blocks[site.layer], patch, answers)
-            found.append(logits[:, 0] - logits[:, 1])
-        return torch.stack(found)
+            differences.append(logits[:, 0] - logits[:, 1])
+        return torch.stack(differences)
 
-    found = medians({"engine": by_replay, "hooks": by_hooks}, repeats)
-    return _seconds(found, ("engine", "hooks"))
+    times = medians({"engine": by_replay, "hooks": by_hooks}, repeats)
+    return _seconds(times, ("engine", "hooks"))
 
 
 def _growth(lens: LensModel, pairs: PairSet, quick: bool) -> dict[str, list[list[float]]]:
@@ -239,8 +239,8 @@ def _growth(lens: LensModel, pairs: PairSet, quick: bool) -> dict[str, list[list
         return run
 
     def timed(runs: dict[int, Callable[[], object]]) -> list[list[float]]:
-        found = medians({str(n): run for n, run in runs.items()}, repeats)
-        return [[n, found[str(n)]] for n in runs]
+        times = medians({str(n): run for n, run in runs.items()}, repeats)
+        return [[n, times[str(n)]] for n in runs]
 
     whole = capture(lens, pairs, [end])
     counted = [Site(18, "mlp_act", f"last {n}") for n in columns]

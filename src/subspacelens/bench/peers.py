@@ -100,10 +100,10 @@ def hooks(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Trainer
         base, source = (ids_of(lens, pairs, side) for side in ("base", "source"))
         column = pairs[0].base.columns[site.label]
         answers = answers_of(pairs).to(lens.device)
-        seen: list[Tensor] = []
-        with torch.no_grad(), place(module, lambda x: seen.append(x[:, column].clone())):
+        activations: list[Tensor] = []
+        with torch.no_grad(), place(module, lambda x: activations.append(x[:, column].clone())):
             lens.map.inner(input_ids=source, use_cache=False)
-        theirs = seen[0]
+        theirs = activations[0]
 
         def loss(basis: Tensor) -> Tensor:
             def patch(x: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ def hooks(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Trainer
                 patched[:, column] = ours + ((theirs - ours) @ basis) @ basis.T
                 return patched
 
-            found = hooked_logits(lens, base, place, module, patch, answers)
-            return (found[:, 0] - found[:, 1]).mean()
+            logits = hooked_logits(lens, base, place, module, patch, answers)
+            return (logits[:, 0] - logits[:, 1]).mean()
 
         return loss
 

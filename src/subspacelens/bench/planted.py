@@ -247,7 +247,7 @@ def _writes(lens: LensModel, readout: Capture, post: Site) -> tuple[Tensor, Tens
     def scaled(direction: Tensor) -> Tensor:
         moves = SIZES[:, None] * size * direction / direction.norm()
         deltas = -2 * sign[None, :, None] * moves[:, None]
-        found = replay.delta_outcomes(deltas.to(readout.base[post])).logit_diff.mean(dim=1)
-        return moves[int((1 - found / clean - EFFECT).abs().argmin())]
+        left = replay.delta_outcomes(deltas.to(readout.base[post])).logit_diff.mean(dim=1)
+        return moves[int((1 - left / clean - EFFECT).abs().argmin())]
 
     return scaled(pull * half), scaled(pull * ~half)

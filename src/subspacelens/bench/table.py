@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from ..core.format import plain, with_interval
+from ..core.records import Estimate
+
 
 def audit_table(result: dict) -> str:
     """Scores of both halves, tests alone, and tier ii over noise and drift."""
@@ -22,7 +27,7 @@ def audit_table(result: dict) -> str:
         "sensors, dormants, random called faithful": lambda half: _rate(
             half["inactive_called_faithful"]
         ),
-        "Spearman, mixed cases": lambda half: _number(half["spearman_mixed"]),
+        "Spearman, mixed cases": lambda half: plain(half["spearman_mixed"]),
         "cases": lambda half: str(half["count"]),
     }
     for name, cell in rows.items():
@@ -33,8 +38,8 @@ def audit_table(result: dict) -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| {name} | {_estimate(found)} | {_estimate(result['by_test_all_tiers'][name])} |"
-        for name, found in result["by_test"].items()
+        f"| {name} | {_estimate(auroc)} | {_estimate(result['by_test_all_tiers'][name])} |"
+        for name, auroc in result["by_test"].items()
     ]
     lines += [
         "",
@@ -45,7 +50,7 @@ def audit_table(result: dict) -> str:
         cells = (
             f"{row['noise']:.1f}",
             f"{row['drift']:.2f}",
-            _number(row["auroc"]),
+            plain(row["auroc"]),
             _rate(row["wrong"]),
             _rate(row["undetermined"]),
         )
@@ -57,7 +62,7 @@ def audit_table(result: dict) -> str:
             "|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| `{row['site']}` | {row['kind']} | {_number(row['fldd'])} | {row['expected']} | "
+            f"| `{row['site']}` | {row['kind']} | {plain(row['fldd'])} | {row['expected']} | "
             f"{row['verdict']} | {row['score']:.2f} |"
             for row in result["controls"]
         ]
@@ -67,18 +72,12 @@ def audit_table(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _estimate(estimate: dict) -> str:
+    return with_interval(Estimate(**estimate), partial(plain, decimals=3))
 
 
-def _estimate(found: dict) -> str:
-    if found["value"] is None:
+def _rate(rate: dict) -> str:
+    if rate["value"] is None:
         return "-"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _rate(found: dict) -> str:
-    if found["value"] is None:
-        return "-"
-    interval = f"[{found['low']:.0%}, {found['high']:.0%}]"
-    return f"{found['hits']} of {found['of']}, {found['value']:.0%} {interval}"
+    interval = f"[{rate['low']:.0%}, {rate['high']:.0%}]"
+    return f"{rate['hits']} of {rate['of']}, {rate['value']:.0%} {interval}"

@@ -18,7 +18,7 @@ from . import figures
 from .document import Plot, document
 from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
 
-_LABELS = ("illusory", "faithful", "undetermined")
+_VERDICTS = ("illusory", "faithful", "undetermined")
 
 
 def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failure] = ()) -> str:
@@ -97,9 +97,9 @@ def summary(records: Sequence[AuditRecord]) -> str:
             f"{record.site} is {record.verdict.label}."
         )
     outcomes = [
-        f"{label} at {_listed(sites)}"
-        for label in _LABELS
-        if (sites := [record.site for record in records if record.verdict.label == label])
+        f"{verdict} at {_listed(sites)}"
+        for verdict in _VERDICTS
+        if (sites := [record.site for record in records if record.verdict.label == verdict])
     ]
     return (
         f"{len(records)} subspaces of {models} were patched and audited on {tasks}: the effect is "

@@ -110,8 +110,8 @@ def run_editing(
         layers=layers,
         trace_layers=list(plan.layers),
         trace_map=_by_role(residual),
-        trace_clean=[found.clean for found in residual],
-        trace_corrupted=[found.corrupted for found in residual],
+        trace_clean=[each.clean for each in residual],
+        trace_corrupted=[each.corrupted for each in residual],
         tokens=corpus.tokens,
         corpus=corpus.name,
         settings={
@@ -162,8 +162,8 @@ def _layer(
         sign=[int(s) for s in zero.sign],
         patch=patched["v"],
         full=patched["full"],
-        trace=[float(found.at_subject[at]) for found in traces["resid_post"]],
-        trace_mlp=[float(found.at_subject[at]) for found in traces["mlp_out"]],
+        trace=[float(each.at_subject[at]) for each in traces["resid_post"]],
+        trace_mlp=[float(each.at_subject[at]) for each in traces["mlp_out"]],
         condition=moment.condition,
     )
 
@@ -192,27 +192,27 @@ def _traces(lens: LensModel, facts: Sequence[Fact], plan: EditingPlan) -> dict[s
 
 
 def _by_role(traces: Sequence[Trace]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    effects: dict[str, list[float]] = {}
     for role in ROLES:
         columns = [
             t.effect[:, column] for t in traces for column, r in enumerate(t.roles) if r == role
         ]
         if columns:
-            found[role] = torch.stack(columns).mean(0).tolist()
-    return found
+            effects[role] = torch.stack(columns).mean(0).tolist()
+    return effects
 
 
-def _scores(found: EditScores) -> Scores:
-    return Scores(new=found.new.tolist(), true=found.true.tolist(), top=found.top.tolist())
+def _scores(scores: EditScores) -> Scores:
+    return Scores(new=scores.new.tolist(), true=scores.true.tolist(), top=scores.top.tolist())
 
 
-def _side(found: EditScores) -> SideEffects:
+def _side(scores: EditScores) -> SideEffects:
     def listed(values: Tensor) -> list[float | None]:
         return [None if isnan(value) else value for value in values.tolist()]
 
     return SideEffects(
-        paraphrase=listed(found.paraphrase),
-        neighbour=listed(found.neighbour),
-        neighbour_top=listed(found.neighbour_top),
-        essence=found.essence.tolist(),
+        paraphrase=listed(scores.paraphrase),
+        neighbour=listed(scores.neighbour),
+        neighbour_top=listed(scores.neighbour_top),
+        essence=scores.essence.tolist(),
     )

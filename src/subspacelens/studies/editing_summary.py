@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.format import plain, with_interval
 from ..core.records import Estimate
 from ..core.statistics import RESAMPLES, Units, mean, median, proportion
 from .editing_record import EditingRecord, EditLayer, Scores
@@ -184,36 +185,36 @@ def _with_range(values: np.ndarray) -> Estimate:
 def edit_findings(record: EditingRecord) -> list[str]:
     """What agrees with the paper and what does not, in sentences that the numbers decide."""
     rows = edit_summary(record)
-    said = []
+    sentences = []
     works = [r for r in rows if (r.rome.value or 0) >= 0.5]
     idle = [r.layer for r in works if r.full.high is not None and r.full.high < 0.25]
     carrying = [r.layer for r in works if (r.full.low or 0) >= 0.25]
     if idle:
-        said.append(
+        sentences.append(
             f"At {listed(idle)} a ROME edit gives most of the new object's probability, and "
             "patching the whole component flips next to nothing: that an edit works is no sign "
             "that the fact is stored there."
         )
     elif not works:
-        said.append("At no layer does ROME give half of the new object's probability here.")
+        sentences.append("At no layer does ROME give half of the new object's probability here.")
     elif len(carrying) == len(works):
-        said.append(
+        sentences.append(
             f"ROME works at {listed(carrying)}, and at each of them patching the whole component "
             "flips pairs too: the paper's contrast does not appear here."
         )
     else:
-        said.append(
+        sentences.append(
             f"ROME works at {listed([r.layer for r in works])}; whether the whole component does "
             f"nothing there cannot be told from {len(record.pairs)} facts."
         )
     patch = [r.layer for r in rows if (r.patch.low or 0) > (r.full.high or 0)]
     if patch:
-        said.append(
+        sentences.append(
             f"At {listed(patch)} a patch along one fitted direction flips more pairs than "
             "the whole component, with intervals apart."
         )
     near = [r.layer for r in rows if (r.zero.value or 0) >= 0.5 * (r.rome.value or 0) > 0.25]
-    said.append(
+    sentences.append(
         f"The zero-setting patch made from the edit keeps at least half of its rewrite score at "
         f"{listed(near)}; in the paper, at layers 5 to 35 of 48."
         if near
@@ -222,17 +223,17 @@ def edit_findings(record: EditingRecord) -> list[str]:
     )
     row = max(abs(r.zero_row.value or 0) for r in rows)
     verb = "agrees" if row < 0.05 else "does not agree"
-    said.append(
+    sentences.append(
         f"With the row part of its direction alone it scores at most {row:.2f} in size, which "
         f"{verb} with the paper's 0."
     )
     name = "trace and rewrite score"
     whole, within = over_layers(record)[name], [r.correlation[name] for r in rows]
     if whole.value is not None and whole.low is not None and whole.high is not None:
-        together = sum((found.low or 0) > 0 for found in within)
-        said.append(
+        together = sum((correlation.low or 0) > 0 for correlation in within)
+        sentences.append(
             f"Between layers, the tracing effect at the subject and the rewrite score correlate "
-            f"with r = {whole.value:.2f} [{whole.low:.2f}, {whole.high:.2f}]; fact by fact within "
+            f"with r = {with_interval(whole, plain)}; fact by fact within "
             f"a layer the interval of r is above 0 at {together} of {len(rows)} layers."
         )
-    return said
+    return sentences

@@ -88,11 +88,11 @@ def run_facts(
     whole = [Site(layer, "resid_post", SUBJECT) for layer in plan.layers]
     require_streams(lens, [*sites, *whole])
     captured = capture(lens, own, [*sites, *resid, *whole], shifted=True)
-    said = paraphrased(lens, chosen)
-    again = capture(lens, said.pairs, [*sites, *resid], shifted=True)
+    paraphrases = paraphrased(lens, chosen)
+    again = capture(lens, paraphrases.pairs, [*sites, *resid], shifted=True)
     moments = second_moments(lens, plan.layers, corpus)
     layers = [
-        measure(lens, captured, again, said, site, moments.get(site.layer), plan)
+        measure(lens, captured, again, paraphrases, site, moments.get(site.layer), plan)
         for site in [*sites, *resid]
     ]
     components = {str(site.layer): tried(captured.at(site), Full()) for site in whole}
@@ -108,8 +108,8 @@ def run_facts(
         pairs=[PairRecord.of(base, source) for base, source in chosen],
         units=own.units.of_pair.tolist(),
         clean=captured.clean.logit_diff.double().tolist(),
-        paraphrase_of=said.pair.tolist(),
-        paraphrase_known=said.known.tolist(),
+        paraphrase_of=paraphrases.pair.tolist(),
+        paraphrase_known=paraphrases.known.tolist(),
         layers=layers,
         residual=components,
         shared=shared,
@@ -158,7 +158,7 @@ def measure(
     lens: LensModel,
     captured: Capture,
     again: Capture,
-    said: Paraphrases,
+    paraphrases: Paraphrases,
     site: Site,
     moment: SecondMoment | None,
     plan: FactsPlan,
@@ -192,7 +192,7 @@ def measure(
         tokens=moment.tokens if moment and writer is not None else None,
         shrinkage=moment.shrinkage if moment and writer is not None else None,
         paraphrases={
-            "v": tried(words, PairwisePatch(v[said.pair], v[said.pair])),
+            "v": tried(words, PairwisePatch(v[paraphrases.pair], v[paraphrases.pair])),
             "full": tried(words, Full()),
         },
         others=others(replay, v),

@@ -26,7 +26,7 @@ def shared_subspaces(
     even facts, tried on pairs of the odd ones, at each of `layers`."""
     if not layers:
         return []
-    found: list[SharedRecord] = []
+    records: list[SharedRecord] = []
     groups: dict[str, list[Fact]] = {}
     for fact in known:
         groups.setdefault(fact.relation, []).append(fact)
@@ -51,7 +51,7 @@ def shared_subspaces(
             fitted = das(lens, captures[0], site, dim=dim, seed=seed, steps=STEPS, batch=PAIRS)
             patch = SubspacePatch(fitted.basis)
             replays = [captured.at(site) for captured in captures]
-            found.append(
+            records.append(
                 SharedRecord(
                     relation=relation,
                     layer=site.layer,
@@ -61,4 +61,4 @@ def shared_subspaces(
                     test_full=tried(replays[1], Full()),
                 )
             )
-    return found
+    return records

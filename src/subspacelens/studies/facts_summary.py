@@ -150,15 +150,15 @@ def findings(record: FactsRecord) -> list[str]:
     """What agrees with the paper and what does not, in sentences that the numbers decide."""
     rows = [row for row in summary(record) if row.stream == "mlp_act"]
     band = [row for row in rows if "full" in row.beats]
-    said = []
+    sentences = []
     if band:
-        said.append(
+        sentences.append(
             f"At {listed([row.layer for row in band])} one direction flips at least {FACTOR} times "
             "as many pairs as the whole MLP that it is a part of, the interval of the difference "
             "above 0: the paper's illusion is there."
         )
     else:
-        said.append(
+        sentences.append(
             f"At no layer does the direction flip {FACTOR} times as many pairs as the whole MLP: "
             "the paper's illusion does not appear here."
         )
@@ -174,7 +174,7 @@ def findings(record: FactsRecord) -> list[str]:
             if share > 1 / FACTOR
             else "as in the paper, few."
         )
-        said.append(
+        sentences.append(
             f"It flips {FACTOR} times as many as its own connected part {where}. Over all layers "
             f"of the illusion that part alone flips {share:.2f} times as many as the direction: "
             + agrees
@@ -183,27 +183,27 @@ def findings(record: FactsRecord) -> list[str]:
     off = [row.layer for row in edits if (row.edit_gap or 0) > 0.05]
     widest = max((row.edit_gap or 0 for row in edits), default=0)
     if edits and not off:
-        said.append(
+        sentences.append(
             "The rank-1 edit made from the direction flips as many pairs as the patch, within "
             f"{widest:.2f} at every layer."
         )
     elif off:
-        said.append(
+        sentences.append(
             f"At {listed(off)} the rank-1 edit made from the direction differs from the "
             f"patch by more than .05 (by up to {widest:.2f})."
         )
     strong = band or rows
-    own, said_again, elsewhere = (
-        float(np.mean([e.value or 0 for e in found]))
-        for found in (
+    own, paraphrases, elsewhere = (
+        float(np.mean([e.value or 0 for e in flips]))
+        for flips in (
             [row.flips["v"] for row in strong],
             [row.paraphrases["v"] for row in strong],
             [row.others for row in strong],
         )
     )
-    said.append(
+    sentences.append(
         f"Over all layers{' of the illusion' if band else ''} the direction flips {own:.2f} of the "
-        f"pairs that trained it, {said_again:.2f} of their paraphrases and {elsewhere:.2f} of "
+        f"pairs that trained it, {paraphrases:.2f} of their paraphrases and {elsewhere:.2f} of "
         "other pairs of the same relation."
     )
     low = [row for row in rows if row.null_norm and row.random_null_norm]
@@ -211,12 +211,12 @@ def findings(record: FactsRecord) -> list[str]:
         norm = np.median([row.null_norm.value or 0 for row in low if row.null_norm])
         random = low[0].random_null_norm or 0
         side = "below" if norm < random else "not below"
-        said.append(
+        sentences.append(
             f"Of a direction of length 1 the part that nothing reads has length {norm:.2f} (median "
             f"over layers), {side} the {random:.2f} of a random direction; in the paper .59 to .63 "
             "at most layers, against .87."
         )
-    return said
+    return sentences
 
 
 def listed(layers: list[int]) -> str:

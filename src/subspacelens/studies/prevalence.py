@@ -69,11 +69,11 @@ def prevalence(
 
     def timed(name: str, work):
         started = time.perf_counter()
-        found = work()
+        result = work()
         seconds[name] = time.perf_counter() - started
-        return found
+        return result
 
-    found = timed(
+    illusions = timed(
         "illusions",
         lambda: illusion_map(lens, task, labels, pairs=pairs, shifted=shifted, memory=memory),
     )
@@ -85,7 +85,7 @@ def prevalence(
         corpus = text
     randoms: list[RandomMLP] = []
     if "random" in wanted:
-        sites = [strongest(found, label) for label in found.labels]
+        sites = [strongest(illusions, label) for label in illusions.labels]
         randoms = timed(
             "random",
             lambda: [
@@ -102,13 +102,13 @@ def prevalence(
         settings: dict[str, Any] = {"shifted": shifted, "dtype": str(lens.dtype).split(".")[-1]}
         if memory is not None:
             settings["memory"] = f"{memory}B"
-        grid = das_grid(model, task_spec, found.labels, pairs=pairs, steps=steps, **settings)
+        grid = das_grid(model, task_spec, illusions.labels, pairs=pairs, steps=steps, **settings)
         das, failed = timed(
             "das", lambda: das_sites(lens, task, grid, directory / "das", workers=workers)
         )
     return Prevalence(
         schema="subspacelens.prevalence/1",
-        illusions=found,
+        illusions=illusions,
         weights=weights,
         distortion=distorted,
         corpus=corpus.name if corpus and distorted else "",
@@ -119,8 +119,8 @@ def prevalence(
     )
 
 
-def strongest(found: IllusionMap, label: str) -> Site:
+def strongest(illusions: IllusionMap, label: str) -> Site:
     """The MLP at which the constructed illusion does most at a label."""
-    sites = [site for site in found.sites if site.label == label]
+    sites = [site for site in illusions.sites if site.label == label]
     best = max(sites, key=lambda site: site.best.effect.value or 0.0)
     return Site(best.layer, "mlp_act", label)

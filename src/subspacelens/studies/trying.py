@@ -25,10 +25,10 @@ def tried(replay: Replay, patch: Patch) -> Tried:
 def tried_all(replay: Replay, patches: dict[str, Patch]) -> dict[str, Tried]:
     """Several patches in one batched replay."""
     base, source = replay.base, replay.source
-    found = replay.delta_outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
+    outcomes = replay.delta_outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
     pairs = replay.pairs
     return {
-        name: judged(Outcomes(found.logit_diff[i], found.top[i]), pairs)
+        name: judged(Outcomes(outcomes.logit_diff[i], outcomes.top[i]), pairs)
         for i, name in enumerate(patches)
     }
 
@@ -41,9 +41,9 @@ def tried_edits(lens: LensModel, pairs: PairSet, edits: Sequence[RankOneEdit]) -
     def around(rows: list[int]):
         return edited_each(lens, [edits[row] for row in rows])
 
-    found = recall(lens, prompts, answers, "edits", around)
-    logs = found.log_probs.double()
-    return judged(Outcomes(logs[:, 0] - logs[:, 1], found.top), pairs)
+    recalled = recall(lens, prompts, answers, "edits", around)
+    logs = recalled.log_probs.double()
+    return judged(Outcomes(logs[:, 0] - logs[:, 1], recalled.top), pairs)
 
 
 def patched_scores(replay: Replay, patch: Patch) -> Scores:

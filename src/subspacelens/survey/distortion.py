@@ -77,10 +77,10 @@ def distortion(
         )
     layers = [i for i, block in enumerate(lens.map.blocks) if "mlp_act" not in block.missing]
     chunks = [layers[i : i + LAYERS_A_PASS] for i in range(0, len(layers), LAYERS_A_PASS)]
-    found = []
+    distortions = []
     for layer, before, after in _activations(lens, corpus, chunks, tokens, seed):
-        found.append(_at(lens, layer, before, after, seed))
-    return found
+        distortions.append(_at(lens, layer, before, after, seed))
+    return distortions
 
 
 def _at(

@@ -44,16 +44,16 @@ def weight_facts(lens: LensModel) -> list[LayerWeights]:
 
     Raises `SiteError` if no block has a down-projection that can be used.
     """
-    found = []
+    facts = []
     for layer, block in enumerate(track(lens.map.blocks, "singular values")):
         if "mlp_act" in block.missing or block.down_proj is None:
             continue
         ups = [_facts(name, weight) for name, weight in up_projections(block)]
         down = _facts(_own(block.down_proj.name), block.down_proj.weight)
-        found.append(LayerWeights(layer=layer, down=down, up=ups))
-    if not found:
+        facts.append(LayerWeights(layer=layer, down=down, up=ups))
+    if not facts:
         raise SiteError(f"no MLP to look at: {lens.map.blocks[0].missing.get('mlp_act', '')}")
-    return found
+    return facts
 
 
 def up_projections(block: Block) -> list[tuple[str, Tensor]]:

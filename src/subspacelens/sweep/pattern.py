@@ -45,15 +45,15 @@ def expand(text: str, shape: Shape, labels: Sequence[str]) -> tuple[Site, ...]:
     if label != "*" and label not in labels:
         raise SiteError(f"sites '{text}': the task has no label '{label}', only {_listed(labels)}")
     chosen_labels = labels if label == "*" else [label]
-    found = [
+    sites = [
         site
         for of_label in chosen_labels
         for layer in _numbers(layers, len(shape.heads), text, "layers")
         for site in _at(text, shape, layer, stream, heads, of_label, layers == "*")
     ]
-    if not found:
+    if not sites:
         raise SiteError(f"sites '{text}' match nothing in this model")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(sites))
 
 
 def _at(
@@ -89,13 +89,13 @@ def _parts(text: str) -> tuple[str, str, str | None, str]:
 def _numbers(text: str, count: int, pattern: str, what: str) -> list[int]:
     if text == "*":
         return list(range(count))
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    if not found or max(found) >= count:
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers or max(numbers) >= count:
         raise SiteError(f"sites '{pattern}': the model has {what} 0 to {count - 1}, not {text}")
-    return found
+    return numbers
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
 
     Raises `SiteError` for a pattern that does not fit a model or a task.
     """
-    found: dict[str, Cell] = {}
+    cells: dict[str, Cell] = {}
     for facts in models:
         for task, of_task in facts.tasks.items():
             patterns = (expand(text, facts.shape, of_task.labels) for text in grid.sites)
@@ -117,8 +117,8 @@ def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
             pairs = range(of_task.test) if grid.kind == "pair" else (None,)
             for choice in product(sites, grid.fits, grid.dims, grid.seeds, pairs):
                 cell = _cell(grid, facts, task, of_task, *choice)
-                found.setdefault(cell.key, cell)
-    return tuple(found.values())
+                cells.setdefault(cell.key, cell)
+    return tuple(cells.values())
 
 
 def _cell(

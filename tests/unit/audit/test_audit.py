@@ -167,22 +167,22 @@ def test_what_a_sensor_reads_is_not_followed(lens, task, channels):
 
 
 def test_a_sensor_alone_has_nothing_to_judge(lens, task, channels):
-    found = judged(lens, task, channels, {1: 1.0}, budget="fast")
-    assert found.tests["covariation"].value is None
-    assert found.verdict.label == "undetermined"
+    judgement = judged(lens, task, channels, {1: 1.0}, budget="fast")
+    assert judgement.tests["covariation"].value is None
+    assert judgement.verdict.label == "undetermined"
 
 
 def test_all_tests_say_something(lens, task, channels):
-    found = judged(lens, task, channels, {0: 1.0})
-    assert set(found.tests) == set(TESTS) - {"stability", "vacuity"}
-    assert all(test.reading for test in found.tests.values())
-    assert found.tests["chance"].value <= 0.1
-    assert found.tests["natural_range"].value > 0.5
-    assert 0 < found.tests["gradient_agreement"].value <= 1
-    assert found.tests["selectivity"].value > 0
-    assert "_proj" in found.tests["path"].reading
-    assert found.tests["generalisation"].value is None
-    assert set(found.effects) >= {"random", "reversed"}
+    judgement = judged(lens, task, channels, {0: 1.0})
+    assert set(judgement.tests) == set(TESTS) - {"stability", "vacuity"}
+    assert all(test.reading for test in judgement.tests.values())
+    assert judgement.tests["chance"].value <= 0.1
+    assert judgement.tests["natural_range"].value > 0.5
+    assert 0 < judgement.tests["gradient_agreement"].value <= 1
+    assert judgement.tests["selectivity"].value > 0
+    assert "_proj" in judgement.tests["path"].reading
+    assert judgement.tests["generalisation"].value is None
+    assert set(judgement.effects) >= {"random", "reversed"}
 
 
 def test_a_patch_that_strengthens_the_answer_is_no_small_effect():
@@ -227,12 +227,12 @@ def test_a_slope_beyond_the_ceiling_is_named():
 def test_repeated_training_prompts_are_one_unit(lens, task, channels):
     thin = Task("thin", task.train[:20], task.test)
     often = Task("often", PairSet("random", "train", task.train.pairs[:20] * 5), task.test)
-    found = [
+    tests = [
         judged(lens, each, channels, {0: 0.8, 1: 0.6}, budget="fast").tests["covariation"]
         for each in (thin, often)
     ]
-    assert found[0].value == pytest.approx(found[1].value)
-    assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high), abs=1e-6)
+    assert tests[0].value == pytest.approx(tests[1].value)
+    assert (tests[0].low, tests[0].high) == pytest.approx((tests[1].low, tests[1].high), abs=1e-6)
     few = Task("few", task.train[:10], task.test)
     assert "10 distinct" in judged(lens, few, channels, {0: 1.0}, budget="fast").verdict.reasons[0]
 
@@ -255,8 +255,8 @@ def test_every_stream_of_other_families_is_audited(family, task):
     captures = capture_task(lens, task, sites)
     for site in sites:
         subspace = mean_difference(lens, captures.train, site)
-        found = judge(lens, captures, subspace)
-        assert set(found.tests) == set(chosen_tests("standard"))
+        judgement = judge(lens, captures, subspace)
+        assert set(judgement.tests) == set(chosen_tests("standard"))
 
 
 def test_readers_are_the_same_however_prompts_are_put_together(lens):
@@ -268,12 +268,12 @@ def test_readers_are_the_same_however_prompts_are_put_together(lens):
     alone, beside = (capture(lens, pairs, [site]) for pairs in (even, both))
     assert alone.buckets["X"][0].even and not beside.buckets["X"][0].even
     beside = beside.at(site).subset(torch.arange(3))
-    found = [
+    shares = [
         {r.name: r.attribution for r in attribute_readers(replay, alone.difference(site))}
         for replay in (alone.at(site), beside)
     ]
-    assert found[0] == pytest.approx(found[1], abs=1e-9)
-    assert not any("gate_proj" in name for name in found[0])
+    assert shares[0] == pytest.approx(shares[1], abs=1e-9)
+    assert not any("gate_proj" in name for name in shares[0])
 
 
 @pytest.mark.parametrize("stream", ["mlp_act", "resid_post"])
@@ -284,10 +284,10 @@ def test_sixteen_dimensions(lens, task, stream):
     draw = torch.randn(lens.map.dim(site), 16, generator=generator, dtype=torch.float64)
     basis = torch.linalg.qr(draw)[0]
     subspace = made_by(lens, site, basis, task.train.sha256, {"method": "planted"})
-    found = judge(lens, captures, subspace)
-    assert set(found.tests) == set(chosen_tests("standard"))
-    assert all(test.reading for test in found.tests.values())
-    row, null = (found.effects[name].nats.value for name in ("row", "null"))
+    judgement = judge(lens, captures, subspace)
+    assert set(judgement.tests) == set(chosen_tests("standard"))
+    assert all(test.reading for test in judgement.tests.values())
+    row, null = (judgement.effects[name].nats.value for name in ("row", "null"))
     assert row is not None and null is not None
 
 
@@ -301,7 +301,7 @@ def test_the_whole_component_moves_other_text_as_much_as_itself(tiny_folder):
     for name, basis in (("whole", whole), ("one", whole[:, :1])):
         subspace = made_by(lens, site, basis, small.train.sha256, {"method": "planted"})
         few[name] = judge(lens, captures, subspace, budget="fast", tests=["unrelated_text"])
-    tests = {name: found.tests["unrelated_text"] for name, found in few.items()}
+    tests = {name: judgement.tests["unrelated_text"] for name, judgement in few.items()}
     assert tests["whole"].value == pytest.approx(1, abs=1e-6) == tests["whole"].control
     assert 0 < tests["one"].value < 1 and 0 < tests["one"].control < 1
     assert "nothing to do with the task" in tests["one"].reading
@@ -345,7 +345,7 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task):
     captured = capture(lens, task.test, [SITE, replace(SITE, layer=2)])
     replay, delta = captured.at(SITE), captured.difference(SITE)
     low, high = value_range(captured.base[replace(SITE, layer=2)][:6])
-    found, outside = held(replay, delta, {2: (low, high)})
+    drops, outside = held(replay, delta, {2: (low, high)})
 
     def plain(number: int) -> float:
         pair = task.test[number]
@@ -365,7 +365,7 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task):
         return float(logits[pair.answer] - logits[pair.target])
 
     expected = [plain(number) for number in range(len(task.test))]
-    assert found.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
+    assert drops.tolist() == pytest.approx(expected, abs=1e-5) and 0 < outside < 1
     untouched, none = held(replay, delta, {})
     assert untouched.tolist() == pytest.approx(
         replay.delta_outcomes(delta).logit_diff.tolist(), abs=1e-6
@@ -393,6 +393,6 @@ def test_vacuity_fits_again_in_a_copy_and_leaves_the_model_alone(lens, task):
     captures = capture_task(lens, task, [site])
     before = lens.weights_sha256
     subspace = das(lens, captures.train, site, dim=8, steps=30)
-    found = judge(lens, captures, subspace, budget="fast", tests=["vacuity"]).tests["vacuity"]
-    assert "random matrices" in found.reading
+    vacuity = judge(lens, captures, subspace, budget="fast", tests=["vacuity"]).tests["vacuity"]
+    assert "random matrices" in vacuity.reading
     assert LensModel(lens.model, None, "again", lens.map).weights_sha256 == before  # type: ignore[arg-type]

@@ -49,14 +49,14 @@ def test_units_read_the_stream_and_write_to_it(family):
     plain = capture(lens, pairs, [mid, post, SITE])
     with planted(lens, 1, channels) as wide:
         require(wide, SITE)
-        found = capture(wide, pairs, [SITE, post])
+        captured = capture(wide, pairs, [SITE, post])
         assert wide.map.dim(SITE) == lens.map.dim(SITE) + len(channels.roles)
     values = plain.base[mid] @ channels.reads.T + channels.biases
     torch.testing.assert_close(
-        found.base[SITE][:, -len(channels.roles) :], values @ channels.mixing.T
+        captured.base[SITE][:, -len(channels.roles) :], values @ channels.mixing.T
     )
-    torch.testing.assert_close(found.base[SITE][:, : -len(channels.roles)], plain.base[SITE])
-    torch.testing.assert_close(found.base[post], plain.base[post] + values @ channels.writes.T)
+    torch.testing.assert_close(captured.base[SITE][:, : -len(channels.roles)], plain.base[SITE])
+    torch.testing.assert_close(captured.base[post], plain.base[post] + values @ channels.writes.T)
     after = lens.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -131,16 +131,16 @@ def test_scores_are_counted_as_they_should_be():
         made("sensor", "faithful", 0.0, 0),
         *(made("mixed", "faithful", s, 0, share=s) for s in (0.2, 0.4, 0.6)),
     ]
-    found = summary(results)
-    assert found["miss_rate"]["hits"] == 1 and found["miss_rate"]["of"] == 3
-    assert found["false_alarm_rate"]["value"] == 0.5
-    assert found["undetermined_rate"]["value"] == pytest.approx(1 / 5)
-    assert found["inactive_called_faithful"]["value"] == 1
-    assert found["spearman_mixed"] == pytest.approx(1)
+    scores = summary(results)
+    assert scores["miss_rate"]["hits"] == 1 and scores["miss_rate"]["of"] == 3
+    assert scores["false_alarm_rate"]["value"] == 0.5
+    assert scores["undetermined_rate"]["value"] == pytest.approx(1 / 5)
+    assert scores["inactive_called_faithful"]["value"] == 1
+    assert scores["spearman_mixed"] == pytest.approx(1)
     # Of the 8 couples, the faithful case at 0.1 is below all four, that at 0.9 below one.
-    assert found["auroc"]["value"] == pytest.approx(5 / 8)
-    assert found["by_test"]["row_effect"]["value"] == pytest.approx(5 / 8)
-    assert found["auroc"]["low"] <= 5 / 8 <= found["auroc"]["high"]
+    assert scores["auroc"]["value"] == pytest.approx(5 / 8)
+    assert scores["by_test"]["row_effect"]["value"] == pytest.approx(5 / 8)
+    assert scores["auroc"]["low"] <= 5 / 8 <= scores["auroc"]["high"]
 
 
 def test_cases_of_one_planted_model_are_one_unit_of_a_rate():

@@ -92,7 +92,7 @@ def test_hostile_strings_stay_text():
     assert "alert(2)" in parsed.text
     assert len(parsed.scripts) == len(plain.scripts)
     assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in plain.elements}
-    assert not any(key.startswith("on") for _, found in parsed.elements for key in found)
+    assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
     assert "<script>alert" not in text
     assert "<img" not in "".join(parsed.scripts[:-2])
     for data in parsed.scripts[:-2]:
@@ -245,8 +245,8 @@ def test_summary_of_one_and_of_three():
 def test_chance_is_corrected_for_the_number_of_sites():
     def with_p(p: float | None):
         test = PValue(value=p, reading="p")
-        found = make_record("illusory")
-        return found.model_copy(update={"tests": found.tests | {"chance": test}})
+        record = make_record("illusory")
+        return record.model_copy(update={"tests": record.tests | {"chance": test}})
 
     told = page.corrected([with_p(0.01), with_p(0.04), with_p(None), with_p(0.03)])
     readings = [each.tests["chance"].reading for each in told]

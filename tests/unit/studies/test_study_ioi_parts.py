@@ -94,7 +94,7 @@ def test_pushes_of_all_heads_are_what_attention_adds(llama, pairs):
 
 def test_score_gradients_are_finite_differences(llama, pairs):
     heads = [(2, 1), (3, 0)]
-    found = score_gradients(llama, pairs, [END, S2], heads)[END]
+    gradients = score_gradients(llama, pairs, [END, S2], heads)[END]
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(llama.map.d_model, dtype=torch.float64, generator=generator)
     step = 1e-2 * direction.expand(len(pairs), -1)
@@ -103,7 +103,7 @@ def test_score_gradients_are_finite_differences(llama, pairs):
     ends = [watch(llama, pairs, END, s * step).score * sign[:, None, None] for s in (1, -1)]
     for place, (layer, head) in enumerate(heads):
         numeric = (ends[0] - ends[1])[:, layer, head] / 2e-2
-        torch.testing.assert_close(found[place] @ direction, numeric, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(gradients[place] @ direction, numeric, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_freezing_every_reader_leaves_the_direct_path(llama, pairs):
         for reader in llama.map.blocks[layer].readers
     )
     replay = captured.at(END)
-    found = frozen(replay, delta, everyone)
+    outcomes = frozen(replay, delta, everyone)
     logits = llama.map.tail.logits(captured.base[Site(3, "resid_post", "END")] + delta)
     answers = torch.tensor([(p.answer, p.target) for p in pairs.pairs])
     expected = logits.gather(1, answers)
-    torch.testing.assert_close(found.logit_diff, (expected[:, 0] - expected[:, 1]).float())
-    assert torch.equal(found.top, logits.argmax(1))
+    torch.testing.assert_close(outcomes.logit_diff, (expected[:, 0] - expected[:, 1]).float())
+    assert torch.equal(outcomes.top, logits.argmax(1))
     torch.testing.assert_close(
         frozen(replay, delta, ()).logit_diff, replay.delta_outcomes(delta).logit_diff
     )
@@ -163,8 +163,8 @@ def test_freezing_at_an_inner_token(llama, pairs):
     )
     replay = captured.at(S2)
     assert not torch.allclose(replay.delta_outcomes(delta).logit_diff, captured.clean.logit_diff)
-    found = frozen(replay, delta, everyone)
-    torch.testing.assert_close(found.logit_diff, captured.clean.logit_diff, rtol=1e-4, atol=1e-5)
+    outcomes = frozen(replay, delta, everyone)
+    torch.testing.assert_close(outcomes.logit_diff, captured.clean.logit_diff, rtol=1e-4, atol=1e-5)
 
 
 def test_writers_add_up_to_what_differs(llama, pairs, monkeypatch):
@@ -187,8 +187,8 @@ def test_random_mlp_writes_what_its_copy_would(llama, pairs):
     assert not torch.allclose(random_features.base[MLP], captured.base[MLP])
     change = random_features.difference(MLP) @ told.map.writer(MLP).T
     at_output = captured.at(out).delta_outcomes(change)
-    found = random_features.at(MLP).delta_outcomes(random_features.difference(MLP))
-    torch.testing.assert_close(found.logit_diff, at_output.logit_diff)
+    outcomes = random_features.at(MLP).delta_outcomes(random_features.difference(MLP))
+    torch.testing.assert_close(outcomes.logit_diff, at_output.logit_diff)
     assert torch.equal(llama.map.writer(MLP), llama.model.model.layers[2].mlp.down_proj.weight)
 
 
@@ -267,10 +267,10 @@ def test_chunks_change_nothing(llama, pairs, monkeypatch):
 
 def test_the_papers_numbers_stand_at_end_only(llama, pairs):
     at_s2 = Site(2, "mlp_act", "S2")
-    found = evaluate(llama, pairs, {MLP: {"full": Full()}, at_s2: {"full": Full()}})
-    first, second = found.rows(paper=True)
+    evaluation = evaluate(llama, pairs, {MLP: {"full": Full()}, at_s2: {"full": Full()}})
+    first, second = evaluation.rows(paper=True)
     assert first.paper is not None and (first.paper.fldd, first.paper.iia) == (-0.08, 0.0)
-    assert second.paper is None and all(row.paper is None for row in found.rows())
+    assert second.paper is None and all(row.paper is None for row in evaluation.rows())
 
 
 def made_map(curves: dict[str, list[float]], clean: float = 4.0) -> PatchingMap:
@@ -307,24 +307,24 @@ def made_map(curves: dict[str, list[float]], clean: float = 4.0) -> PatchingMap:
 
 def test_the_circuit_is_read_off_the_curves(llama):
     lens = replace(llama, map=replace(llama.map, blocks=llama.map.blocks * 2))
-    found = made_map(
+    map = made_map(
         {
             "resid_post": [0.0, 0.1, 0.9, 1.0, 1.0, 0.6, 0.05, 0.0],
             "attn_out": [0.0, 0.1, 0.7, 0.0, 0.0, 0.0, 0.0, -0.3],
         }
     )
-    bottleneck, mlps = ioi_circuit._between(lens, found, "END")
+    bottleneck, mlps = ioi_circuit._between(lens, map, "END")
     assert bottleneck == Site(2, "resid_post", "END")
     assert mlps == tuple(Site(layer, "mlp_act", "END") for layer in (2, 3, 4))
-    roles = ioi_circuit._passed(found, bottleneck, mlps)
+    roles = ioi_circuit._passed(map, bottleneck, mlps)
     assert [r.component for r in roles if r.role == "reading layer"] == ["L5", "L6"]
-    writers_found = [r.component for r in ioi_circuit._writers(found, "END")]
-    assert writers_found == ["L2.attn_out@END"]
+    writers = [r.component for r in ioi_circuit._writers(map, "END")]
+    assert writers == ["L2.attn_out@END"]
 
 
 def test_a_signal_that_is_never_whole_still_gives_sites(llama):
-    found = made_map({"resid_post": [0.0, 0.2, 0.1, 0.0], "attn_out": [0.0, 0.0, 0.0, 0.1]})
-    bottleneck, mlps = ioi_circuit._between(llama, found, "S2")
+    map = made_map({"resid_post": [0.0, 0.2, 0.1, 0.0], "attn_out": [0.0, 0.0, 0.0, 0.1]})
+    bottleneck, mlps = ioi_circuit._between(llama, map, "S2")
     assert bottleneck == Site(2, "resid_post", "S2") and mlps == (Site(2, "mlp_act", "S2"),)
 
 
@@ -349,17 +349,17 @@ def test_shuffled_labels_exchange_half_of_either_direction(pairs):
 
 
 def test_variants_say_what_they_are(llama):
-    found = ioi_variants(llama.tokenizer, size=20)
-    assert list(found) == ["shorter prefix", "longer prefix", "third name", "natural text"]
+    variants = ioi_variants(llama.tokenizer, size=20)
+    assert list(variants) == ["shorter prefix", "longer prefix", "third name", "natural text"]
     usual = ioi(llama.tokenizer, train=4, test=4, held_out=0)
     length = min(len(pair.base.ids) for pair in usual.test)
-    assert min(len(pair.base.ids) for pair in found["shorter prefix"]) < length
-    assert min(len(pair.base.ids) for pair in found["longer prefix"]) > length
+    assert min(len(pair.base.ids) for pair in variants["shorter prefix"]) < length
+    assert min(len(pair.base.ids) for pair in variants["longer prefix"]) > length
     assert (
         len({pair.template for pair in ioi_variants(llama.tokenizer, size=64)["natural text"]})
         >= 12
     )
-    for kind, several in found.items():
+    for kind, several in variants.items():
         for pair in several:
             names = [pair.base.ids[pair.base.columns[label]] for label in ("IO", "S1", "S2")]
             assert names == [pair.answer, pair.target, pair.target]
@@ -371,8 +371,8 @@ def test_variants_say_what_they_are(llama):
 
 def test_score_gradients_leave_out_what_no_head_reads(llama, pairs):
     behind = Site(3, "resid_post", "END")
-    found = score_gradients(llama, pairs, [END, behind], [(2, 1)])
-    assert bool(found[END].any()) and not bool(found[behind].any())
+    gradients = score_gradients(llama, pairs, [END, behind], [(2, 1)])
+    assert bool(gradients[END].any()) and not bool(gradients[behind].any())
     assert set(v_grads(llama, pairs, [END, behind], ((2, 1),))) == {END}
 
 
@@ -397,23 +397,28 @@ def made_evaluation(pairs, drops: dict[str, float], stream: str) -> tuple[Evalua
 )  # fmt: skip
 def test_the_rule_of_an_illusion(pairs, full, row, null, met):
     drops = {"full": full, "v_MLP": 1.0, "v_MLP row": row, "v_MLP null": null}
-    (found,) = contrasts(made_evaluation(pairs, drops, "mlp_act")[0], "made")
-    assert (found.rule, found.pairs, found.met, found.sure) == ("illusion", "made", met, met)
-    assert found.whole.value == pytest.approx(full) and found.read.value == pytest.approx(row)
+    (contrast,) = contrasts(made_evaluation(pairs, drops, "mlp_act")[0], "made")
+    assert (contrast.rule, contrast.pairs, contrast.met, contrast.sure) == (
+        "illusion",
+        "made",
+        met,
+        met,
+    )
+    assert contrast.whole.value == pytest.approx(full) and contrast.read.value == pytest.approx(row)
 
 
 @pytest.mark.parametrize(("along", "met"), [(1.15, True), (1.0, False)])
 def test_the_rule_of_a_feature(pairs, along, met):
     drops = {"full": 1.0, "v_resid": 1.4, "v_resid along readers": along, "v_resid null": 0.1}
-    (found,) = contrasts(made_evaluation(pairs, drops, "resid_post")[0], "made")
-    assert (found.rule, found.met) == ("feature", met)
-    assert found.read.value == pytest.approx(along / 1.4)
+    (contrast,) = contrasts(made_evaluation(pairs, drops, "resid_post")[0], "made")
+    assert (contrast.rule, contrast.met) == ("feature", met)
+    assert contrast.read.value == pytest.approx(along / 1.4)
 
 
 def test_no_effect_meets_no_rule(pairs):
     drops = {"full": -0.5, "v_MLP": -0.1, "v_MLP row": -0.01, "v_MLP null": 0.0}
-    (found,) = contrasts(made_evaluation(pairs, drops, "mlp_act")[0], "made")
-    assert not found.met and not found.sure
+    (contrast,) = contrasts(made_evaluation(pairs, drops, "mlp_act")[0], "made")
+    assert not contrast.met and not contrast.sure
 
 
 def test_reading_by_either_part_adds_up(llama, pairs):
@@ -422,8 +427,8 @@ def test_reading_by_either_part_adds_up(llama, pairs):
     if captured.clean.logit_diff.mean() < 0:  # a random model, which has no right answers
         captured = capture(llama, pairs.exchanged(), [MLP])
     v = random(llama, captured, MLP, seed=5)
-    found = dormant(llama, captured, v, random(llama, capture(llama, pairs, [out]), out))
+    shown = dormant(llama, captured, v, random(llama, capture(llama, pairs, [out]), out))
     delta = SubspacePatch(v.basis).delta(captured.base[MLP], captured.source[MLP])
     drop = captured.clean.logit_diff - captured.at(MLP).delta_outcomes(delta).logit_diff
-    assert found.effect.value == pytest.approx(float(drop.sum() / captured.clean.logit_diff.sum()))
-    assert 0 <= found.in_range <= 1 and len(found.along_v_grad.patched.z0) == len(pairs) // 2
+    assert shown.effect.value == pytest.approx(float(drop.sum() / captured.clean.logit_diff.sum()))
+    assert 0 <= shown.in_range <= 1 and len(shown.along_v_grad.patched.z0) == len(pairs) // 2

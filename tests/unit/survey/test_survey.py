@@ -62,7 +62,7 @@ def task(lens, place):
 
 
 @pytest.fixture(scope="module")
-def found(lens, task):
+def illusions(lens, task):
     return illusion_map(lens, task, ["END", "NOUN"], pairs=24)
 
 
@@ -78,17 +78,17 @@ def random_case(m: int = 1):
 @pytest.mark.parametrize("m", [1, 4])
 def test_the_reading_is_disconnected_and_the_writing_connected(m):
     weight, split, _, _, built = random_case(m)
-    for found in built.values():
-        assert found.read.shape == (m, 20) and found.angle.shape == (m,)
-        torch.testing.assert_close(weight @ found.read.T, torch.zeros(6, m).double())
-        torch.testing.assert_close(split.row(found.write.T), found.write.T)
-        for unit in (found.read, found.write, found.direction):
+    for construction in built.values():
+        assert construction.read.shape == (m, 20) and construction.angle.shape == (m,)
+        torch.testing.assert_close(weight @ construction.read.T, torch.zeros(6, m).double())
+        torch.testing.assert_close(split.row(construction.write.T), construction.write.T)
+        for unit in (construction.read, construction.write, construction.direction):
             torch.testing.assert_close(unit.norm(dim=1), torch.ones(m).double())
 
 
 def test_the_pseudoinverse_writes_t_alone_and_the_transpose_most_along_it():
     weight, split, _, target, built = random_case()
-    written = {name: (weight @ found.write[0]) for name, found in built.items()}
+    written = {name: (weight @ construction.write[0]) for name, construction in built.items()}
     t = target[0] / target[0].norm()
     alone = written["pseudoinverse"]
     torch.testing.assert_close(alone, (alone @ t) * t)
@@ -99,11 +99,11 @@ def test_the_pseudoinverse_writes_t_alone_and_the_transpose_most_along_it():
 
 def test_the_best_angle_is_that_of_a_search():
     _, _, feature, _, built = random_case()
-    found = built["transpose"]
+    transpose = built["transpose"]
     degrees = torch.arange(0, 180, 0.25).double().deg2rad()[:, None]
-    v = degrees.cos() * found.read + degrees.sin() * found.write
+    v = degrees.cos() * transpose.read + degrees.sin() * transpose.write
     written = (v @ feature[0]) * degrees.sin()[:, 0]
-    assert float(found.angle) == pytest.approx(float(degrees[written.argmax(), 0]), abs=0.01)
+    assert float(transpose.angle) == pytest.approx(float(degrees[written.argmax(), 0]), abs=0.01)
 
 
 def test_for_a_dormant_writing_the_best_angle_is_45_degrees():
@@ -112,7 +112,7 @@ def test_for_a_dormant_writing_the_best_angle_is_45_degrees():
     assert float(angle.rad2deg()) == pytest.approx(45)
 
 
-def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
+def test_the_map_is_the_effect_of_subspace_patches(lens, task, illusions):
     """One site again, by the library's own patches; the connected part is the audit's row part."""
     train, test = (capture(lens, part[:24], [SITE, AFTER]) for part in (task.train, task.test))
     weight = lens.map.writer(SITE).double()
@@ -122,7 +122,7 @@ def test_the_map_is_the_effect_of_subspace_patches(lens, task, found):
         for writing, built in constructions(weight, split, feature, target).items():
             basis = built.direction.T
             row = exact_split(lens, SITE, basis, centred=False).unit_row
-            here = found.at(1, "END").illusions[f"{writing} of {name}"]
+            here = illusions.at(1, "END").illusions[f"{writing} of {name}"]
             for expected, columns in ((here.effect, basis), (here.connected, row)):
                 delta = SubspacePatch(columns).delta(test.base[SITE], test.source[SITE])
                 drop = drops_of(replay, delta)
@@ -146,21 +146,21 @@ def test_without_classes_each_pair_has_directions_of_its_own(lens, task):
         return PairSet(part.name, part.split, tuple(replace(p, z=None) for p in part.pairs))
 
     alone = Task("bare", bare(task.train), bare(task.test))
-    found = illusion_map(lens, alone, ["END"], layers=[1], pairs=12)
-    assert not found.one_for_all and found.sites[0].sensed is None
+    illusions = illusion_map(lens, alone, ["END"], layers=[1], pairs=12)
+    assert not illusions.one_for_all and illusions.sites[0].sensed is None
     test = capture(lens, alone.test[:12], [SITE, AFTER])
     assert sensed(test.at(SITE), one_for_all=False).shape == (12, 56)
     assert targets(test.at(AFTER), one_for_all=False)["gradient"].shape == (12, 32)
 
 
-def test_a_map_is_read_back_and_a_damaged_one_refused(found, tmp_path):
-    found.save(tmp_path / "map.json")
-    assert IllusionMap.load(tmp_path / "map.json") == found
+def test_a_map_is_read_back_and_a_damaged_one_refused(illusions, tmp_path):
+    illusions.save(tmp_path / "map.json")
+    assert IllusionMap.load(tmp_path / "map.json") == illusions
     (tmp_path / "map.json").write_text('{"schema": "other"}')
     with pytest.raises(ResultError, match=r"not a subspacelens.illusions/1 record"):
         IllusionMap.load(tmp_path / "map.json")
     with pytest.raises(SiteError, match="L9"):
-        found.at(9, "END")
+        illusions.at(9, "END")
 
 
 def test_labels_and_sites_that_are_not_there_are_refused(lens, task):
@@ -182,9 +182,9 @@ def test_labels_and_sites_that_are_not_there_are_refused(lens, task):
     ],
 )
 def test_an_illusion_works_where_neither_the_whole_nor_the_connected_part_does(
-    found, illusion, whole, connected, works
+    illusions, illusion, whole, connected, works
 ):
-    site = found.sites[0]
+    site = illusions.sites[0]
     one = next(iter(site.illusions.values())).model_copy(
         update={"effect": Estimate(value=illusion), "connected": Estimate(value=connected)}
     )
@@ -238,25 +238,25 @@ def test_distortion_is_measured_at_every_layer(lens):
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 18, (60, 20), generator=generator).tolist()
-    found = distortion(lens, Corpus("noise", tuple(map(tuple, ids))), tokens=300)
-    assert [each.layer for each in found] == [0, 1, 2, 3]
-    for each in found:
+    distortions = distortion(lens, Corpus("noise", tuple(map(tuple, ids))), tokens=300)
+    assert [each.layer for each in distortions] == [0, 1, 2, 3]
+    for each in distortions:
         assert each.before == ["gate_proj", "up_proj"] and set(each.alone) == set(each.before)
         assert 0 <= each.r2.low <= each.r2.high <= 1 and 0 <= each.transfer.held_out.value <= 1
 
 
 def test_random_mlps_are_random_and_leave_the_model_alone(lens, task):
     before = {name: p.clone() for name, p in lens.model.named_parameters()}
-    found = random_mlp(lens, task, SITE, seeds=2, steps=4, pairs=12)
-    assert [each.weights for each in found] == ["gaussian", "shuffled"]
-    assert found == random_mlp(lens, task, SITE, seeds=2, steps=4, pairs=12)
-    for each in found:
+    rows = random_mlp(lens, task, SITE, seeds=2, steps=4, pairs=12)
+    assert [each.weights for each in rows] == ["gaussian", "shuffled"]
+    assert rows == random_mlp(lens, task, SITE, seeds=2, steps=4, pairs=12)
+    for each in rows:
         assert each.direction.low <= each.direction.value <= each.direction.high
         assert 0 < each.null_share.value < 1
     assert all(torch.equal(p, before[name]) for name, p in lens.model.named_parameters())
     whole = capture_task(lens, Task("t", task.train[:4], task.test[:12]), [SITE]).test
     drop = drops_of(whole.at(SITE), whole.difference(SITE))
-    assert found[0].real_whole == pytest.approx(
+    assert rows[0].real_whole == pytest.approx(
         drop.sum() / whole.clean.logit_diff.double().sum().item(), abs=1e-4
     )
     with pytest.raises(SiteError, match="mlp_act"):
@@ -325,16 +325,16 @@ def test_the_page_is_one_file_that_asks_for_nothing(everything, tmp_path):
     assert (tmp_path / "illusions.svg").read_text().startswith("<svg")
 
 
-def test_the_map_in_words_and_as_a_table(found):
-    assert markdown(found).count("\n") == 2 + 8
-    assert svg(found).count("<rect") == 8 * 4
-    site = found.at(1, "END")
+def test_the_map_in_words_and_as_a_table(illusions):
+    assert markdown(illusions).count("\n") == 2 + 8
+    assert svg(illusions).count("<rect") == 8 * 4
+    site = illusions.at(1, "END")
     strong = site.model_copy(update={"whole": Estimate(value=0.0)})
     one = next(iter(strong.illusions.values())).model_copy(
         update={"effect": Estimate(value=0.5), "connected": Estimate(value=0.0)}
     )
     strong = strong.model_copy(update={"illusions": {"transpose of gradient": one}})
-    changed = found.model_copy(update={"sites": [strong]})
+    changed = illusions.model_copy(update={"sites": [strong]})
     assert "work at layer 1:" in reading(changed, "END")
     weak = strong.model_copy(update={"whole": Estimate(value=0.4)})
-    assert "No layer" in reading(found.model_copy(update={"sites": [weak]}), "END")
+    assert "No layer" in reading(illusions.model_copy(update={"sites": [weak]}), "END")

@@ -111,17 +111,17 @@ def find_circuit(
     Raises `TaskError` if no MLP can be patched between writer and reader.
     """
     pairs = pairs[:limit]
-    found = patching_map(lens, pairs, STREAMS, LABELS, memory=memory, limit=None)
+    map = patching_map(lens, pairs, STREAMS, LABELS, memory=memory, limit=None)
     roles, marked = [], {}
     for label in LABELS:
-        roles += _writers(found, label)
-        marked[label] = _between(lens, found, label)
-        roles += _passed(found, *marked[label])
+        roles += _writers(map, label)
+        marked[label] = _between(lens, map, label)
+        roles += _passed(map, *marked[label])
     if preset is not None:
         marked = {preset.bottleneck.label: (preset.bottleneck, preset.mlps)}
     end, _ = marked["END"]
-    movers, seen = _name_movers(lens, pairs, end, preset)
-    roles += seen
+    movers, evidence = _name_movers(lens, pairs, end, preset)
+    roles += evidence
     places = []
     for label, (bottleneck, mlps) in marked.items():
         captured = capture(lens, pairs, [bottleneck], memory=memory)
@@ -135,34 +135,34 @@ def find_circuit(
     for place in places:
         if not place.mlps:
             raise TaskError(f"no MLP that can be patched lies behind the writer at {place.label}")
-    return Circuit(found, tuple(places), movers, tuple(roles))
+    return Circuit(map, tuple(places), movers, tuple(roles))
 
 
-def _column(found: PatchingMap, stream: str, label: str) -> np.ndarray:
+def _column(map: PatchingMap, stream: str, label: str) -> np.ndarray:
     """Effects by layer as a share of the clean logit difference, or, for a model that has none, in
     nats; NaN where a layer lacks the stream."""
-    grid = found.effects[label, stream]
-    return (grid.fldd if found.measure == "fldd" else grid.nats)[:, 0]
+    grid = map.effects[label, stream]
+    return (grid.fldd if map.measure == "fldd" else grid.nats)[:, 0]
 
 
-def _writers(found: PatchingMap, label: str) -> list[Role]:
+def _writers(map: PatchingMap, label: str) -> list[Role]:
     roles = []
     for stream, role in (("attn_out", "writer"), ("head_z", "writing head")):
-        cells = found.strongest(8, stream=stream, label=label)
+        cells = map.strongest(8, stream=stream, label=label)
         least = NOTABLE * max((abs(cell.nats) for cell in cells), default=0.0)
         for cell in cells:
             if cell.nats > 0 and cell.nats >= least:
-                roles.append(_patched(found, cell.site, role))
+                roles.append(_patched(map, cell.site, role))
     return roles
 
 
-def _between(lens: LensModel, found: PatchingMap, label: str) -> tuple[Site, tuple[Site, ...]]:
+def _between(lens: LensModel, map: PatchingMap, label: str) -> tuple[Site, tuple[Site, ...]]:
     """The bottleneck and the MLPs from the writer's layer to before the last reader's."""
-    attention = np.nan_to_num(_column(found, "attn_out", label), nan=-np.inf)
+    attention = np.nan_to_num(_column(map, "attn_out", label), nan=-np.inf)
     last = len(lens.map.blocks) - 2
     writer = min(int(attention.argmax()), last)
-    curve = np.nan_to_num(_column(found, "resid_post", label), nan=-np.inf)
-    least = WHOLE * (1.0 if found.measure == "fldd" else curve.max())
+    curve = np.nan_to_num(_column(map, "resid_post", label), nan=-np.inf)
+    least = WHOLE * (1.0 if map.measure == "fldd" else curve.max())
     whole = [layer for layer in range(writer, last + 1) if curve[layer] >= least]
     bottleneck = whole[0] if whole else int(curve[writer : last + 1].argmax()) + writer
     reader = max(_falls(curve, bottleneck), default=len(curve) - 1)
@@ -183,23 +183,23 @@ def _falls(curve: np.ndarray, start: int) -> list[int]:
     return [layer for layer in steps if curve[layer - 1] - curve[layer] >= least]
 
 
-def _passed(found: PatchingMap, bottleneck: Site, mlps: tuple[Site, ...]) -> list[Role]:
+def _passed(map: PatchingMap, bottleneck: Site, mlps: tuple[Site, ...]) -> list[Role]:
     label = bottleneck.label
-    curve = _column(found, "resid_post", label)
-    roles = [_patched(found, bottleneck, "bottleneck")]
-    roles += [_patched(found, site, "MLP in the middle") for site in mlps]
+    curve = _column(map, "resid_post", label)
+    roles = [_patched(map, bottleneck, "bottleneck")]
+    roles += [_patched(map, site, "MLP in the middle") for site in mlps]
     for layer in _falls(curve, bottleneck.layer):
         fall = float(curve[layer - 1] - curve[layer])
-        unit = f"fall of the {_MEASURES[found.measure]} of resid_post"
+        unit = f"fall of the {_MEASURES[map.measure]} of resid_post"
         roles.append(
             Role(label=label, role="reading layer", component=f"L{layer}", value=fall, unit=unit)
         )
     return roles
 
 
-def _patched(found: PatchingMap, site: Site, role: str) -> Role:
-    value = getattr(found.at(site), found.measure)
-    unit = f"{_MEASURES[found.measure]} of its full patch"
+def _patched(map: PatchingMap, site: Site, role: str) -> Role:
+    value = getattr(map.at(site), map.measure)
+    unit = f"{_MEASURES[map.measure]} of its full patch"
     return Role(label=site.label, role=role, component=str(site), value=value, unit=unit)
 
 

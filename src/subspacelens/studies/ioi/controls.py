@@ -87,7 +87,7 @@ class LossRow(Record):
 
 
 @dataclass(frozen=True)
-class Bench:
+class Setup:
     """What every control of one place needs."""
 
     lens: LensModel
@@ -116,17 +116,17 @@ class Bench:
         control: str,
         site: Site,
         seed: int,
-        found: dict[str, dict[str, Estimate]],
+        estimates: dict[str, dict[str, Estimate]],
         fitted: float | None = None,
     ) -> list[Control]:
         """Records of what `score` found; its `no_op` gives the IIA without a patch."""
-        no_op = found.pop("no_op")["iia"]
+        no_op = estimates.pop("no_op")["iia"]
         return [
             Control(
                 control=control, site=str(site), patch=patch, seed=seed, iia_no_op=no_op,
                 fitted_nats=fitted, **metrics,
             )
-            for patch, metrics in found.items()
+            for patch, metrics in estimates.items()
         ]  # fmt: skip
 
     def tried(
@@ -135,8 +135,8 @@ class Bench:
         """DAS on `train`, its effect there and on `test`."""
         v = SubspacePatch(self.fit(lens, train, site, self.seed).basis)
         fitted = self.score(lens, train, site, {"v": v})["v"]["nats"].value
-        found = self.score(lens, test, site, {"no_op": NoOp(), "v": v})
-        return self.rows(control, site, self.seed, found, fitted)
+        estimates = self.score(lens, test, site, {"no_op": NoOp(), "v": v})
+        return self.rows(control, site, self.seed, estimates, fitted)
 
     @cached_property
     def seeded(self) -> dict[Site, list[Subspace]]:
@@ -167,52 +167,52 @@ def _metrics(effect: Effect) -> dict[str, Estimate]:
     return {"nats": effect.nats, "fldd": fldd, "iia": effect.iia}
 
 
-def controls(bench: Bench) -> list[Control]:
+def controls(setup: Setup) -> list[Control]:
     """Every control of one place but the random directions, which its audits have."""
     parts = (shuffled, random_mlps, constructed)
-    return [row for part in track(parts, "controls") for row in part(bench)]
+    return [row for part in track(parts, "controls") for row in part(setup)]
 
 
-def shuffled(bench: Bench) -> list[Control]:
+def shuffled(setup: Setup) -> list[Control]:
     """DAS asked for answers that have nothing to do with z."""
-    captured, seed = bench.captures.train, bench.seed
+    captured, seed = setup.captures.train, setup.seed
     pairs, flipped = shuffled_labels(captured.pairs, seed)
     sign = torch.where(torch.tensor(flipped), -1.0, 1.0)
     clean = Outcomes(captured.clean.logit_diff * sign, captured.clean.top)
     odd = replace(captured, pairs=pairs, clean=clean)
     rows = []
-    for site in bench.chosen:
-        rows += bench.tried("shuffled labels", bench.lens, odd, bench.captures.test, site)
+    for site in setup.chosen:
+        rows += setup.tried("shuffled labels", setup.lens, odd, setup.captures.test, site)
     return rows
 
 
-def random_mlps(bench: Bench) -> list[Control]:
+def random_mlps(setup: Setup) -> list[Control]:
     """DAS in an MLP of random weights: an illusion that needs no learnt feature."""
-    site, rows = bench.directions.main, []
-    for seed in range(bench.sizes.random_mlps):
+    site, rows = setup.directions.main, []
+    for seed in range(setup.sizes.random_mlps):
         try:
-            lens, train = random_mlp(bench.lens, bench.captures.train, site, seed)
-            _, test = random_mlp(bench.lens, bench.captures.test, site, seed)
+            lens, train = random_mlp(setup.lens, setup.captures.train, site, seed)
+            _, test = random_mlp(setup.lens, setup.captures.test, site, seed)
         except SiteError:
             return []
-        basis = bench.fit(lens, train, site, seed).basis.double()
-        parts = exact_split(lens, site, basis, centred=centred(bench.lens))
-        found = bench.score(lens, test, site, _short(named_patches(parts, basis)))
-        rows += bench.rows("random-weight MLP", site, seed, found)
+        basis = setup.fit(lens, train, site, seed).basis.double()
+        parts = exact_split(lens, site, basis, centred=centred(setup.lens))
+        estimates = setup.score(lens, test, site, _short(named_patches(parts, basis)))
+        rows += setup.rows("random-weight MLP", site, seed, estimates)
     return rows
 
 
-def constructed(bench: Bench) -> list[Control]:
+def constructed(setup: Setup) -> list[Control]:
     """The illusion that is built, not searched for, towards v_resid and towards v_grad."""
-    site, rows = bench.directions.main, []
+    site, rows = setup.directions.main, []
     for name in ("v_resid", "v_grad"):
-        if name not in bench.directions.residual:
+        if name not in setup.directions.residual:
             continue
-        parts = parts_of(bench.lens, bench.directions.place, bench.illusion(name))
-        found = bench.score(
-            bench.lens, bench.captures.test, site, _short(named_patches(parts, parts.basis))
+        parts = parts_of(setup.lens, setup.directions.place, setup.illusion(name))
+        estimates = setup.score(
+            setup.lens, setup.captures.test, site, _short(named_patches(parts, parts.basis))
         )
-        rows += bench.rows(f"constructed illusion towards {name}", site, bench.seed, found)
+        rows += setup.rows(f"constructed illusion towards {name}", site, setup.seed, estimates)
     return rows
 
 
@@ -221,16 +221,16 @@ def _short(patches: dict[str, Patch]) -> dict[str, Patch | None]:
     return {names[key]: patch for key, patch in patches.items() if key in names}
 
 
-def random_model_controls(benches: list[Bench]) -> list[Control]:
+def random_model_controls(setups: list[Setup]) -> list[Control]:
     """DAS at the same sites of a copy with random weights, which knows nothing of the task."""
-    first = benches[0]
+    first = setups[0]
     lens = random_model(first.lens, first.seed)
-    sites = [site for bench in benches for site in bench.chosen]
+    sites = [site for setup in setups for site in setup.chosen]
     captures = capture_task(lens, first.captures.task, sites, memory=first.captures.train.memory)
     rows = []
-    for bench in benches:
-        for site in bench.chosen:
-            rows += bench.tried(RANDOM_MODEL, lens, captures.train, captures.test, site)
+    for setup in setups:
+        for site in setup.chosen:
+            rows += setup.tried(RANDOM_MODEL, lens, captures.train, captures.test, site)
     return rows
 
 
@@ -244,23 +244,23 @@ def selectivity(losses: Sequence[LossRow], rows: Sequence[Control]) -> list[Sele
     ]
 
 
-def stability(bench: Bench) -> list[Stability]:
+def stability(setup: Setup) -> list[Stability]:
     """DAS from `sizes.seeds` seeds at the main MLP and at the bottleneck."""
     rows = []
-    for site, found_from in bench.seeded.items():
-        seeds = [int(v.fit["seed"]) for v in found_from]
-        bases = [v.basis for v in found_from]
+    for site, subspaces in setup.seeded.items():
+        seeds = [int(v.fit["seed"]) for v in subspaces]
+        bases = [v.basis for v in subspaces]
         patches: dict[str, Patch | None] = {
             str(s): SubspacePatch(b) for s, b in zip(seeds, bases, strict=True)
         }
-        found = bench.score(bench.lens, bench.captures.test, site, patches)
-        null = haar(len(bases[0]), 1, 1000, torch.Generator().manual_seed(bench.seed))
+        estimates = setup.score(setup.lens, setup.captures.test, site, patches)
+        null = haar(len(bases[0]), 1, 1000, torch.Generator().manual_seed(setup.seed))
         random = [_degrees(a, b) for a, b in zip(null[::2], null[1::2], strict=True)]
         rows.append(
             Stability(
                 site=str(site),
                 seeds=seeds,
-                fldd=[found[str(s)]["fldd"].value or 0.0 for s in seeds],
+                fldd=[estimates[str(s)]["fldd"].value or 0.0 for s in seeds],
                 angles=[_degrees(a, b) for a, b in combinations(bases, 2)],
                 random_mean=float(np.mean(random)),
                 random_low=float(np.quantile(random, 0.025)),
@@ -273,19 +273,19 @@ def _degrees(a: Tensor, b: Tensor) -> float:
     return float(np.rad2deg(principal_angles(a, b)[0]))
 
 
-def losses(bench: Bench) -> list[LossRow]:
+def losses(setup: Setup) -> list[LossRow]:
     """DAS with the logit difference, and with the cross-entropy over the whole vocabulary as in the
     paper, from the same seed and for as many steps."""
     rows = []
-    for site, found_from in bench.seeded.items():
-        first = found_from[0].basis
-        second = bench.fit(bench.lens, bench.captures.train, site, bench.seed, loss=LOSSES[1]).basis
+    for site, subspaces in setup.seeded.items():
+        first = subspaces[0].basis
+        second = setup.fit(setup.lens, setup.captures.train, site, setup.seed, loss=LOSSES[1]).basis
         bases = dict(zip(LOSSES, (first, second), strict=True))
         patches: dict[str, Patch | None] = {k: SubspacePatch(b) for k, b in bases.items()}
-        found = bench.score(bench.lens, bench.captures.test, site, patches)
+        estimates = setup.score(setup.lens, setup.captures.test, site, patches)
         rows += [
             LossRow(
-                site=str(site), loss=loss, fldd=found[loss]["fldd"], iia=found[loss]["iia"],
+                site=str(site), loss=loss, fldd=estimates[loss]["fldd"], iia=estimates[loss]["iia"],
                 cosine=abs(float(first[:, 0] @ second[:, 0])),
             )
             for loss in bases

@@ -78,14 +78,14 @@ def v_grads(
     mean over heads (arXiv 2311.17030, released code)."""
     z = torch.tensor([pair.z[0] for pair in pairs.pairs if pair.z is not None])
     fit = dict(method="score-gradient", heads=" ".join(f"{layer}.{head}" for layer, head in heads))
-    found = {}
+    subspaces = {}
     for site, grads in score_gradients(lens, pairs, tuple(dict.fromkeys(sites)), heads).items():
         by_head = torch.stack([grads[:, z == which].mean(1) for which in z.unique()]).sum(0)
         if not by_head.any():
             continue
         unit = torch.nn.functional.normalize(by_head, dim=1)
-        found[site] = made_by(lens, site, unit.mean(0)[:, None], pairs.sha256, fit)
-    return found
+        subspaces[site] = made_by(lens, site, unit.mean(0)[:, None], pairs.sha256, fit)
+    return subspaces
 
 
 def parts_of(lens: LensModel, place: Place, subspace: Subspace) -> Decomposition:
@@ -99,18 +99,18 @@ def parts_of(lens: LensModel, place: Place, subspace: Subspace) -> Decomposition
 def table_patches(lens: LensModel, directions: Directions) -> dict[Site, dict[str, Patch | None]]:
     """Every patch of the study's table by site and name."""
     place = directions.place
-    found = {site: _mlp_patches(parts_of(lens, place, v)) for site, v in directions.mlps.items()}
-    at = found[place.bottleneck] = {}
+    patches = {site: _mlp_patches(parts_of(lens, place, v)) for site, v in directions.mlps.items()}
+    at = patches[place.bottleneck] = {}
     for name, subspace in directions.residual.items():
         parts = parts_of(lens, place, subspace)
-        patches = named_patches(parts, parts.basis)
+        named = named_patches(parts, parts.basis)
         at |= {
-            "full": patches["full"],
-            name: patches["subspace"],
-            f"{name} along readers": patches.get("row"),
-            f"{name} null": patches.get("null"),
+            "full": named["full"],
+            name: named["subspace"],
+            f"{name} along readers": named.get("row"),
+            f"{name} null": named.get("null"),
         }
-    return found
+    return patches
 
 
 def _mlp_patches(parts: Decomposition) -> dict[str, Patch | None]:

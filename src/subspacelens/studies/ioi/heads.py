@@ -82,7 +82,7 @@ def score_gradients(
         site: torch.zeros(len(pairs), lens.map.dim(site), dtype=lens.dtype, requires_grad=True)
         for site in sites
     }
-    found = {
+    gradients = {
         site: torch.zeros(len(heads), *delta.shape, dtype=torch.float64)
         for site, delta in added.items()
     }
@@ -94,8 +94,8 @@ def score_gradients(
                 score, [*added.values()], retain_graph=True, materialize_grads=True
             )
             for site, grad in zip(sites, grads, strict=True):
-                found[site][place] += grad.cpu().double()
-    return found
+                gradients[site][place] += grad.cpu().double()
+    return gradients
 
 
 def query_maps(
@@ -108,7 +108,7 @@ def query_maps(
     """
     delta = torch.zeros(1, lens.map.dim(site), dtype=lens.dtype, requires_grad=True)
     (run,) = _runs(lens, pairs[:1], {site: delta})
-    found = []
+    shares = []
     for (layer, head), score in zip(heads, _scores(run, heads), strict=True):
         inputs = {key: y for key, y in run.read.items() if key[0] == layer}
         grads = torch.autograd.grad(score, [*inputs.values()], retain_graph=True, allow_unused=True)
@@ -121,8 +121,8 @@ def query_maps(
         rows = (size > 1e-3 * size.max()).nonzero()[:, 0]
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
         reader = lens.map.blocks[layer].readers[index]
-        found.append(ReaderShare(f"L{layer}.head {head} queries", layer, reader, rows, 0.0))
-    return tuple(found)
+        shares.append(ReaderShare(f"L{layer}.head {head} queries", layer, reader, rows, 0.0))
+    return tuple(shares)
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,10 @@ def _run(lens: LensModel, pairs: PairSet, rows: Tensor, added: Mapping[Site, Ten
         return at_columns(*place_of(lens.map, site), columns, lambda x: x + moved.to(x))
 
     def keep(into: dict, key, column: bool = True):
-        def seen(x: Tensor) -> None:
+        def hook(x: Tensor) -> None:
             into[key] = x.reshape(count, -1, x.shape[-1])[:, -1] if column else x
 
-        return seen
+        return hook
 
     with exclusive(lens.model), _eager(lens), ExitStack() as stack:
         for site, delta in added.items():
@@ -190,8 +190,8 @@ def _run(lens: LensModel, pairs: PairSet, rows: Tensor, added: Mapping[Site, Ten
             stack.enter_context(on_input(block.out_proj.module, keep(outputs, layer)))
             for index, reader in enumerate(block.readers):
                 if reader.attention:
-                    seen = keep(read, (layer, index), column=False)
-                    stack.enter_context(on_output(reader.linear.module, seen))
+                    hook = keep(read, (layer, index), column=False)
+                    stack.enter_context(on_output(reader.linear.module, hook))
         stack.enter_context(on_output(lens.map.blocks[-1].module, keep(last, "hidden")))
         ids = torch.tensor([pair.base.ids for pair in pairs.pairs], device=lens.device)
         lens.map.inner(input_ids=ids, use_cache=False)

@@ -26,8 +26,8 @@ from .circuit import Circuit, find_circuit
 from .claims import claims
 from .contrast import Contrast, contrasts
 from .controls import (
-    Bench,
     Control,
+    Setup,
     controls,
     losses,
     random_model_controls,
@@ -83,34 +83,32 @@ def reproduce_ioi(
     data = study_data(lens, sizes, bos=known is not None and known.bos, seed=seed)
     circuit = find_circuit(lens, data.task.train, known, limit=sizes.map, memory=memory)
     captures = capture_task(lens, data.task, _sites(lens, circuit), memory=memory)
-    found = [
+    directions = [
         find_directions(lens, captures.train, place, circuit.name_movers, sizes, seed=seed)
         for place in circuit.places
     ]
     patches = {
-        site: named
-        for directions in found
-        for site, named in table_patches(lens, directions).items()
+        site: named for each in directions for site, named in table_patches(lens, each).items()
     }
     bottlenecks = [place.bottleneck for place in circuit.places]
     evaluation = evaluate(lens, data.fresh, patches, keep=bottlenecks, memory=memory)
     table, fresh = evaluation.rows(paper=True), contrasts(evaluation, FRESH)
     others = [_elsewhere(lens, kind, x, patches, memory) for kind, x in data.variants.items()]
-    seen = [
-        dormant(lens, captures.test, directions.mlps[site], v_grad)
-        for directions in found
-        for site, v_grad in directions.outputs.items()
+    dormants = [
+        dormant(lens, captures.test, each.mlps[site], v_grad)
+        for each in directions
+        for site, v_grad in each.outputs.items()
     ]
     good = [
-        success(lens, evaluation, directions, limit=sizes.heads, memory=memory)
-        for directions in track(found, "success case")
+        success(lens, evaluation, each, limit=sizes.heads, memory=memory)
+        for each in track(directions, "success case")
     ]
-    benches = [Bench(lens, captures, directions, sizes, seed) for directions in found]
-    audits = _audits(benches, every=not quick)
-    checks = [row for bench in benches for row in controls(bench)]
+    setups = [Setup(lens, captures, each, sizes, seed) for each in directions]
+    audits = _audits(setups, every=not quick)
+    checks = [row for setup in setups for row in controls(setup)]
     checks += [_random_directions(result) for result in audits["das"]]
-    checks += random_model_controls(benches)
-    by_loss = [row for bench in benches for row in losses(bench)]
+    checks += random_model_controls(setups)
+    by_loss = [row for setup in setups for row in losses(setup)]
     logit_diff, top_answer = evaluation.clean
     record = IoiRecord(
         model=circuit.map.model,
@@ -125,11 +123,11 @@ def reproduce_ioi(
         table1=table,
         contrasts=[*fresh, *(contrast for _, several in others for contrast in several)],
         losses=by_loss,
-        dormant=seen,
+        dormant=dormants,
         success=good,
         generalisation=[item for item, _ in others],
         controls=checks,
-        stability=[row for bench in benches for row in stability(bench)],
+        stability=[row for setup in setups for row in stability(setup)],
         selectivity=selectivity(by_loss, checks),
         verdicts=[
             Verdict(
@@ -141,7 +139,7 @@ def reproduce_ioi(
             for kind, several in audits.items()
             for result in several
         ],
-        claims=claims(table, fresh, seen, good, checks),
+        claims=claims(table, fresh, dormants, good, checks),
         seconds=time.monotonic() - started,
         versions=versions(),
         command=command,
@@ -151,44 +149,44 @@ def reproduce_ioi(
 
 def _sites(lens: LensModel, circuit: Circuit) -> list[Site]:
     """Everywhere that something is fitted, and where a random MLP would read."""
-    found = []
+    sites = []
     for place in circuit.places:
-        found += [place.bottleneck, *place.mlps]
+        sites += [place.bottleneck, *place.mlps]
         for site in place.mlps:
             with suppress(SiteError):
-                found.append(mlp_input(lens, site))
-    return found
+                sites.append(mlp_input(lens, site))
+    return sites
 
 
-def _audits(benches: list[Bench], *, every: bool) -> dict[str, tuple[Audit, ...]]:
+def _audits(setups: list[Setup], *, every: bool) -> dict[str, tuple[Audit, ...]]:
     """Audits of what DAS found at every site and of the illusion that is built at the main MLP of
     each place; or, unless `every`, only of what DAS found at the chosen sites."""
 
-    def judged(bench: Bench, subspaces) -> list[Audit]:
-        return [audit(bench.lens, bench.captures, v, seed=bench.seed) for v in subspaces]
+    def judged(setup: Setup, subspaces) -> list[Audit]:
+        return [audit(setup.lens, setup.captures, v, seed=setup.seed) for v in subspaces]
 
-    found: dict[str, list[Audit]] = {"das": [], "constructed": []}
-    for bench in benches:
-        of_site = bench.directions.all
-        chosen = of_site if every else bench.chosen
-        found["das"] += judged(bench, [of_site[site] for site in chosen])
+    audits: dict[str, list[Audit]] = {"das": [], "constructed": []}
+    for setup in setups:
+        of_site = setup.directions.all
+        chosen = of_site if every else setup.chosen
+        audits["das"] += judged(setup, [of_site[site] for site in chosen])
         if every:
-            found["constructed"] += judged(bench, [bench.illusion("v_resid")])
-    return {kind: tuple(several) for kind, several in found.items() if several}
+            audits["constructed"] += judged(setup, [setup.illusion("v_resid")])
+    return {kind: tuple(several) for kind, several in audits.items() if several}
 
 
-def _random_directions(found: Audit) -> Control:
+def _random_directions(result: Audit) -> Control:
     """The mean over the audit's random directions and the range of 95 % of them."""
-    effects = found.record.effects["random"]
+    effects = result.record.effects["random"]
     return Control(
         control="random directions",
-        site=found.record.site,
+        site=result.record.site,
         patch="v",
         seed=0,
         nats=effects.nats,
         fldd=effects.fldd,
         iia=effects.iia,
-        iia_no_op=found.record.no_op.iia,
+        iia_no_op=result.record.no_op.iia,
     )
 
 
@@ -199,14 +197,14 @@ def _elsewhere(
     patches: Mapping[Site, Mapping[str, Patch | None]],
     memory: int | None,
 ) -> tuple[Generalisation, list[Contrast]]:
-    found = evaluate(lens, pairs, patches, memory=memory)
-    logit_diff, top_answer = found.clean
+    evaluation = evaluate(lens, pairs, patches, memory=memory)
+    logit_diff, top_answer = evaluation.clean
     item = Generalisation(
         kind=kind,
         example=pairs[0].base.text,
         pairs=len(pairs),
         clean_logit_diff=logit_diff,
         clean_top_answer=top_answer,
-        rows=found.rows(),
+        rows=evaluation.rows(),
     )
-    return item, contrasts(found, kind)
+    return item, contrasts(evaluation, kind)

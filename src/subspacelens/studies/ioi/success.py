@@ -213,12 +213,12 @@ def _leaks(pairs: PairSet, along: np.ndarray, z: np.ndarray) -> list[Leak]:
         "position": z,
     }
     units = Units(np.tile(np.arange(len(pairs)), 2)[~train] // 2)
-    found = []
+    leaks = []
     for what, labels in names.items():
         model = LogisticRegression(max_iter=1000).fit(scalar[train], labels[train])
         blind = DummyClassifier(strategy="most_frequent").fit(scalar[train], labels[train])
         hits = model.predict(scalar[~train]) == labels[~train]
-        found.append(
+        leaks.append(
             Leak(
                 what=what,
                 train=float(model.score(scalar[train], labels[train])),
@@ -226,4 +226,4 @@ def _leaks(pairs: PairSet, along: np.ndarray, z: np.ndarray) -> list[Leak]:
                 chance=float(blind.score(scalar[~train], labels[~train])),
             )
         )
-    return found
+    return leaks
