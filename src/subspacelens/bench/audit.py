@@ -18,9 +18,9 @@ from ..audit import Judgement, judge
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import TaskError
 from ..core.progress import track
-from ..core.site import Site
 from ..core.statistics import Units, proportion
-from ..engine.capture import Capture, capture
+from ..engine.capture import capture
+from ..engine.replay import Replay
 from ..engine.task_capture import capture_task
 from ..fit.subspace import made_by
 from ..model.lens import LensModel
@@ -145,14 +145,14 @@ def _half(
             break
         streams = [replace(site, stream=stream) for stream in ("resid_mid", "resid_post")]
         pairs = _task(lens, place.task, READOUT_PAIRS, 1, READOUT_SEED).train
-        bed = Bed.of(lens, capture(lens, pairs, streams), site)
+        bed = Bed.of(capture(lens, pairs, streams), site)
         for index, planting in enumerate(track(list(plantings(number)), f"planted at {site}")):
             model = 100 * number + index
             channels = make_channels(bed, planting.plan, planting.per_role, seed=model)
             task = _task(lens, place.task, TRAIN_PAIRS, planting.pairs, 0)
             with planted(lens, site.layer, channels) as wide:
                 captures = capture_task(wide, task, [site])
-                wrong = role_errors(wide, captures.test, site, channels, planting)
+                wrong = role_errors(captures.test.at(site), channels, planting)
                 if wrong:
                     skipped.append(f"{half}, {place.task}, {site}, tier {planting.tier}: {wrong}")
                     continue
@@ -171,14 +171,11 @@ def _task(lens: LensModel, name: str, train: int, test: int, seed: int) -> Task:
     return contrast(lens.tokenizer, name, **sizes)
 
 
-def role_errors(
-    lens: LensModel, captured: Capture, site: Site, channels: Channels, planting: Planting
-) -> str:
+def role_errors(replay: Replay, channels: Channels, planting: Planting) -> str:
     """What is wrong with the planted channels, nothing if they do what they are meant to:
     exchanged between base and source, faithful ones move the answer, sensors and dormant ones do
     not; moved as faithful ones are, dormant ones do."""
-    replay, clean = captured.at(site), captured.clean.logit_diff
-    difference = captured.difference(site).cpu().double()
+    clean, difference = replay.clean.logit_diff, replay.difference.cpu().double()
     moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
     if planting.plan.drift <= 0.1:
         moves["dormant"] = False
@@ -192,7 +189,7 @@ def role_errors(
             read, write = reads.get(name, reads["faithful"]), reads.get(name, reads["dormant"])
             names.append(name)
             deltas.append((difference @ read)[:, None] * write)
-    stacked = torch.stack(deltas).to(captured.base[site])
+    stacked = torch.stack(deltas).to(replay.base)
     patched = replay.delta_outcomes(stacked).logit_diff.double().mean(dim=1)
     for name, fldd in zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True):
         if moves[name] and fldd < SMALLEST_EFFECT:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..audit import judge
 from ..core.progress import track
 from ..core.site import Site
-from ..engine.task_capture import TaskCapture, capture_task
+from ..engine.capture import Capture
+from ..engine.task_capture import capture_task
 from ..fit import das
 from ..fit.subspace import Subspace, made_by
 from ..model.lens import LensModel
@@ -36,7 +37,7 @@ def controls(lens: LensModel) -> list[dict]:
     task = ioi(lens.tokenizer, train=PAIRS, test=PAIRS, held_out=0)
     captures = capture_task(lens, task, [*sites, *behind])
     rows = []
-    for expected, subspace in track(_subspaces(lens, captures), "controls", total=len(sites)):
+    for expected, subspace in track(_subspaces(captures.train), "controls", total=len(sites)):
         judgement = judge(lens, captures, subspace, budget="fast")
         rows.append(
             {
@@ -52,8 +53,8 @@ def controls(lens: LensModel) -> list[dict]:
     return rows
 
 
-def _subspaces(lens: LensModel, captures: TaskCapture) -> Iterator[tuple[str, Subspace]]:
-    train = captures.train
+def _subspaces(train: Capture) -> Iterator[tuple[str, Subspace]]:
+    lens = train.lens
     for site in map(Site.parse, BUILT):
         weight, split = written_through(lens, site)
         target = targets(train.at(_after(site)))["gradient"]

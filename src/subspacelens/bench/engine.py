@@ -15,8 +15,9 @@ from ..core.errors import TaskError
 from ..core.machine import peak_rss_bytes
 from ..core.progress import track
 from ..core.site import Site
-from ..engine.capture import Capture, capture
+from ..engine.capture import capture
 from ..engine.outcomes import answers_of
+from ..engine.replay import Replay
 from ..model.hooks import first_tensor, on_output
 from ..model.lens import LensModel
 from ..tasks import ioi
@@ -66,7 +67,7 @@ def bench_engine(lens: LensModel, *, quick: bool = False) -> dict:
             "tokens": len(train[0].base.ids),
             "repeats": repeats,
         },
-        "steps": {str(site): _steps(lens, train, captured, site, repeats) for site in sites},
+        "steps": {str(site): _steps(captured.at(site), repeats) for site in sites},
         "fit": {FIT_SITE: _fit(lens, train, test, Site.parse(FIT_SITE), 2 if quick else 40)},
         "map": _map(lens, train, 1 if quick else 3, 3 if quick else len(lens.map.blocks)),
         "growth": growth,
@@ -78,8 +79,8 @@ def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, fl
     """Where the time of a DAS step at `site` goes: share of each operation, largest first, by
     PyTorch's profiler, on the 64 pairs of `bench_engine`."""
     train, _ = _pairs(lens, 64)
-    captured = capture(lens, train, [site])
-    step = peers.engine_from(lens, captured, captured, site).step
+    replay = capture(lens, train, [site]).at(site)
+    step = peers.engine_from(replay, replay).step
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(steps):
@@ -125,15 +126,14 @@ def _seconds(times: dict[str, float], names: Sequence[str]) -> dict[str, float |
     return {f"{name}_seconds": times.get(name) for name in names}
 
 
-def _steps(
-    lens: LensModel, train: PairSet, captured: Capture, site: Site, repeats: int
-) -> dict[str, float | None]:
+def _steps(replay: Replay, repeats: int) -> dict[str, float | None]:
+    lens, pairs, site = replay.lens, replay.pairs, replay.site
     runs: dict[str, Callable[[], object]] = {
-        "engine": peers.engine_from(lens, captured, captured, site).step,
-        "floor": peers.floor(lens, captured, site),
-        "hooks": peers.hooks(lens, train, train, site).step,
+        "engine": peers.engine_from(replay, replay).step,
+        "floor": peers.floor(replay),
+        "hooks": peers.hooks(lens, pairs, pairs, site).step,
     }
-    rival = peers.pyvene(lens, train, train, site)
+    rival = peers.pyvene(lens, pairs, pairs, site)
     if rival is not None:
         runs["pyvene"] = rival.step
     return _seconds(medians(runs, repeats), ("engine", "hooks", "pyvene", "floor"))
@@ -179,8 +179,8 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
         captured = capture(lens, pairs, sites)
         return torch.stack(
             [
-                captured.at(site).delta_outcomes(captured.difference(site)).logit_diff
-                for site in sites
+                replay.delta_outcomes(replay.difference).logit_diff
+                for replay in map(captured.at, sites)
             ]
         )
 
@@ -224,9 +224,9 @@ def _growth(lens: LensModel, pairs: PairSet, quick: bool) -> dict[str, list[list
     prefixes = (8, 16) if quick else (16, 32, 64, 128)
     end, late = Site(20, "mlp_act", "END"), Site(18, "mlp_act", "END")
 
-    def step(captured: Capture, site: Site, directions: int = 1) -> Callable[[], None]:
-        replay, difference = captured.at(site), captured.difference(site)
-        start = torch.randn(directions, lens.map.dim(site), device=difference.device)
+    def step(replay: Replay, directions: int = 1) -> Callable[[], None]:
+        difference = replay.difference
+        start = torch.randn(directions, difference.shape[1], device=difference.device)
 
         def run() -> None:
             free = start.to(difference).requires_grad_(True)
@@ -242,17 +242,17 @@ def _growth(lens: LensModel, pairs: PairSet, quick: bool) -> dict[str, list[list
         times = medians({str(n): run for n, run in runs.items()}, repeats)
         return [[n, times[str(n)]] for n in runs]
 
-    whole = capture(lens, pairs, [end])
+    whole = capture(lens, pairs, [end]).at(end)
     counted = [Site(18, "mlp_act", f"last {n}") for n in columns]
     labelled = capture(lens, _relabelled(pairs, columns), counted)
     return {
-        "pairs": timed({n: step(capture(lens, _repeated(pairs, n), [end]), end) for n in sizes}),
-        "directions": timed({n: step(whole, end, n) for n in many}),
+        "pairs": timed({n: step(capture(lens, _repeated(pairs, n), [end]).at(end)) for n in sizes}),
+        "directions": timed({n: step(whole, n) for n in many}),
         "columns": timed(
-            {n: step(labelled, site) for n, site in zip(columns, counted, strict=True)}
+            {n: step(labelled.at(site)) for n, site in zip(columns, counted, strict=True)}
         ),
         "prefix": timed(
-            {n: step(capture(lens, _preceded(pairs, n), [late]), late) for n in prefixes}
+            {n: step(capture(lens, _preceded(pairs, n), [late]).at(late)) for n in prefixes}
         ),
     }
 

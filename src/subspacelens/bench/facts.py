@@ -14,6 +14,7 @@ from ..core.site import Site
 from ..engine.buckets import place_of
 from ..engine.capture import capture
 from ..engine.recall import known_facts
+from ..engine.replay import Replay
 from ..fit.per_pair import evaluated
 from ..model.hooks import on_input
 from ..model.lens import LensModel
@@ -48,11 +49,10 @@ def _layer(
     site = Site(layer, "mlp_act", SUBJECT)
     capture(lens, data[:2], [site], shifted=True)
     begin = time.perf_counter()
-    captured = capture(lens, data, [site], shifted=True)
-    replay = captured.at(site)
+    replay = capture(lens, data, [site], shifted=True).at(site)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(1, *captured.base[site].shape, generator=generator)
-    first = free = _unit(start.to(captured.base[site]))
+    start = torch.randn(1, *replay.base.shape, generator=generator)
+    first = free = _unit(start.to(replay.base))
     losses: list[Tensor] = []
     for _ in track(range(steps), f"replay at {site}"):
         values, slopes = evaluated(replay, free)
@@ -60,9 +60,9 @@ def _layer(
         free = _unit(free - 0.1 * slopes)
     replayed = time.perf_counter() - begin
     begin = time.perf_counter()
-    hooked = _hooked(lens, data, captured.difference(site), site, first[0], hook_steps)
+    hooked = _hooked(replay, first[0], hook_steps)
     plain = (time.perf_counter() - begin) * steps / hook_steps
-    products = floor(lens, captured, site)
+    products = floor(replay)
     products()
     begin = time.perf_counter()
     for _ in range(hook_steps):
@@ -88,15 +88,13 @@ def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def _hooked(
-    lens: LensModel, data: PairSet, difference: Tensor, site: Site, start: Tensor, steps: int
-) -> list[Tensor]:
+def _hooked(replay: Replay, start: Tensor, steps: int) -> list[Tensor]:
     """The logit differences (n,) at each step, by one full pass a pair and step."""
     v, losses = start, []
     for _ in track(range(steps), "plain hooks"):
         values, moved = [], []
-        for pair, direction, delta in zip(data.pairs, v, difference, strict=True):
-            value, slope = _one(lens, pair, direction, delta, site)
+        for pair, direction, delta in zip(replay.pairs, v, replay.difference, strict=True):
+            value, slope = _one(replay.lens, pair, direction, delta, replay.site)
             values.append(value)
             moved.append(direction - 0.1 * slope)
         losses.append(torch.stack(values))

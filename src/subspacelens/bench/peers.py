@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..core.site import Site
 from ..engine.buckets import place_of
-from ..engine.capture import Capture, capture
+from ..engine.capture import capture
 from ..engine.outcomes import answers_of
+from ..engine.replay import Replay
 from ..fit.das import retracted
 from ..model.hooks import first_tensor, on_input
 from ..model.lens import LensModel
@@ -61,19 +62,20 @@ def _updating(loss_of: Callable[[Tensor], Tensor], free: Tensor) -> Callable[[],
 
 def engine(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Trainer:
     """Captures, then trains by replay."""
-    return engine_from(lens, capture(lens, train, [site]), capture(lens, test, [site]), site)
+    return engine_from(*(capture(lens, pairs, [site]).at(site) for pairs in (train, test)))
 
 
-def engine_from(lens: LensModel, train: Capture, test: Capture, site: Site) -> Trainer:
-    free = first_direction(lens.map.dim(site)).to(lens.device).requires_grad_(True)
+def engine_from(train: Replay, test: Replay) -> Trainer:
+    width, device = train.base.shape[1], train.lens.device
+    free = first_direction(width).to(device).requires_grad_(True)
 
-    def loss_on(captured: Capture) -> Callable[[Tensor], Tensor]:
-        replay, difference = captured.at(site), captured.difference(site).float()
+    def loss_on(replay: Replay) -> Callable[[Tensor], Tensor]:
+        difference = replay.difference.float()
 
         def loss(basis: Tensor) -> Tensor:
             delta = ((difference @ basis) @ basis.T)[None]
             parts = [piece.logit_diff(delta[:, piece.pairs]).sum() for piece in replay.pieces()]
-            return torch.stack(parts).sum() / len(captured.pairs)
+            return torch.stack(parts).sum() / len(replay.pairs)
 
         return loss
 
@@ -181,14 +183,13 @@ def pyvene(lens: LensModel, train: PairSet, test: PairSet, site: Site) -> Traine
     return Trainer(step, held_out)
 
 
-def floor(lens: LensModel, captured: Capture, site: Site) -> Callable[[], None]:
+def floor(replay: Replay) -> Callable[[], None]:
     """The matrix products of the suffix alone, forward (x Wᵀ) and backward (g W), for every linear
     map of the replayed blocks on every suffix column."""
-    replay = captured.at(site)
     start = replay.entry[1]
     weights = [
         child.weight.detach()
-        for block in lens.map.blocks[start:]
+        for block in replay.lens.map.blocks[start:]
         for child in block.module.modules()
         if isinstance(child, nn.Linear)
     ]

@@ -26,6 +26,7 @@ from ..core.errors import SiteError
 from ..core.geometry import haar
 from ..core.site import Site
 from ..engine.capture import Capture
+from ..engine.replay import Replay
 from ..fit.closed_form import by_class
 from ..model.lens import LensModel
 from ..model.mapping.values import Linear
@@ -166,7 +167,7 @@ class Bed:
     writes: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, lens: LensModel, readout: Capture, site: Site) -> Bed:
+    def of(cls, readout: Capture, site: Site) -> Bed:
         """`readout` must hold the `resid_mid` and `resid_post` of the block of `site`."""
         x, z = by_class(readout.at(replace(site, stream="resid_mid")))
         x, sign = x.cpu().double(), 2 * z.double() - 1
@@ -181,7 +182,7 @@ class Bed:
             _reading(x, sign),
             axes,
             axes @ (means[1.0] - means[-1.0]),
-            _writes(lens, readout, replace(site, stream="resid_post")),
+            _writes(readout.at(replace(site, stream="resid_post"))),
         )
 
     def noises(self, count: int, generator: torch.Generator) -> Tensor:
@@ -233,21 +234,21 @@ def _reading(x: Tensor, sign: Tensor) -> Tensor:
     return 2 * w / apart
 
 
-def _writes(lens: LensModel, readout: Capture, post: Site) -> tuple[Tensor, Tensor]:
+def _writes(replay: Replay) -> tuple[Tensor, Tensor]:
     """Two orthogonal vectors (d_model,), float64: the mean gradient of the answer with the sign of
     z, on either half of the stream's dimensions. Each is as long as it takes to lower the logit
     difference by `EFFECT` of itself, when a channel that writes it changes from z to the other."""
-    pairs = readout.pairs.pairs
-    sign = torch.tensor([2.0 * pair.z[0] - 1 for pair in pairs], dtype=torch.float64)  # type: ignore[index]
-    pull = (sign[:, None] * readout.at(post).gradients().cpu().double()).mean(dim=0)
+    signs = [2.0 * pair.z[0] - 1 for pair in replay.pairs]  # type: ignore[index]
+    sign = torch.tensor(signs, dtype=torch.float64)
+    pull = (sign[:, None] * replay.gradients().cpu().double()).mean(dim=0)
     half = torch.arange(len(pull)) % 2 == 0
-    size = readout.difference(post).cpu().double().norm(dim=1).mean()
-    replay, clean = readout.at(post), readout.clean.logit_diff.mean()
+    size = replay.difference.cpu().double().norm(dim=1).mean()
+    clean = replay.clean.logit_diff.mean()
 
     def scaled(direction: Tensor) -> Tensor:
         moves = SIZES[:, None] * size * direction / direction.norm()
         deltas = -2 * sign[None, :, None] * moves[:, None]
-        left = replay.delta_outcomes(deltas.to(readout.base[post])).logit_diff.mean(dim=1)
+        left = replay.delta_outcomes(deltas.to(replay.base)).logit_diff.mean(dim=1)
         return moves[int((1 - left / clean - EFFECT).abs().argmin())]
 
     return scaled(pull * half), scaled(pull * ~half)

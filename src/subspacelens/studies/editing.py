@@ -92,7 +92,7 @@ def run_editing(
     before = score(lens, asked, None, unedited)
     streams = _traces(lens, subjects, plan)
     layers = [
-        _layer(lens, captured, prompts, asked, unedited, moments[site.layer], site, streams, plan)
+        _layer(captured, site, moments[site.layer], prompts, asked, unedited, streams, plan)
         for site in sites
     ]
     residual = streams["resid_post"]
@@ -126,16 +126,16 @@ def run_editing(
 
 
 def _layer(
-    lens: LensModel,
     captured: Capture,
+    site: Site,
+    moment: SecondMoment,
     prompts: RomePrompts,
     asked: Probe,
     unedited: Tensor,
-    moment: SecondMoment,
-    site: Site,
     traces: dict[str, list[Trace]],
     plan: EditingPlan,
 ) -> EditLayer:
+    lens, replay = captured.lens, captured.at(site)
     weight = lens.map.linear_writer(site)
     edits = rome(prompts, site.layer, moment)
     after = score(lens, asked, edits, unedited)
@@ -146,7 +146,6 @@ def _layer(
         RankOneEdit(site.layer, -s * (weight.double().cpu() @ v), v)
         for s, v in zip(zero.sign, zero.v, strict=True)
     ]
-    replay = captured.at(site)
     v = per_pair(lens, captured, site, recipe=plan.fit, seed=plan.seed).directions
     patched = tried_all(replay, {"v": PairwisePatch(v, v), "full": Full()})
     at = plan.layers.index(site.layer)

@@ -92,7 +92,7 @@ def run_facts(
     again = capture(lens, paraphrases.pairs, [*sites, *resid], shifted=True)
     moments = second_moments(lens, plan.layers, corpus)
     layers = [
-        measure(lens, captured, again, paraphrases, site, moments.get(site.layer), plan)
+        measure(captured, again, paraphrases, site, moments.get(site.layer), plan)
         for site in [*sites, *resid]
     ]
     components = {str(site.layer): tried(captured.at(site), Full()) for site in whole}
@@ -155,7 +155,6 @@ def paraphrased(lens: LensModel, chosen: Sequence[tuple[Fact, Fact]]) -> Paraphr
 
 
 def measure(
-    lens: LensModel,
     captured: Capture,
     again: Capture,
     paraphrases: Paraphrases,
@@ -164,24 +163,21 @@ def measure(
     plan: FactsPlan,
 ) -> LayerRecord:
     """Fits a direction for each pair at one site and tries it, its parts and its edit."""
+    lens, replay, words = captured.lens, captured.at(site), again.at(site)
     fit = per_pair(lens, captured, site, recipe=plan.recipe, seed=plan.seed)
     v = fit.directions
     patches: dict[str, Patch] = {"v": PairwisePatch(v, v), "full": Full()}
-    writer = lens.map.writer(site)
-    shape = None
+    writer, shape = replay.writer, None
     if writer is not None:
         split = Split.of(writer, centred=centred(lens))
         patches |= parts(v, split)
-        shape = shape_of(fit, captured.difference(site), split, plan.seed)
-    replay = captured.at(site)
+        shape = shape_of(fit, replay.difference, split, plan.seed)
     results = tried_all(replay, patches)
     edit_variance = None
     if writer is not None and moment is not None:
-        base, source = captured.base[site], captured.source[site]
-        edits = edit_from_patch(writer, site.layer, v, base, source, moment)
-        results["edit"] = tried_edits(lens, captured.pairs, edits)
+        edits = edit_from_patch(writer, site.layer, v, replay.base, replay.source, moment)
+        results["edit"] = tried_edits(replay, edits)
         edit_variance = variance(torch.stack([e.b for e in edits]), moment).tolist()
-    words = again.at(site)
     return LayerRecord(
         layer=site.layer,
         stream=site.stream,

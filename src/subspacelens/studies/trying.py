@@ -11,7 +11,6 @@ from ..engine.outcomes import Outcomes
 from ..engine.patches import Patch
 from ..engine.recall import recall
 from ..engine.replay import Replay
-from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 from .editing_record import Scores
 from .facts_record import Tried
@@ -33,15 +32,15 @@ def tried_all(replay: Replay, patches: dict[str, Patch]) -> dict[str, Tried]:
     }
 
 
-def tried_edits(lens: LensModel, pairs: PairSet, edits: Sequence[RankOneEdit]) -> Tried:
+def tried_edits(replay: Replay, edits: Sequence[RankOneEdit]) -> Tried:
     """Each pair's base prompt with its own edit in the weights, at all tokens."""
-    answers = torch.tensor([(pair.answer, pair.target) for pair in pairs.pairs])
+    lens, pairs = replay.lens, replay.pairs
     prompts = [pair.base for pair in pairs.pairs]
 
     def around(rows: list[int]):
         return edited_each(lens, [edits[row] for row in rows])
 
-    recalled = recall(lens, prompts, answers, "edits", around)
+    recalled = recall(lens, prompts, replay.answers, "edits", around)
     logs = recalled.log_probs.double()
     return judged(Outcomes(logs[:, 0] - logs[:, 1], recalled.top), pairs)
 

@@ -234,7 +234,7 @@ def test_random_model_keeps_shape_and_spread_and_leaves_the_model(llama):
 def test_constructed_illusion_senses_in_the_kernel_and_writes_the_target(llama, pairs):
     captured = capture(llama, pairs, [MLP, END])
     target = random(llama, captured, END)
-    v = constructed_illusion(llama, captured, MLP, target).basis.double()
+    v = constructed_illusion(captured, MLP, target).basis.double()
     weight = llama.map.writer(MLP)
     split = Split.of(weight)
     row, null = split.row(v), split.null(v)
@@ -427,7 +427,7 @@ def test_reading_by_either_part_adds_up(llama, pairs):
     if captured.clean.logit_diff.mean() < 0:  # a random model, which has no right answers
         captured = capture(llama, pairs.exchanged(), [MLP])
     v = random(llama, captured, MLP, seed=5)
-    shown = dormant(llama, captured, v, random(llama, capture(llama, pairs, [out]), out))
+    shown = dormant(captured.at(MLP), v, random(llama, capture(llama, pairs, [out]), out))
     delta = SubspacePatch(v.basis).delta(captured.base[MLP], captured.source[MLP])
     drop = captured.clean.logit_diff - captured.at(MLP).delta_outcomes(delta).logit_diff
     assert shown.effect.value == pytest.approx(float(drop.sum() / captured.clean.logit_diff.sum()))

@@ -124,9 +124,8 @@ def find_circuit(
     roles += evidence
     places = []
     for label, (bottleneck, mlps) in marked.items():
-        captured = capture(lens, pairs, [bottleneck], memory=memory)
-        replay = captured.at(bottleneck)
-        shares = attribute_readers(replay, captured.difference(bottleneck))
+        replay = capture(lens, pairs, [bottleneck], memory=memory).at(bottleneck)
+        shares = attribute_readers(replay, replay.difference)
         strongest = tuple(share for share in shares if share.reader.attention)[:READERS]
         roles += [Role(label=label, role="reader", component=s.name, value=s.attribution,
                        unit="nats by attribution") for s in strongest]  # fmt: skip
@@ -206,8 +205,7 @@ def _patched(map: PatchingMap, site: Site, role: str) -> Role:
 def _name_movers(
     lens: LensModel, pairs: PairSet, end: Site, preset: Preset | None
 ) -> tuple[tuple[Head, ...], list[Role]]:
-    captured = capture(lens, pairs, [end])
-    moved = captured.difference(end)
+    moved = capture(lens, pairs, [end]).difference(end)
     clean, patched = (watch(lens, pairs, end, delta) for delta in (0 * moved, moved))
     fall = (clean.attribution - patched.attribution).mean(0).flatten()
     turned = (clean.attention - patched.attention).mean(0).flatten()

@@ -22,6 +22,7 @@ from ...engine.effect import Effect
 from ...engine.outcomes import Outcomes
 from ...engine.patches import NoOp, Patch, SubspacePatch
 from ...engine.random_weights import random_mlp, random_model
+from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture, capture_task
 from ...fit import das
 from ...fit.das import LOSSES
@@ -90,25 +91,28 @@ class LossRow(Record):
 class Setup:
     """What every control of one place needs."""
 
-    lens: LensModel
     captures: TaskCapture
     directions: Directions
     sizes: Sizes
     seed: int
 
-    def fit(self, lens: LensModel, captured: Capture, site: Site, seed: int, **options) -> Subspace:
+    @property
+    def lens(self) -> LensModel:
+        return self.captures.train.lens
+
+    def fit(self, captured: Capture, site: Site, seed: int, **options) -> Subspace:
         sizes = self.sizes
         return das(
-            lens, captured, site, seed=seed, steps=sizes.control_steps, batch=sizes.batch,
+            captured.lens, captured, site, seed=seed, steps=sizes.control_steps, batch=sizes.batch,
             **options,
         )  # fmt: skip
 
     def score(
-        self, lens: LensModel, captured: Capture, site: Site, patches: dict[str, Patch | None]
+        self, replay: Replay, patches: dict[str, Patch | None]
     ) -> dict[str, dict[str, Estimate]]:
-        """`[patch][metric]` on captured pairs."""
+        """`[patch][metric]` of the patches that there are."""
         present = {name: patch for name, patch in patches.items() if patch is not None}
-        effects = captured.at(site).effects(present)
+        effects = replay.effects(present)
         return {name: _metrics(effect) for name, effect in effects.items()}
 
     def rows(
@@ -129,13 +133,11 @@ class Setup:
             for patch, metrics in estimates.items()
         ]  # fmt: skip
 
-    def tried(
-        self, control: str, lens: LensModel, train: Capture, test: Capture, site: Site
-    ) -> list[Control]:
+    def tried(self, control: str, train: Capture, test: Capture, site: Site) -> list[Control]:
         """DAS on `train`, its effect there and on `test`."""
-        v = SubspacePatch(self.fit(lens, train, site, self.seed).basis)
-        fitted = self.score(lens, train, site, {"v": v})["v"]["nats"].value
-        estimates = self.score(lens, test, site, {"no_op": NoOp(), "v": v})
+        v = SubspacePatch(self.fit(train, site, self.seed).basis)
+        fitted = self.score(train.at(site), {"v": v})["v"]["nats"].value
+        estimates = self.score(test.at(site), {"no_op": NoOp(), "v": v})
         return self.rows(control, site, self.seed, estimates, fitted)
 
     @cached_property
@@ -143,8 +145,7 @@ class Setup:
         """DAS from `sizes.seeds` seeds at each chosen site."""
         return {
             site: [
-                self.fit(self.lens, self.captures.train, site, self.seed + i)
-                for i in range(self.sizes.seeds)
+                self.fit(self.captures.train, site, self.seed + i) for i in range(self.sizes.seeds)
             ]
             for site in self.chosen
         }
@@ -152,7 +153,7 @@ class Setup:
     def illusion(self, name: str) -> Subspace:
         """The constructed illusion at the main MLP towards one of the bottleneck's directions."""
         target = self.directions.residual[name]
-        return constructed_illusion(self.lens, self.captures.train, self.directions.main, target)
+        return constructed_illusion(self.captures.train, self.directions.main, target)
 
     @property
     def chosen(self) -> tuple[Site, Site]:
@@ -182,7 +183,7 @@ def shuffled(setup: Setup) -> list[Control]:
     odd = replace(captured, pairs=pairs, clean=clean)
     rows = []
     for site in setup.chosen:
-        rows += setup.tried("shuffled labels", setup.lens, odd, setup.captures.test, site)
+        rows += setup.tried("shuffled labels", odd, setup.captures.test, site)
     return rows
 
 
@@ -195,9 +196,9 @@ def random_mlps(setup: Setup) -> list[Control]:
             _, test = random_mlp(setup.lens, setup.captures.test, site, seed)
         except SiteError:
             return []
-        basis = setup.fit(lens, train, site, seed).basis.double()
+        basis = setup.fit(train, site, seed).basis.double()
         parts = exact_split(lens, site, basis, centred=centred(setup.lens))
-        estimates = setup.score(lens, test, site, _short(named_patches(parts, basis)))
+        estimates = setup.score(test.at(site), _short(named_patches(parts, basis)))
         rows += setup.rows("random-weight MLP", site, seed, estimates)
     return rows
 
@@ -210,7 +211,7 @@ def constructed(setup: Setup) -> list[Control]:
             continue
         parts = parts_of(setup.lens, setup.directions.place, setup.illusion(name))
         estimates = setup.score(
-            setup.lens, setup.captures.test, site, _short(named_patches(parts, parts.basis))
+            setup.captures.test.at(site), _short(named_patches(parts, parts.basis))
         )
         rows += setup.rows(f"constructed illusion towards {name}", site, setup.seed, estimates)
     return rows
@@ -230,7 +231,7 @@ def random_model_controls(setups: list[Setup]) -> list[Control]:
     rows = []
     for setup in setups:
         for site in setup.chosen:
-            rows += setup.tried(RANDOM_MODEL, lens, captures.train, captures.test, site)
+            rows += setup.tried(RANDOM_MODEL, captures.train, captures.test, site)
     return rows
 
 
@@ -253,7 +254,7 @@ def stability(setup: Setup) -> list[Stability]:
         patches: dict[str, Patch | None] = {
             str(s): SubspacePatch(b) for s, b in zip(seeds, bases, strict=True)
         }
-        estimates = setup.score(setup.lens, setup.captures.test, site, patches)
+        estimates = setup.score(setup.captures.test.at(site), patches)
         null = haar(len(bases[0]), 1, 1000, torch.Generator().manual_seed(setup.seed))
         random = [_degrees(a, b) for a, b in zip(null[::2], null[1::2], strict=True)]
         rows.append(
@@ -279,10 +280,10 @@ def losses(setup: Setup) -> list[LossRow]:
     rows = []
     for site, subspaces in setup.seeded.items():
         first = subspaces[0].basis
-        second = setup.fit(setup.lens, setup.captures.train, site, setup.seed, loss=LOSSES[1]).basis
+        second = setup.fit(setup.captures.train, site, setup.seed, loss=LOSSES[1]).basis
         bases = dict(zip(LOSSES, (first, second), strict=True))
         patches: dict[str, Patch | None] = {k: SubspacePatch(b) for k, b in bases.items()}
-        estimates = setup.score(setup.lens, setup.captures.test, site, patches)
+        estimates = setup.score(setup.captures.test.at(site), patches)
         rows += [
             LossRow(
                 site=str(site), loss=loss, fldd=estimates[loss]["fldd"], iia=estimates[loss]["iia"],

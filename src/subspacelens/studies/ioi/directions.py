@@ -45,7 +45,6 @@ class Directions:
 
 
 def find_directions(
-    lens: LensModel,
     captured: Capture,
     place: Place,
     name_movers: tuple[Head, ...],
@@ -54,7 +53,7 @@ def find_directions(
     seed: int = 0,
 ) -> Directions:
     """DAS with the logit difference at every site of a place; v_grad, v_mean at its bottleneck."""
-    site = place.bottleneck
+    lens, site = captured.lens, place.bottleneck
 
     def search(where: Site) -> Subspace:
         return das(lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch)

@@ -9,12 +9,11 @@ from torch import Tensor
 from ...audit.record import Scatter, Written
 from ...certify import centred
 from ...core.records import Estimate, Record
-from ...engine.capture import Capture
 from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
 from ...fit.subspace import Subspace
 from ...measure.effects import named_patches
 from ...measure.splits import exact_split
-from ...model.lens import LensModel
 
 NATURAL = (0.005, 0.995)
 
@@ -40,24 +39,19 @@ class Dormant(Record):
     patched_gap: float
 
 
-def dormant(
-    lens: LensModel,
-    captured: Capture,
-    v_mlp: Subspace,
-    v_grad: Subspace,
-) -> Dormant:
+def dormant(replay: Replay, v_mlp: Subspace, v_grad: Subspace) -> Dormant:
     """Splits what `v_mlp` reads, and projects the MLP's output before and after its patch on
-    `v_grad`, on all pairs captured."""
-    site = v_mlp.site
+    `v_grad`, on all pairs of a replay of its site."""
+    lens, site = replay.lens, replay.site
     parts = exact_split(lens, site, v_mlp.basis, centred=centred(lens))
     wanted = {
         name: patch
         for name, patch in named_patches(parts, parts.basis).items()
         if name in ("subspace", "read_row", "read_null")
     }
-    effects = captured.at(site).effects(wanted)
+    effects = replay.effects(wanted)
     weight = lens.map.linear_writer(site)
-    base, source = captured.base[site], captured.source[site]
+    base, source = replay.base, replay.source
     moved = base + SubspacePatch(v_mlp.basis).delta(base, source)
     written = weight @ v_mlp.basis[:, 0].to(weight)
 
@@ -67,7 +61,7 @@ def dormant(
         return natural.cpu().double().numpy(), patched.cpu().double().numpy()
 
     natural, patched = along(v_grad.basis[:, 0])
-    z = np.array([pair.z for pair in captured.pairs.pairs])
+    z = np.array([pair.z for pair in replay.pairs])
     spread = natural.std() or 1.0
     both = z.T.flatten()
     return Dormant(

@@ -84,7 +84,7 @@ def reproduce_ioi(
     circuit = find_circuit(lens, data.task.train, known, limit=sizes.map, memory=memory)
     captures = capture_task(lens, data.task, _sites(lens, circuit), memory=memory)
     directions = [
-        find_directions(lens, captures.train, place, circuit.name_movers, sizes, seed=seed)
+        find_directions(captures.train, place, circuit.name_movers, sizes, seed=seed)
         for place in circuit.places
     ]
     patches = {
@@ -95,7 +95,7 @@ def reproduce_ioi(
     table, fresh = evaluation.rows(paper=True), contrasts(evaluation, FRESH)
     others = [_elsewhere(lens, kind, x, patches, memory) for kind, x in data.variants.items()]
     dormants = [
-        dormant(lens, captures.test, each.mlps[site], v_grad)
+        dormant(captures.test.at(site), each.mlps[site], v_grad)
         for each in directions
         for site, v_grad in each.outputs.items()
     ]
@@ -103,7 +103,7 @@ def reproduce_ioi(
         success(lens, evaluation, each, limit=sizes.heads, memory=memory)
         for each in track(directions, "success case")
     ]
-    setups = [Setup(lens, captures, each, sizes, seed) for each in directions]
+    setups = [Setup(captures, each, sizes, seed) for each in directions]
     audits = _audits(setups, every=not quick)
     checks = [row for setup in setups for row in controls(setup)]
     checks += [_random_directions(result) for result in audits["das"]]

@@ -14,12 +14,14 @@ from ...audit.record import Scatter
 from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import Units, auroc_interval, proportion, ratio
-from ...engine.capture import Capture, capture
+from ...engine.capture import capture
 from ...engine.patches import SubspacePatch
+from ...engine.replay import Replay
 from ...fit.subspace import Subspace
 from ...measure.readers import attribute_readers, frozen
 from ...model.lens import LensModel
 from ...tasks import PairSet
+from .circuit import Place
 from .directions import Directions
 from .heads import Watched, watch
 from .table import Evaluation
@@ -89,10 +91,9 @@ def success(
     every pair of `evaluation`, which must have kept the site's; the rest its first `limit`."""
     site, v_resid = directions.place.bottleneck, directions.residual["v_resid"]
     pairs = evaluation.pairs[:limit]
-    captured = capture(lens, pairs, [site], memory=memory)
+    replay = capture(lens, pairs, [site], memory=memory).at(site)
     basis = v_resid.basis
-    base, source = captured.base[site], captured.source[site]
-    delta = SubspacePatch(basis).delta(base, source)
+    delta = SubspacePatch(basis).delta(replay.base, replay.source)
     units = evaluation.pairs.units.of_prompts
     z = np.array([pair.z for pair in evaluation.pairs.pairs]).T.flatten()
     along = (torch.cat(evaluation.activations[site]).cpu() @ basis)[:, 0].double().numpy()
@@ -110,7 +111,7 @@ def success(
             watch(lens, pairs, site, delta),
         ),
         writers=writers(lens, pairs, v_resid),
-        frozen=_frozen_rows(lens, captured, directions, delta),
+        frozen=_frozen_rows(replay, directions.place, delta),
         leaks=_leaks(evaluation.pairs, along, z),
     )
 
@@ -176,11 +177,7 @@ def writers(lens: LensModel, pairs: PairSet, v: Subspace) -> list[WriterRow]:
     return sorted(rows, key=lambda row: -abs(row.share))[:WRITERS]
 
 
-def _frozen_rows(
-    lens: LensModel, captured: Capture, directions: Directions, delta: Tensor
-) -> list[FrozenRow]:
-    place = directions.place
-    replay = captured.at(place.bottleneck)
+def _frozen_rows(replay: Replay, place: Place, delta: Tensor) -> list[FrozenRow]:
     shares = attribute_readers(replay, delta)
     attention = tuple(share for share in shares if share.reader.attention)
     mlps = tuple(share for share in shares if not share.reader.attention)
@@ -196,7 +193,7 @@ def _frozen_rows(
     return [
         FrozenRow(
             what=what,
-            left=ratio(clean - frozen(replay, delta, held).logit_diff, whole, captured.pairs.units),
+            left=ratio(clean - frozen(replay, delta, held).logit_diff, whole, replay.pairs.units),
         )
         for what, held in groups.items()
     ]
