@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from helpers_models import hub_folder
+from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.cli import main
 
 
@@ -10,6 +13,15 @@ from subspacelens.cli import main
 def tiny_folder(tmp_path_factory) -> str:
     """A tiny random llama in hub layout, with a tokenizer that knows the words of IOI."""
     return hub_folder(tmp_path_factory.mktemp("hub") / "tiny", "llama")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with a tiny random llama, `model`, and pairs for it, `pairs.jsonl`."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model(folder / "model")
+    tiny_pairs(folder / "pairs.jsonl")
+    return folder
 
 
 @pytest.fixture

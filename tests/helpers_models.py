@@ -6,6 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from helpers_tokenizer import ioi_tokenizer
+from subspacelens.bench.tiny import make_loud
+from subspacelens.model.lens import LensModel
+from subspacelens.model.mapping import build_map
 
 VOCABULARY = 97
 
@@ -87,15 +90,23 @@ def tiny_model(
     return model
 
 
+def lens_of(model: PreTrainedModel, name: str = "tiny") -> LensModel:
+    """A model as the library takes it, without a tokenizer."""
+    return LensModel(model, None, name, build_map(model))  # type: ignore[arg-type]
+
+
+def tiny_lens(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> LensModel:
+    """A `tiny_model`, named after its family, as the library takes it."""
+    return lens_of(tiny_model(family, seed, dtype), family)
+
+
 def hub_folder(folder, family: str, **shape) -> str:
     """A random model of the family in hub layout, with a tokenizer that knows the words of IOI."""
     tokenizer = ioi_tokenizer()
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES[family] | shape)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+    make_loud(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

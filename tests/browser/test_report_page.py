@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
 from helpers_records import make_record
 from subspacelens.audit.record import save_audit
 from subspacelens.measure.maps import patching_map
-from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 from subspacelens.report import write_report
 from subspacelens.report.map_page import write_map_page
 from subspacelens.report.toy_page import write_toy
@@ -191,8 +189,7 @@ def toy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def effects(tmp_path_factory) -> Path:
-    model = tiny_model("llama")
-    lens = LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    lens = tiny_lens("llama")
     found = patching_map(lens, random_pairs([(9, 4)] * 4), ["mlp_act", "head_z"], ["X", "END"])
     return write_map_page(found, tmp_path_factory.mktemp("map"))
 

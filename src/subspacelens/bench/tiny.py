@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -30,12 +31,7 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+    make_loud(model, torch.Generator().manual_seed(seed))
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -44,6 +40,16 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
         if bars:
             logging.enable_progress_bar()
     return folder
+
+
+def make_loud(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draws every matrix anew, so large that every part of the model matters: Transformers' own
+    initial scale leaves the blocks nearly silent."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
 
 
 def tiny_pairs(path: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens.audit import judge
 from subspacelens.audit.evidence import TESTS
@@ -30,7 +30,6 @@ from subspacelens.measure.readers import attribute_readers, frozen
 from subspacelens.model.hooks import on_input
 from subspacelens.model.lens import LensModel
 from subspacelens.model.loading import load_model
-from subspacelens.model.mapping import build_map
 from subspacelens.tasks import Task, ioi
 from subspacelens.tasks.pairset import PairSet
 
@@ -112,8 +111,7 @@ def test_the_score_ranks_by_what_the_connected_part_reads():
 
 @pytest.fixture(scope="module")
 def lens() -> LensModel:
-    model = tiny_model("llama", dtype=torch.float64)
-    return LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens("llama", dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +246,7 @@ def test_auroc_intervals_are_over_units():
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2", "gpt_neox", "gpt2"])
 def test_every_stream_of_other_families_is_audited(family, task):
-    model = tiny_model(family)
-    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
+    lens = tiny_lens(family)
     streams = [name for name in lens.map.blocks[1].entries if name != "resid_mid"]
     sites = [replace(SITE, stream=stream) for stream in streams]
     captures = capture_task(lens, task, sites)

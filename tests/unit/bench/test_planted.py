@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens.bench import audit_table
 from subspacelens.bench.audit import Result, summary
@@ -16,14 +16,8 @@ from subspacelens.core.errors import SiteError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 SITE = Site(1, "mlp_act", "X")
-
-
-def lens_of(family: str) -> LensModel:
-    model = tiny_model(family, dtype=torch.float64)
-    return LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
 
 
 def random_channels(lens: LensModel, per_role: int = 2, seed: int = 0) -> Channels:
@@ -42,7 +36,7 @@ def random_channels(lens: LensModel, per_role: int = 2, seed: int = 0) -> Channe
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_units_read_the_stream_and_write_to_it(family):
     """Against the sum written out by hand, and with nothing left behind."""
-    lens = lens_of(family)
+    lens = tiny_lens(family)
     channels, pairs = random_channels(lens), random_pairs([(9, 4), (9, 4)])
     before = {name: x.clone() for name, x in lens.model.state_dict().items()}
     mid, post = Site(1, "resid_mid", "X"), Site(1, "resid_post", "X")
@@ -65,7 +59,7 @@ def test_units_read_the_stream_and_write_to_it(family):
 
 
 def test_a_direction_moves_its_unit_alone():
-    lens = lens_of("llama")
+    lens = tiny_lens("llama")
     channels, pairs = random_channels(lens), random_pairs([(9, 4), (9, 4)])
     with planted(lens, 1, channels) as wide:
         captured = capture(wide, pairs, [SITE])
@@ -81,7 +75,7 @@ def test_a_direction_moves_its_unit_alone():
 
 
 def test_a_block_without_such_an_mlp_is_refused():
-    lens = lens_of("mixtral")
+    lens = tiny_lens("mixtral")
     with (
         pytest.raises(SiteError, match="block 1 has no MLP"),
         planted(lens, 1, random_channels(lens)),
@@ -93,7 +87,7 @@ def test_halves_share_no_task_no_block_and_every_kind_is_there():
     for attribute in (lambda p: p.task, lambda p: p.site.layer):
         assert not {attribute(p) for p in CALIBRATION} & {attribute(p) for p in HELD_OUT}
     assert len({p.site.layer for p in HELD_OUT}) >= 4 and len({p.task for p in HELD_OUT}) >= 2
-    lens, kinds, count, dims = lens_of("llama"), set(), 0, set()
+    lens, kinds, count, dims = tiny_lens("llama"), set(), 0, set()
     for number in range(len(HELD_OUT)):
         for planting in plantings(number):
             channels = random_channels(lens, planting.per_role)

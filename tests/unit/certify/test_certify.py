@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers_models import FAMILIES, VOCABULARY, tiny_model
+from helpers_models import FAMILIES, VOCABULARY, tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens.certify import (
     TOLERANCES,
@@ -39,19 +39,14 @@ LAYER_NORM = ("gpt2", "gpt_neo", "gpt_neox", "phi", "opt", "falcon", "starcoder2
 LAYER_NORM = (*LAYER_NORM, "bloom", "mpt")
 
 
-def lens_of(family: str, dtype: torch.dtype = torch.float64) -> LensModel:
-    model = tiny_model(family, dtype=dtype)
-    return LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def lens(request) -> LensModel:
-    return lens_of(request.param)
+    return tiny_lens(request.param)
 
 
 @pytest.fixture
 def llama() -> LensModel:
-    return lens_of("llama")
+    return tiny_lens("llama")
 
 
 def with_block(lens: LensModel, layer: int, **changes) -> LensModel:
@@ -98,7 +93,7 @@ def test_layer_norm_models_are_centred_and_others_are_not(lens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2"])
 def test_lower_precision_has_its_own_tolerance(family, dtype):
-    lens = lens_of(family, dtype)
+    lens = tiny_lens(family, dtype)
     for stream in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"):
         certificate = require(lens, Site(1, stream, "END"))
         assert {p.tolerance for p in certificate.proofs} >= {TOLERANCES[dtype].values}
@@ -166,7 +161,7 @@ def test_a_failed_certificate_looks_failed(llama):
 
 
 def test_without_sites_the_doctor_looks_at_three_layers():
-    rows = doctor_rows(lens_of("mixtral"))
+    rows = doctor_rows(tiny_lens("mixtral"))
     assert [row.site.layer for row in rows[:: len(STREAMS)]] == [0, 2, 3]
     assert len(rows) == 3 * len(STREAMS)
     for row in rows:
@@ -270,7 +265,7 @@ def test_a_changed_model_is_certified_anew(llama, change):
 
 
 def test_the_cache_keeps_no_model_alive():
-    lens = lens_of("gpt2")
+    lens = tiny_lens("gpt2")
     certify(lens, Site(1, "resid_post", "S2"))
     there = weakref.ref(lens), weakref.ref(lens.model)
     assert lens in certificate._certificates
@@ -331,7 +326,7 @@ def _scaled(linear: Linear | None) -> Linear:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 def test_a_wrong_writer_matrix(family):
-    lens = lens_of(family)
+    lens = tiny_lens(family)
     block = lens.map.blocks[1]
     mlp = with_block(lens, 1, down_proj=_scaled(block.down_proj))
     refused(mlp, Site(1, "mlp_act", "END"), "writer")
@@ -399,7 +394,7 @@ def test_a_wrong_reader_of_resid_mid(llama):
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom", "mpt"])
 def test_padding_where_it_changes_something(family):
-    lens = lens_of(family)
+    lens = tiny_lens(family)
     assert not lens.map.pads
     padded = LensModel(lens.model, lens.tokenizer, "padded", replace(lens.map, pads=True))
     text = refused(padded, Site(1, "resid_post", "END"), "replay")
@@ -407,7 +402,7 @@ def test_padding_where_it_changes_something(family):
 
 
 def test_logits_without_their_soft_cap():
-    lens = lens_of("gemma2")
+    lens = tiny_lens("gemma2")
     tail = replace(lens.map.tail, finish=lambda logits: logits)
     other = LensModel(lens.model, lens.tokenizer, "gemma2", replace(lens.map, tail=tail))
     refused(other, Site(1, "resid_post", "END"), "no-op replay")
@@ -442,8 +437,8 @@ def test_a_missing_centring(monkeypatch):
     """A LayerNorm model taken for one that reads the mean has a smaller kernel: nothing breaks.
     The other way round, something does."""
     monkeypatch.setattr(certificate, "centred", lambda lens: lens.id == "llama")
-    assert require(lens_of("gpt2"), Site(1, "mlp_act", "END")).passed
-    refused(lens_of("llama"), Site(1, "mlp_act", "END"), "kernel patch")
+    assert require(tiny_lens("gpt2"), Site(1, "mlp_act", "END")).passed
+    refused(tiny_lens("llama"), Site(1, "mlp_act", "END"), "kernel patch")
 
 
 def test_a_hook_left_behind(llama, monkeypatch):

@@ -11,12 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers_models import FAMILIES, tiny_model
+from helpers_models import FAMILIES, lens_of, tiny_model
 from subspacelens.core.errors import ModelError, SubspaceError
 from subspacelens.core.identity import MODEL, NUMBERS, Identity, identity_of
 from subspacelens.engine.fused import fused_parts
-from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 
 @pytest.fixture
@@ -194,7 +192,7 @@ def test_another_hook_in_the_same_place_is_another_model(model):
 
 
 def test_the_engine_at_work_does_not_count(model):
-    lens = LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+    lens = lens_of(model)
     before = lens.identity
     with fused_parts(lens).used():
         assert lens.identity == before

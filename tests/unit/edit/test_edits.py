@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers_interrupts import interrupted_everywhere
-from helpers_models import tiny_model
+from helpers_models import lens_of, tiny_lens, tiny_model
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens import LensModel, Site
 from subspacelens.core.errors import EditError, SiteError
@@ -33,15 +33,13 @@ from subspacelens.engine.patches import (
     ZeroSetting,
 )
 from subspacelens.engine.recall import recall
-from subspacelens.model.mapping import build_map
 
 SITE = Site.parse("L1.mlp_act@X")
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def lens(request) -> LensModel:
-    model = tiny_model(request.param, dtype=torch.float64)
-    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens(request.param, dtype=torch.float64)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -265,7 +263,7 @@ def test_saved_edits_come_back_and_know_their_model(lens, edits, tmp_path):
     again = RankOneEdit.load(path, lens)
     assert again.layer == 1 and torch.equal(again.a, edit.a) and torch.equal(again.b, edit.b)
     other = tiny_model("llama", dtype=torch.float32)
-    other = LensModel(other, None, "other", build_map(other))  # type: ignore[arg-type]
+    other = lens_of(other, "other")
     with pytest.raises(EditError, match=r"was made with model tiny, not with other .*weights"):
         RankOneEdit.load(path, other)
     with edited(lens, edit), pytest.raises(EditError, match="was made with model tiny"):

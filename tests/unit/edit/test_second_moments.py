@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from helpers_models import VOCABULARY, tiny_model
+from helpers_models import VOCABULARY, tiny_lens
 from subspacelens import LensModel, TaskError
 from subspacelens.core.errors import EditError
 from subspacelens.core.site import Site
@@ -17,7 +17,6 @@ from subspacelens.edit import RankOneEdit, SecondMoment, edited, second_moments
 from subspacelens.engine.text import SHORTEST, Corpus, embedded_corpus, read_corpus
 from subspacelens.model.hooks import on_output
 from subspacelens.model.loading import load_model
-from subspacelens.model.mapping import build_map
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(params=["llama", "gpt2"])
 def lens(request) -> LensModel:
-    model = tiny_model(request.param, dtype=torch.float64)
-    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens(request.param, dtype=torch.float64)
 
 
 def corpus_of(rows: int = 20) -> Corpus:

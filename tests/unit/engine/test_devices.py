@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import dispatch_model
-from transformers import PreTrainedModel
 
-from helpers_models import tiny_model
+from helpers_models import lens_of, tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.certify import centred, require
 from subspacelens.core.geometry import Support
@@ -18,16 +17,11 @@ from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import Capture, capture
 from subspacelens.fit import das
 from subspacelens.model.lens import LensModel, wrap
-from subspacelens.model.mapping import build_map
 
 FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox", "mixtral")
 LENGTHS = [(9, 4), (12, 7), (9, 4), (10, 5), (8, 7)]
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-def lens_of(model: PreTrainedModel) -> LensModel:
-    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
 
 
 def sites(lens: LensModel) -> list[Site]:

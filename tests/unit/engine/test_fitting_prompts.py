@@ -6,21 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from helpers_models import VOCABULARY, tiny_model
+from helpers_models import VOCABULARY, tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens.core.errors import TaskError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.fitting_prompts import check_fits
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 from subspacelens.tasks.pairset import PairSet
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "bloom", "mpt"])
 def lens(request) -> LensModel:
-    model = tiny_model(request.param)
-    return LensModel(model, None, request.param, build_map(model))  # type: ignore[arg-type]
+    return tiny_lens(request.param)
 
 
 def pairs_with(**changes) -> PairSet:

@@ -7,15 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from subspacelens.engine.fused import RMSNorm, fused_parts, packed_attention
-from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
-
-
-def lens_of(family: str) -> LensModel:
-    model = tiny_model(family, dtype=torch.float32)
-    return LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
 
 
 def test_rms_norm_has_the_right_derivative():
@@ -76,7 +69,7 @@ def test_packed_attention_is_attention(count, groups, repeat, columns, prefix, k
 )
 def test_what_is_used_was_proven(family, norms, attention):
     """LayerNorm is one operation already; falcon and bloom do not ask the attention interface."""
-    lens = lens_of(family)
+    lens = tiny_lens(family, dtype=torch.float32)
     parts = fused_parts(lens)
     assert (len(parts.norms), bool(parts.configs)) == (norms, attention)
     config = lens.model.config

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers_models import FAMILIES, tiny_model
+from helpers_models import FAMILIES, tiny_lens
 from subspacelens.engine.fused import fused_parts
 from subspacelens.engine.prefix import Prefix, prefix_attention, prefix_of
-from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 ALWAYS_JOINED = {"gpt_neo", "falcon", "bloom", "mpt"}
 """They have an attention of their own, or none that is called `sdpa`."""
@@ -70,7 +68,6 @@ def test_a_prefix_is_found_only_through_its_own_answer():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_where_the_prefix_is_not_copied(family):
-    model = tiny_model(family)
-    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
-    usual = model.config._attn_implementation == "sdpa" and family not in ALWAYS_JOINED
+    lens = tiny_lens(family)
+    usual = lens.model.config._attn_implementation == "sdpa" and family not in ALWAYS_JOINED
     assert fused_parts(lens).split == usual

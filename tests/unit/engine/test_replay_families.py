@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers_models import FAMILIES, tiny_model
+from helpers_models import FAMILIES, tiny_lens
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens.core.errors import SiteError
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import capture
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 LENGTHS = [(9, 4), (12, 7), (9, 0), (11, 6), (8, 7), (9, 4), (10, 5)]
 EVEN = [(9, 4), (12, 7)]
@@ -25,8 +24,7 @@ IN_FLOAT32 = ("gpt_neo",)
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lens(request) -> LensModel:
-    model = tiny_model(request.param)
-    return LensModel(model, None, request.param, build_map(model))  # type: ignore[arg-type]
+    return tiny_lens(request.param)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -177,8 +175,7 @@ def test_nothing_is_left_on_the_model(lens):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_padding_on_the_right_does_not_pass_the_last_position(family):
-    model = tiny_model(family)
-    lens = LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
+    lens = tiny_lens(family)
     site, pairs = Site(1, "mlp_act", "X"), random_pairs([(64, 50), (60, 30)])
     captured = capture(lens, pairs, [site])
     (bucket,) = captured.buckets["X"]
@@ -193,8 +190,7 @@ def test_padding_on_the_right_does_not_pass_the_last_position(family):
 
 
 def test_buckets_are_joined_where_a_pass_costs_more_than_its_padding():
-    model = tiny_model("llama")
-    lens = LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    lens = tiny_lens("llama")
     site = Site(1, "mlp_act", "X")
 
     def sizes(lengths) -> list[tuple[int, int]]:

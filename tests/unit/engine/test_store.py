@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers_models import tiny_model
+from helpers_models import lens_of, tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.core.errors import ModelError, ResultError, TaskError
 from subspacelens.core.progress import showing_progress
@@ -23,20 +23,18 @@ from subspacelens.engine.capture import capture
 from subspacelens.engine.store import FORMAT, kept_capture, load_capture, save_capture
 from subspacelens.model.hooks import on_output
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 LENGTHS = [(9, 4), (12, 7), (9, 0), (9, 4)]
 SITES = [Site(1, "mlp_act", "X"), Site(2, "resid_mid", "X"), Site(3, "resid_post", "END")]
 
 
-def lens_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> LensModel:
-    model = tiny_model("llama", seed, dtype)
-    return LensModel(model, None, f"llama {seed}", build_map(model))  # type: ignore[arg-type]
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LensModel:
+    return lens_of(tiny_model("llama", seed, dtype), f"llama {seed}")
 
 
 @pytest.fixture(scope="module")
 def lens() -> LensModel:
-    return lens_of()
+    return llama()
 
 
 @pytest.fixture
@@ -65,9 +63,9 @@ def test_what_is_read_back_replays_the_same(lens, saved):
 def test_another_model_dtype_or_task_is_refused_by_name(lens, saved):
     pairs, _, path = saved
     with pytest.raises(ModelError, match=r"made with model llama 0, not with llama 1 .*weights"):
-        load_capture(path, lens_of(1), pairs)
+        load_capture(path, llama(1), pairs)
     with pytest.raises(ModelError, match=r"dtype \(float32, not float64\)"):
-        load_capture(path, lens_of(0, torch.float64), pairs)
+        load_capture(path, llama(0, torch.float64), pairs)
     other = replace(pairs, split="train", pairs=pairs.pairs[:3])
     with pytest.raises(TaskError, match=r"random, test: 4 pairs .* random, train: 3 pairs"):
         load_capture(path, lens, other)
@@ -118,7 +116,7 @@ def runs(monkeypatch):
 def test_the_same_pairs_and_sites_run_once(lens, runs, tmp_path):
     pairs = random_pairs(LENGTHS)
     first = kept_capture(lens, pairs, SITES, tmp_path)
-    again = kept_capture(lens_of(), pairs, [*SITES, SITES[0]], tmp_path)
+    again = kept_capture(llama(), pairs, [*SITES, SITES[0]], tmp_path)
     assert runs == [4] and len(list(tmp_path.iterdir())) == 1
     assert torch.equal(again.base[SITES[1]], first.base[SITES[1]])
     kept_capture(lens, pairs[:2], SITES, tmp_path)
@@ -209,7 +207,7 @@ def test_another_rope_theta_is_another_model(runs, tmp_path):
         config.rope_parameters["rope_theta"] = theta
         model = type(tiny_model("llama", 0, torch.float32))(config).eval()
         model.load_state_dict(tiny_model("llama", 0, torch.float32).state_dict())
-        lens = LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+        lens = lens_of(model)
         kept_capture(lens, pairs, SITES, tmp_path)
     assert runs == [4, 4]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import hooked_logits, random_pairs
 from subspacelens import ModelError, Site, Subspace, SubspaceError, TaskError
 from subspacelens.core.geometry import principal_angles
@@ -27,7 +27,6 @@ from subspacelens.fit import (
     random,
 )
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 from subspacelens.tasks.pairset import PairSet
 
 SITE = Site.parse("L1.mlp_act@X")
@@ -35,8 +34,7 @@ SITE = Site.parse("L1.mlp_act@X")
 
 @pytest.fixture(scope="module")
 def lens() -> LensModel:
-    model = tiny_model("llama", dtype=torch.float32)
-    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens("llama", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +184,6 @@ def test_refusals(lens, captured):
 
 @pytest.mark.parametrize("name", FITS)
 def test_a_capture_of_another_model_is_refused(lens, captured, name):
-    model = tiny_model("llama", seed=1, dtype=torch.float32)
-    other = LensModel(model, None, "other", build_map(model))  # type: ignore[arg-type]
+    other = tiny_lens("llama", seed=1, dtype=torch.float32)
     with pytest.raises(ModelError, match="the capture was made with model tiny"):
         FITS[name](other, captured, SITE)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens import FITS, Site, SubspaceError, capture
 from subspacelens.fit import named, register
@@ -15,7 +15,6 @@ from subspacelens.fit import registry as module
 from subspacelens.fit.registry import Count, Seed
 from subspacelens.fit.subspace import made_by
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 from subspacelens.sweep.grid import FitSpec
 
 SITE = Site.parse("L1.mlp_act@X")
@@ -23,8 +22,7 @@ SITE = Site.parse("L1.mlp_act@X")
 
 @pytest.fixture(scope="module")
 def lens() -> LensModel:
-    model = tiny_model("llama", dtype=torch.float32)
-    return LensModel(model, None, "tiny", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens("llama", dtype=torch.float32)
 
 
 @pytest.fixture

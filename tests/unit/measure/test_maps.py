@@ -12,14 +12,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helpers_models import tiny_model
+from helpers_models import lens_of, tiny_lens
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens.core.errors import ResultError, SiteError, TaskError
 from subspacelens.core.records import ModelRecord
 from subspacelens.core.site import Site
 from subspacelens.measure.maps import PatchingMap, StreamEffects, making, patching_map
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 from subspacelens.report import map_page
 from subspacelens.report.map_page import render_map, write_map_page
 from subspacelens.tasks.pairset import PairSet, Prompt
@@ -29,14 +28,9 @@ STREAMS = ("resid_pre", "resid_post", "mlp_act", "mlp_out", "attn_out", "head_z"
 HOSTILE = "</script><script>alert(1)</script><img/src=x>\"'&\u2028"
 
 
-def lens_of(family: str) -> LensModel:
-    model = tiny_model(family)
-    return LensModel(model, None, family, build_map(model))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gpt_neox"])
 def lens(request) -> LensModel:
-    return lens_of(request.param)
+    return tiny_lens(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +126,9 @@ def test_bad_requests_are_refused_by_name(lens, pairs):
 
 def test_streams_that_no_layer_has_are_refused(pairs):
     with pytest.raises(SiteError, match=r"L0\.mlp_act@X: .* no single down-projection"):
-        patching_map(lens_of("mixtral"), pairs, ["resid_post", "mlp_act"], ["X"])
+        patching_map(tiny_lens("mixtral"), pairs, ["resid_post", "mlp_act"], ["X"])
     with pytest.raises(SiteError, match=r"L0\.resid_mid@X"):
-        patching_map(lens_of("gpt_neox"), pairs, ["resid_mid"], ["X"])
+        patching_map(tiny_lens("gpt_neox"), pairs, ["resid_mid"], ["X"])
 
 
 def test_a_stream_that_some_layers_have_leaves_the_others_empty(pairs):
@@ -157,7 +151,7 @@ def test_a_stream_that_some_layers_have_leaves_the_others_empty(pairs):
         config, dtype=torch.float64, experts_implementation="eager"
     )
     model.eval().requires_grad_(False)
-    lens = LensModel(model, None, "mixed", build_map(model))  # type: ignore[arg-type]
+    lens = lens_of(model, "mixed")
     found = patching_map(lens, pairs, ["mlp_act"], ["X"])
     assert [cell.site for cell in found.sites()] == [Site(1, "mlp_act", "X")]
     again = PatchingMap.from_json(found.to_json())

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from helpers_interrupts import interrupted_everywhere
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.recall import last_hidden
 from subspacelens.model.lens import LensModel
-from subspacelens.model.mapping import build_map
 
 SITE = Site(1, "mlp_act", "X")
 PAIRS = random_pairs([(9, 4), (12, 7)])
@@ -23,8 +22,7 @@ PROMPTS = [pair.base for pair in PAIRS]
 
 @pytest.fixture
 def lens() -> LensModel:
-    model = tiny_model("llama")
-    return LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens("llama")
 
 
 def state(lens: LensModel) -> list:

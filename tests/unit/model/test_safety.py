@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers_models import tiny_model
+from helpers_models import tiny_lens
 from helpers_oracle import hooked_logits, random_pairs
 from subspacelens.certify import centred, certify, require
 from subspacelens.core.errors import ModelError
@@ -25,14 +25,12 @@ SITE = Site(1, "attn_out", "X")
 
 @pytest.fixture(params=FAMILIES)
 def lens(request) -> LensModel:
-    model = tiny_model(request.param)
-    return LensModel(model, None, request.param, build_map(model))  # type: ignore[arg-type]
+    return tiny_lens(request.param)
 
 
 @pytest.fixture
 def llama() -> LensModel:
-    model = tiny_model("llama")
-    return LensModel(model, None, "llama", build_map(model))  # type: ignore[arg-type]
+    return tiny_lens("llama")
 
 
 def everything(model) -> tuple:

@@ -13,6 +13,7 @@ from helpers_models import FAMILIES
 from helpers_oracle import random_pairs
 from helpers_tokenizer import ioi_tokenizer
 from subspacelens import Site, capture, ioi, wrap
+from subspacelens.bench.tiny import make_loud
 from subspacelens.core.errors import ModelError
 from subspacelens.core.geometry import Split
 from subspacelens.core.records import ModelRecord
@@ -37,21 +38,19 @@ from subspacelens.studies.ioi.table import Evaluation, evaluate
 from subspacelens.tasks.ioi_variants import ioi_variants
 
 
-def tiny_lens(family: str, dtype: torch.dtype = torch.float32, **changes):
+def ioi_lens(family: str, dtype: torch.dtype = torch.float32, **changes):
     torch.manual_seed(0)
     tokenizer = ioi_tokenizer(bos=False)
     shape = FAMILIES[family] | dict(bos_token_id=0, eos_token_id=1) | changes
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **shape)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
+    make_loud(model)
     return wrap(model, tokenizer, family)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return tiny_lens("llama", torch.float64)
+    return ioi_lens("llama", torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ END, S2 = Site(1, "resid_post", "END"), Site(1, "resid_post", "S2")
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_heads_look_where_the_model_itself_says(family):
-    lens = tiny_lens(family)
+    lens = ioi_lens(family)
     pairs = ioi(lens.tokenizer, train=6, test=1, held_out=0).train
     seen = watch(lens, pairs, END, torch.zeros(len(pairs), lens.map.d_model))
     assert lens.model.config._attn_implementation == "sdpa"
@@ -112,7 +111,7 @@ def test_score_gradients_are_finite_differences(llama, pairs):
      ("gpt_neox", lambda head, w: 3 * head * w)],
 )  # fmt: skip
 def test_query_maps_are_found_in_fused_and_separate_projections(family, start):
-    lens = tiny_lens(family)
+    lens = ioi_lens(family)
     pairs = ioi(lens.tokenizer, train=2, test=1, held_out=0).train
     width = lens.map.d_model // 4
     for share, head in zip(query_maps(lens, pairs, END, [(2, 1), (3, 3)]), (1, 3), strict=True):
@@ -203,7 +202,7 @@ def test_random_mlp_with_its_own_weights_is_the_mlp(llama, pairs, monkeypatch):
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
 def test_random_mlp_on_other_families(family, monkeypatch):
-    lens = tiny_lens(family)
+    lens = ioi_lens(family)
     site = replace(MLP, layer=1)
     captured = capture(lens, random_pairs([(9, 4)] * 6), [site, mlp_input(lens, site)])
     monkeypatch.setattr(random_weights, "_randomise", lambda module, seed, kind: None)

@@ -21,7 +21,6 @@ from subspacelens import (
     load_model,
     pairs_task,
 )
-from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.core.errors import ResultError
 from subspacelens.core.geometry import Split
 from subspacelens.core.records import Estimate
@@ -41,14 +40,6 @@ from subspacelens.sweep import TaskSpec
 from subspacelens.tasks.pairset import Task
 
 SITE, AFTER = Site(1, "mlp_act", "END"), Site(1, "resid_post", "END")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("survey")
-    tiny_model(folder / "model")
-    tiny_pairs(folder / "pairs.jsonl")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,16 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.core.errors import ModelError
 from subspacelens.sweep import FitSpec, Grid, TaskSpec, cells_of, facts_of, plan
 from subspacelens.sweep.cell import Worker
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("identity")
-    tiny_model(folder / "model")
-    tiny_pairs(folder / "pairs.jsonl")
+def grid(place):
     return Grid(
-        models=(str(folder / "model"),),
-        tasks=(TaskSpec(name=str(folder / "pairs.jsonl")),),
+        models=(str(place / "model"),),
+        tasks=(TaskSpec(name=str(place / "pairs.jsonl")),),
         sites=("L1.mlp_act@END",),
         fits=(FitSpec("random"),),
         kind="fit",

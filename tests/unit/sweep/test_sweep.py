@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from subspacelens import Site, SiteError, Subspace, TaskError, load_audit, load_model
-from subspacelens.bench.tiny import tiny_model, tiny_pairs
+from subspacelens.bench.tiny import tiny_model
 from subspacelens.core.errors import ResultError
 from subspacelens.sweep import (
     FitSpec,
@@ -33,14 +33,6 @@ from subspacelens.sweep.store import _sealed
 
 SHAPE = Shape(({}, {"mlp_act": "no MLP here"}, {}), (2, 2, 2))
 LABELS = ("S2", "END")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    tiny_model(folder / "model")
-    tiny_pairs(folder / "pairs.jsonl")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,10 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from subspacelens.bench.tiny import tiny_model, tiny_pairs
-
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("grid")
-    tiny_model(folder / "model")
-    tiny_pairs(folder / "pairs.jsonl")
-    path = folder / "grid.toml"
+def grid(place):
+    path = place / "sweep.toml"
     path.write_text(
         'models = ["model"]\ntasks = ["pairs.jsonl"]\nkind = "fit"\npairs = 12\n'
         'sites = ["L*.mlp_act@END"]\nfits = ["random", "mean-difference"]\ndims = [1, 2]\n'

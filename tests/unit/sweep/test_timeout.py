@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.sweep import FitSpec, Grid, Store, Tally, TaskSpec, cells_of, facts_of
 from subspacelens.sweep.cell import Worker
 from subspacelens.sweep.local import LocalPool
@@ -16,13 +15,10 @@ from subspacelens.sweep.run import drive
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("timeout")
-    tiny_model(folder / "model")
-    tiny_pairs(folder / "pairs.jsonl")
+def cells(place):
     grid = Grid(
-        models=(str(folder / "model"),),
-        tasks=(TaskSpec(name=str(folder / "pairs.jsonl")),),
+        models=(str(place / "model"),),
+        tasks=(TaskSpec(name=str(place / "pairs.jsonl")),),
         sites=("L1-2.mlp_act@END",),
         fits=(FitSpec("random"), FitSpec("pca")),
         kind="fit",
