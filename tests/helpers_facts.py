@@ -22,9 +22,10 @@ def known_to(lens: LensModel, each: int = 12) -> tuple[Fact, ...]:
     for relation, (template, paraphrases) in TEMPLATES.items():
         for name in ioi_data()["names"]:
             fact = Fact(
-                f"{relation}/{name}", relation, name, template, "Mary", "John",
-                tuple(text.format(name) for text in paraphrases),
-                ((template.format("Anna"), "Mary"),),
+                id=f"{relation}/{name}", relation=relation, subject=name, template=template,
+                answer="Mary", new="John",
+                paraphrases=tuple(text.format(name) for text in paraphrases),
+                neighbours=((template.format("Anna"), "Mary"),),
             )  # fmt: skip
             said = recall(lens, [fact_prompt(lens.tokenizer, fact)], torch.zeros(1, 1).long()).top
             answer = str(lens.tokenizer.decode(said)).strip()

@@ -21,11 +21,12 @@ def random_pairs(lengths: list[tuple[int, int]], seed: int = 0, shift: int = 0) 
         ids = tuple(rng.randrange(3, VOCABULARY) for _ in range(length))
         return Prompt("", ids, {"X": column, "END": length - 1})
 
-    pairs = [
-        Pair(prompt(n, c), prompt(n + shift, c + shift), *rng.sample(range(3, VOCABULARY), 2))
-        for n, c in lengths
-    ]
-    return PairSet("random", "test", tuple(pairs))
+    def pair(length: int, column: int) -> Pair:
+        base, source = prompt(length, column), prompt(length + shift, column + shift)
+        answer, target = rng.sample(range(3, VOCABULARY), 2)
+        return Pair(base=base, source=source, answer=answer, target=target)
+
+    return PairSet("random", "test", tuple(pair(*each) for each in lengths))
 
 
 def site_module(lens: LensModel, site: Site):

@@ -54,7 +54,7 @@ def trial_pairs(lens: LensModel) -> PairSet:
             for _ in range(2)
         )
         answer, target = rng.sample(words, 2)
-        pairs.append(Pair(base, source, answer, target))
+        pairs.append(Pair(base=base, source=source, answer=answer, target=target))
     return PairSet("certificate", "random", tuple(pairs))
 
 

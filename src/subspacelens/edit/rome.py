@@ -97,7 +97,10 @@ def rome_prompts(
         prompts += [fact_prompt(lens.tokenizer, fact, f"{text} {fact.text}") for text in texts]
         prompts.append(essence_prompt(lens, fact))
         new, true = (object_token(lens.tokenizer, o) for o in (fact.new, fact.answer))
-        pairs += [Pair(prompt, prompt, new, true, fact.relation) for prompt in prompts]
+        pairs += [
+            Pair(base=prompt, source=prompt, answer=new, target=true, template=fact.relation)
+            for prompt in prompts
+        ]
         owners += [number] * len(prompts)
         essence += [False] * (len(prompts) - 1) + [True]
     sites = [Site(layer, stream, SUBJECT) for layer in layers for stream in ("mlp_act", "mlp_out")]

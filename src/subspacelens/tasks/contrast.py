@@ -88,7 +88,12 @@ def contrast(
                     f"{name}: {template}: this tokenizer splits '{chosen[0]}' or '{chosen[1]}' "
                     "otherwise inside a sentence: use another model, or pairs of your own"
                 )
-            pairs.append(Pair(base, source, answers[z], answers[1 - z], template, (z, 1 - z)))
+            pairs.append(
+                Pair(
+                    base=base, source=source, answer=answers[z], target=answers[1 - z],
+                    template=template, z=(z, 1 - z),
+                )
+            )  # fmt: skip
         return PairSet(name, of, tuple(pairs))
 
     return Task(

@@ -33,7 +33,7 @@ SUBJECT, SUBJECT_START = "subject", "subject_start"
 NEIGHBOURS = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fact:
     """`template` has `{}` for the subject. `new` is the object that an edit is to put in place of
     `answer`. `paraphrases` are whole prompts for the same fact, `neighbours` prompts about other
@@ -110,14 +110,14 @@ def _fact(row: _Row) -> Fact:
     if len(targets) != len(row.neighborhood_prompts):
         raise TaskError(f"fact {row.case_id}: neighborhood_targets and _prompts differ in number")
     return Fact(
-        str(row.case_id),
-        rewrite.relation_id,
-        rewrite.subject,
-        rewrite.prompt,
-        rewrite.target_true.str,
-        rewrite.target_new.str,
-        row.paraphrase_prompts,
-        tuple(zip(row.neighborhood_prompts, targets, strict=True)),
+        id=str(row.case_id),
+        relation=rewrite.relation_id,
+        subject=rewrite.subject,
+        template=rewrite.prompt,
+        answer=rewrite.target_true.str,
+        new=rewrite.target_new.str,
+        paraphrases=row.paraphrase_prompts,
+        neighbours=tuple(zip(row.neighborhood_prompts, targets, strict=True)),
     )
 
 
@@ -166,14 +166,14 @@ def _expanded(name: str, relation: Mapping) -> Iterable[Fact]:
         near = rng.sample(alike or others, min(NEIGHBOURS, len(alike or others)))
         new = rng.choice(sorted(set(objects.values()) - {answer}))
         yield Fact(
-            f"{name}/{subject}",
-            name,
-            subject,
-            template,
-            answer,
-            new,
-            tuple(text.format(subject) for text in relation["paraphrases"]),
-            tuple((template.format(other), objects[other]) for other in near),
+            id=f"{name}/{subject}",
+            relation=name,
+            subject=subject,
+            template=template,
+            answer=answer,
+            new=new,
+            paraphrases=tuple(text.format(subject) for text in relation["paraphrases"]),
+            neighbours=tuple((template.format(other), objects[other]) for other in near),
         )
 
 
@@ -257,11 +257,11 @@ def pair_set(
         split,
         tuple(
             Pair(
-                prompt(base),
-                prompt(source),
-                object_token(tokenizer, base.answer),
-                object_token(tokenizer, source.answer),
-                base.relation,
+                base=prompt(base),
+                source=prompt(source),
+                answer=object_token(tokenizer, base.answer),
+                target=object_token(tokenizer, source.answer),
+                template=base.relation,
             )
             for base, source in pairs
         ),

@@ -41,18 +41,22 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
+    """Names that are one token, and objects and places that need not be."""
+
     names: tuple[str, ...]
     objects: tuple[str, ...]
     places: tuple[str, ...]
 
-    def half(self, which: int) -> _Words:
-        return _Words(*(getattr(self, field.name)[which::2] for field in fields(self)))
+    def half(self, which: int) -> Words:
+        return Words(*(getattr(self, field.name)[which::2] for field in fields(self)))
 
 
 @dataclass(frozen=True)
-class _Data:
-    words: _Words
+class IoiData:
+    """The file of words, and of templates to fit on and to hold out."""
+
+    words: Words
     train: Mapping[str, str]
     held_out: Mapping[str, str]
 
@@ -83,13 +87,13 @@ def ioi(
     for name, size, least in (("train", train, 1), ("test", test, 1), ("held_out", held_out, 0)):
         if size < least:
             raise TaskError(f"ioi: {name}={size}: give at least {least}")
-    data = _data()
-    tokens, words = _known_words(tokenizer)
+    data = ioi_data()
+    tokens, words = known_words(tokenizer)
 
     def split(name: str, half: int, templates: Mapping[str, str], size: int) -> PairSet:
         rng = random.Random(f"ioi/{name}/{seed}")
         return PairSet(
-            "ioi", name, _pairs(tokenizer, name, tokens, words.half(half), templates, size, rng)
+            "ioi", name, pairs_of(tokenizer, name, tokens, words.half(half), templates, size, rng)
         )
 
     return Task(
@@ -101,18 +105,18 @@ def ioi(
 
 
 @cache
-def _data() -> _Data:
+def ioi_data() -> IoiData:
     raw = json.loads(
         files("subspacelens.tasks").joinpath("data/ioi.json").read_text(encoding="utf-8")
     )
-    words = _Words(*(tuple(raw[field.name]) for field in fields(_Words)))
-    return _Data(words, raw["templates"]["train"], raw["templates"]["held_out"])
+    words = Words(*(tuple(raw[field.name]) for field in fields(Words)))
+    return IoiData(words, raw["templates"]["train"], raw["templates"]["held_out"])
 
 
-def _known_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], _Words]:
+def known_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], Words]:
     """The names that are one token, with their tokens, and all words to be used. Raises `TaskError`
     for too few names."""
-    data = _data()
+    data = ioi_data()
     tokens = _single_tokens(tokenizer, data.words.names)
     if len(tokens) < 2 * _MIN_NAMES:
         raise TaskError(
@@ -120,7 +124,7 @@ def _known_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], _W
             f"{2 * _MIN_NAMES} are needed ({_MIN_NAMES} a split): "
             "use another model, or pairs of your own"
         )
-    words = _Words(
+    words = Words(
         tuple(tokens),
         _preferred(tokenizer, data.words.objects),
         _preferred(tokenizer, data.words.places),
@@ -146,15 +150,17 @@ def _token(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
     return None if after[-1] == tokenizer.unk_token_id else after[-1]
 
 
-def _pairs(
+def pairs_of(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
     tokens: Mapping[str, int],
-    words: _Words,
+    words: Words,
     templates: Mapping[str, str],
     size: int,
     rng: random.Random,
 ) -> tuple[Pair, ...]:
+    """`size` pairs of `split`, the templates by turns, two of each in a row: one of either
+    direction. No base comes twice; raises `TaskError` where a template has too few words."""
     ids = tuple(templates)
     plan = [ids[index // 2 % len(ids)] for index in range(size)]
     for template, uses in Counter(plan).items():
@@ -184,13 +190,16 @@ def _pairs(
         drawn.add(texts[0][0])
         prompts = [tokenize_prompt(tokenizer, *filled, f"ioi: {template}") for filled in texts]
         z = index % 2
-        pair = Pair(prompts[z], prompts[1 - z], tokens[io], tokens[subject], template, (z, 1 - z))
+        pair = Pair(
+            base=prompts[z], source=prompts[1 - z], answer=tokens[io], target=tokens[subject],
+            template=template, z=(z, 1 - z),
+        )  # fmt: skip
         _check_names(pair)
         pairs.append(pair)
     return tuple(pairs)
 
 
-def _capacity(template: str, words: _Words) -> int:
+def _capacity(template: str, words: Words) -> int:
     choices = {"object": len(words.objects), "place": len(words.places)}
     slots = set(_SLOT.findall(template))
     names = len(words.names)

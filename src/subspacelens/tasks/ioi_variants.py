@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from .ioi import _data, _known_words, _pairs
+from .ioi import ioi_data, known_words, pairs_of
 from .pairset import PairSet
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ def ioi_variants(
     a name that is neither IO nor S; sentences of ordinary prose in which a name comes back. Raises
     `TaskError` as `ioi` does.
     """
-    tokens, words = _known_words(tokenizer)
+    tokens, words = known_words(tokenizer)
     return {
         name: PairSet(
             "ioi",
             name,
-            _pairs(
+            pairs_of(
                 tokenizer, name, tokens, words.half(1), templates, size,
                 random.Random(f"ioi/{name}/{seed}"),
             ),
@@ -45,7 +45,7 @@ def _templates() -> dict[str, dict[str, str]]:
     raw = json.loads(
         files("subspacelens.tasks").joinpath("data/ioi_variants.json").read_text(encoding="utf-8")
     )
-    own = _data().train.items()
+    own = ioi_data().train.items()
     prefixed = {
         name: {key: prefix + text.removeprefix(_PREFIX) for key, text in own}
         for name, prefix in raw.pop("prefixes").items()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+from scipy.cluster.hierarchy import DisjointSet
 
 from ..core.errors import TaskError
 from .pairset import Pair, PairSet, Task
@@ -230,7 +231,10 @@ def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
             "choose others"
         )
     z = line.z and (line.z.base, line.z.source)
-    return Pair(base, source, answer, target, line.template, z, where)
+    return Pair(
+        base=base, source=source, answer=answer, target=target, template=line.template, z=z,
+        where=where,
+    )  # fmt: skip
 
 
 def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
@@ -278,18 +282,11 @@ def _digest(row: _Row) -> str:
 def _joined(items: Iterable[Sequence[Hashable]]) -> list[Hashable]:
     """One representative per item, equal where items are linked by keys that they share."""
     items = list(items)
-    parent: dict[Hashable, Hashable] = {}
-
-    def root(key: Hashable) -> Hashable:
-        while (above := parent.setdefault(key, key)) != key:
-            parent[key] = parent[above]
-            key = above
-        return key
-
+    linked = DisjointSet(key for keys in items for key in keys)
     for first, *others in items:
         for other in others:
-            parent[root(other)] = root(first)
-    return [root(first) for first, *_ in items]
+            linked.merge(first, other)
+    return [linked[first] for first, *_ in items]
 
 
 def _refuse_shared_prompts(*splits: Sequence[_Row]) -> None:

@@ -27,7 +27,7 @@ class Prompt:
     columns: Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """A base prompt and the source prompt that an activation is taken from.
 

@@ -145,7 +145,8 @@ def test_a_change_of_another_shape_is_refused(replay, shape):
 def test_where_base_and_source_agree_there_is_nothing_to_patch(lens):
     same = (5, 6, 7)
     columns = {"X": 2, "END": 4}
-    pair = Pair(Prompt("", (*same, 8, 9), columns), Prompt("", (*same, 10, 9), columns), 11, 12)
+    base, source = (Prompt("", (*same, changed, 9), columns) for changed in (8, 10))
+    pair = Pair(base=base, source=source, answer=11, target=12)
     captured = capture(lens, PairSet("same", "test", (pair,)), [SITE, replace(SITE, label="END")])
     with pytest.raises(TaskError, match=r"L1.mlp_act@X: .* first differ in column 3, .* column 2 "):
         captured.at(SITE).require_difference()

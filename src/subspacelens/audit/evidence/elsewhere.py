@@ -97,6 +97,7 @@ def _text_pairs(tokenizer: PreTrainedTokenizerBase, seed: int) -> PairSet:
     windows = reference_windows(tokenizer, 2 * TEXT_PAIRS, TEXT_TOKENS, seed=seed)
     prompts = [Prompt("", ids, {"END": len(ids) - 1}) for ids in windows]
     pairs = [
-        Pair(a, b, a.ids[0], b.ids[0]) for a, b in zip(prompts[::2], prompts[1::2], strict=True)
+        Pair(base=a, source=b, answer=a.ids[0], target=b.ids[0])
+        for a, b in zip(prompts[::2], prompts[1::2], strict=True)
     ]
     return PairSet("reference text", "unrelated", tuple(pairs))

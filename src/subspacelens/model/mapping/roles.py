@@ -49,7 +49,7 @@ class BlockRunner:
         return run
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Pass:
     """One block in the recorded pass: `x` (1, columns, d_model) enters it, `y` leaves it; the calls
     `within` it, in order, are those of its `attention` and `others`."""
@@ -76,7 +76,10 @@ class _Pass:
         others = tuple(
             c for c in within if id(c) not in theirs and c.module is not attention.module
         )
-        return cls(recording, module, own.x, own.y, within, inner, others)
+        return cls(
+            recording=recording, module=module, x=own.x, y=own.y, within=within, attention=inner,
+            others=others,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ...core.errors import TaskError
 from ...model.lens import LensModel
-from ...tasks import Pair, PairSet, Prompt, Task, ioi
+from ...tasks import PairSet, Prompt, Task, ioi
 from ...tasks.ioi_variants import ioi_variants
 from .plan import Sizes
 
@@ -72,7 +72,7 @@ def shuffled_labels(pairs: PairSet, seed: int) -> tuple[PairSet, list[bool]]:
         for i in rng.sample(places, len(places) // 2):
             chosen[i] = True
     swapped = tuple(
-        Pair(p.base, p.source, p.target, p.answer, p.template, p.z) if flip else p
+        replace(p, answer=p.target, target=p.answer) if flip else p
         for p, flip in zip(pairs.pairs, chosen, strict=True)
     )
     return PairSet(pairs.name, f"{pairs.split}, shuffled labels", swapped), chosen
