@@ -40,7 +40,9 @@ def given(
     complex, boolean, sparse, quantised or not finite; and for columns that are linearly dependent
     as far as the precision of the file can tell. Shapes are checked before an array is read.
 
-    >>> given(lens, sl.Site.parse("L9.resid_post@END"), "decoder.safetensors", key="W_dec", row=7)
+    >>> site = sl.Site.parse("L9.resid_post@END")
+    >>> latent = given(lens, site, "decoder.safetensors", key="W_dec", row=7)
+    >>> latent.dim, latent.fit["orthonormalised"]
     """
     path = Path(path)
     if Subspace.is_ours(path):

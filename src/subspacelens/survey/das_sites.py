@@ -110,7 +110,12 @@ def das_sites(
     workers: int | None = None,
 ) -> tuple[list[DasSite], int]:
     """Runs the grid, or what is missing of it, into the store `directory`, and reads the records of
-    its own cells, whatever else the store holds; with the number of sites that failed."""
+    its own cells, whatever else the store holds; with the number of sites that failed.
+
+    >>> grid = das_grid("smollm2", TaskSpec(name="ioi"), ["S2", "END"], pairs=64, steps=80)
+    >>> sites, failed = das_sites(lens, task, grid, Path("runs/das"))
+    >>> shares(sites)["illusory"].count
+    """
     models = [facts_of(spec, grid) for spec in grid.models]
     tally = run_sweep(grid, directory, backend=backend, workers=workers, models=models)
     store = Store(directory, create=False)

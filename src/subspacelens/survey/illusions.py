@@ -94,7 +94,7 @@ class IllusionMap(Record):
     """Schema `subspacelens.illusions/1`. `one_for_all`: one direction a site, built on
     `train_pairs` others; else each pair has a direction of its own, built on itself.
 
-    >>> illusions = survey(lens, task, ["END"])
+    >>> illusions = sl.survey(lens, task, ["END"])
     >>> [(site.layer, site.best.effect.value) for site in illusions.sites]
     """
 
@@ -150,7 +150,9 @@ def illusion_map(
     budget in bytes of captures and replays. Raises `SiteError` where the model has no MLP
     activations, `TaskError` for a label that the pairs lack.
 
-    >>> illusions = survey(lens, task, ["S2", "END"])
+    >>> illusions = sl.survey(lens, task, ["S2", "END"])
+    >>> illusions.working("S2")  # layers
+    >>> illusions.at(18, "S2").best.effect  # FLDD
     """
     started = time.perf_counter()
     labels = tuple(dict.fromkeys(labels))

@@ -59,8 +59,14 @@ def random_mlp(
     shifted: bool = False,
     memory: int | None = None,
 ) -> list[RandomMLP]:
-    """`site` is an `mlp_act` site. Raises `SiteError` for another stream, or where the MLP cannot
-    be run by itself."""
+    """DAS in MLPs of random weights at `site`, an `mlp_act` site: a record of each of `kinds`, over
+    `seeds` draws. Directions are fitted in `steps` steps on the first `pairs` training pairs and
+    patched in as many test pairs; `memory` is the budget of replays in bytes. Raises `SiteError`
+    for another stream, or where the MLP cannot be run by itself.
+
+    >>> for row in random_mlp(lens, task, sl.Site.parse("L18.mlp_act@S2"), seeds=3):
+    ...     print(row.weights, row.direction.value, row.whole.value)
+    """
     sites = [site, mlp_input(lens, site)]
     train, test = (
         capture(lens, part[:pairs], sites, shifted=shifted, memory=memory)

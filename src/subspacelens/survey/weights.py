@@ -43,6 +43,8 @@ def weight_facts(lens: LensModel) -> list[LayerWeights]:
     """Singular values, rank and kernel of every MLP's projections, in float64.
 
     Raises `SiteError` if no block has a down-projection that can be used.
+
+    >>> [(row.layer, row.down.rank, row.down.kernel) for row in weight_facts(lens)]
     """
     facts = []
     for layer, block in enumerate(track(lens.map.blocks, "singular values")):

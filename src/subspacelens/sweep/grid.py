@@ -174,7 +174,8 @@ def read_grid(path: Path | str) -> Grid:
 
     Raises `TaskError`, naming the file and the first field that is wrong.
 
-    >>> grid = read_grid("grid.toml")
+    >>> grid = sl.read_grid("grid.toml")
+    >>> grid.sites, grid.fits, grid.seeds
     """
     path = Path(path)
     if path.exists() and not path.is_file():

@@ -51,7 +51,8 @@ def run_sweep(
     Raises `SiteError`, `TaskError` or `ModelError` for a grid that does not fit its models, and
     `ResultError` where a record cannot be written; what is there is kept.
 
-    >>> sweep(read_grid("grid.toml"), "runs/sweep")
+    >>> tally = sl.sweep(sl.read_grid("grid.toml"), "runs/sweep")
+    >>> tally.done, tally.failed
     """
     store = Store(directory)
     with ExitStack() as stack:

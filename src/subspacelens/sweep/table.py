@@ -23,7 +23,8 @@ def results(directory: Path | str, where: str | None = None) -> pl.DataFrame:
     `where` is an SQL condition on the columns, such as `subspace_fldd > 0.3 and layer >= 10`.
     Raises `ResultError` for a folder without a sweep and for a condition that cannot be read.
 
-    >>> results("runs/sweep", "subspace_fldd > 0.3 and layer >= 10")
+    >>> strong = sl.results("runs/sweep", "subspace_fldd > 0.3 and layer >= 10")
+    >>> strong.select("layer", "label", "verdict", "subspace_fldd")
     """
     if where is not None and len(where) > LONGEST:
         raise ResultError(
