@@ -27,9 +27,9 @@ def known_to(lens: LensModel, each: int = 12) -> tuple[Fact, ...]:
                 paraphrases=tuple(text.format(name) for text in paraphrases),
                 neighbours=((template.format("Anna"), "Mary"),),
             )  # fmt: skip
-            said = recall(lens, [fact_prompt(lens.tokenizer, fact)], torch.zeros(1, 1).long()).top
-            answer = str(lens.tokenizer.decode(said)).strip()
-            if answer.isalpha() and object_token(lens.tokenizer, answer) == int(said[0]):
+            top = recall(lens, [fact_prompt(lens.tokenizer, fact)], torch.zeros(1, 1).long()).top
+            answer = str(lens.tokenizer.decode(top)).strip()
+            if answer.isalpha() and object_token(lens.tokenizer, answer) == int(top[0]):
                 facts.append(replace(fact, answer=answer))
             if len([f for f in facts if f.relation == relation]) == each:
                 break

@@ -18,7 +18,6 @@ from ..core.progress import hiding_progress, track
 from ..core.records import Estimate, Record
 from ..core.site import Site
 from ..engine.capture import capture
-from ..engine.effect import Effect
 from ..engine.patches import Full, Patch, SubspacePatch
 from ..engine.random_weights import Weights, mlp_input
 from ..engine.random_weights import random_mlp as one_random_mlp
@@ -100,8 +99,7 @@ def random_mlp(
 
 
 def _fldd(replay: Replay, patches: Mapping[str, Patch]) -> list[float | None]:
-    outcomes = replay.outcomes_of(patches).values()
-    return [Effect(replay.pairs, replay.clean, each).fldd.value for each in outcomes]
+    return [effect.fldd.value for effect in replay.effects(patches).values()]
 
 
 def _interval(values: Sequence[float | None]) -> Estimate:

@@ -65,12 +65,12 @@ END, S2 = Site(1, "resid_post", "END"), Site(1, "resid_post", "S2")
 def test_heads_look_where_the_model_itself_says(family):
     lens = ioi_lens(family)
     pairs = ioi(lens.tokenizer, train=6, test=1, held_out=0).train
-    seen = watch(lens, pairs, END, torch.zeros(len(pairs), lens.map.d_model))
+    watched = watch(lens, pairs, END, torch.zeros(len(pairs), lens.map.d_model))
     assert lens.model.config._attn_implementation == "sdpa"
     lens.model.set_attn_implementation("eager")
     for row, pair in enumerate(pairs.pairs):
         given = lens.model(torch.tensor([pair.base.ids]), output_attentions=True).attentions
-        for label, values in (("IO", seen.io), ("S1", seen.subject)):
+        for label, values in (("IO", watched.io), ("S1", watched.subject)):
             expected = torch.stack([a[0, :, -1, pair.base.columns[label]] for a in given])
             torch.testing.assert_close(values[row].float(), expected, rtol=1e-4, atol=1e-6)
     lens.model.set_attn_implementation("sdpa")
@@ -79,14 +79,14 @@ def test_heads_look_where_the_model_itself_says(family):
 def test_pushes_of_all_heads_are_what_attention_adds(llama, pairs):
     site = Site(2, "attn_out", "END")
     captured = capture(llama, pairs, [site, Site(3, "resid_post", "END")])
-    seen = watch(llama, pairs, END, torch.zeros(len(pairs), llama.map.d_model))
+    watched = watch(llama, pairs, END, torch.zeros(len(pairs), llama.map.d_model))
     last = captured.base[Site(3, "resid_post", "END")]
     scale = (llama.map.tail.norms[0](last) / last).detach()
     rows = llama.map.tail.head.weight
     answers = torch.tensor([(p.answer, p.target) for p in pairs.pairs])
     towards = (rows[answers[:, 0]] - rows[answers[:, 1]]) * scale
     expected = (captured.base[site] * towards).sum(1)
-    torch.testing.assert_close(seen.attribution[:, 2].sum(1), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(watched.attribution[:, 2].sum(1), expected, rtol=1e-5, atol=1e-6)
     logit_diff = (last * towards).sum(1).float()
     torch.testing.assert_close(logit_diff, captured.clean.logit_diff, rtol=1e-4, atol=1e-5)
 
