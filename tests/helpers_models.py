@@ -95,7 +95,7 @@ def lens_of(model: PreTrainedModel, name: str = "tiny") -> LensModel:
     return LensModel(model, None, name, build_map(model))  # type: ignore[arg-type]
 
 
-def tiny_lens(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> LensModel:
+def tiny_lens(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> LensModel:
     """A `tiny_model`, named after its family, as the library takes it."""
     return lens_of(tiny_model(family, seed, dtype), family)
 

@@ -93,7 +93,7 @@ def test_layer_norm_models_are_centred_and_others_are_not(lens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2"])
 def test_lower_precision_has_its_own_tolerance(family, dtype):
-    lens = tiny_lens(family, dtype)
+    lens = tiny_lens(family, dtype=dtype)
     for stream in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"):
         certificate = require(lens, Site(1, stream, "END"))
         assert {p.tolerance for p in certificate.proofs} >= {TOLERANCES[dtype].values}

@@ -262,11 +262,11 @@ def test_saved_edits_come_back_and_know_their_model(lens, edits, tmp_path):
     edit.save(path, lens)
     again = RankOneEdit.load(path, lens)
     assert again.layer == 1 and torch.equal(again.a, edit.a) and torch.equal(again.b, edit.b)
-    other = tiny_model("llama", dtype=torch.float32)
-    other = lens_of(other, "other")
-    with pytest.raises(EditError, match=r"was made with model tiny, not with other .*weights"):
+    other = lens_of(tiny_model("llama", dtype=torch.float32), "other")
+    mismatch = rf"was made with model {lens.id}, not with other .*weights"
+    with pytest.raises(EditError, match=mismatch):
         RankOneEdit.load(path, other)
-    with edited(lens, edit), pytest.raises(EditError, match="was made with model tiny"):
+    with edited(lens, edit), pytest.raises(EditError, match=f"was made with model {lens.id}"):
         RankOneEdit.load(path, lens)
     path.write_bytes(b"damaged")
     with pytest.raises(EditError, match="cannot be read"):

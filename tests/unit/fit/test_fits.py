@@ -185,5 +185,5 @@ def test_refusals(lens, captured):
 @pytest.mark.parametrize("name", FITS)
 def test_a_capture_of_another_model_is_refused(lens, captured, name):
     other = tiny_lens("llama", seed=1, dtype=torch.float32)
-    with pytest.raises(ModelError, match="the capture was made with model tiny"):
+    with pytest.raises(ModelError, match="the capture was made with model llama"):
         FITS[name](other, captured, SITE)
