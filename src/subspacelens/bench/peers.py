@@ -18,7 +18,7 @@ from ..engine.buckets import place_of
 from ..engine.capture import capture
 from ..engine.outcomes import answers_of
 from ..engine.replay import Replay
-from ..fit.das import retracted
+from ..fit.loss import retracted
 from ..model.hooks import first_tensor, on_input
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet

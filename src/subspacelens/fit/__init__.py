@@ -10,7 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ..core.modules import callable_package
-from .closed_form import gradient, mean_difference, pca, probe, random
+from .closed_form import closed_form, gradient, mean_difference, pca, probe, random
 from .das import das
 from .given import given
 from .per_pair import PAPER, PairDirections, Recipe, per_pair
@@ -25,6 +25,7 @@ __all__ = [
     "Fit",
     "PairDirections",
     "Recipe",
+    "closed_form",
     "das",
     "fit",
     "given",

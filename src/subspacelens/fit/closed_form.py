@@ -1,4 +1,4 @@
-"""Ways of finding a subspace that need no optimiser: statistics of the activations alone."""
+"""Ways of finding a subspace that need no optimiser: statistics of activations and gradients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ..core.errors import SubspaceError, TaskError
+from ..core.first_order import first_order
 from ..core.geometry import haar
 from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..model.lens import LensModel
+from .loss import Loss, slopes
 from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
+
+ROUNDS = 3
+"""How often `self_consistent` solves again: it takes one gradient more."""
 
 
 @register("mean-difference", classes=True, one_direction=True)
@@ -81,6 +86,53 @@ def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
     if not 1 <= dim <= rank:
         raise SubspaceError(f"{what} span {rank} dimensions: a subspace of {dim} does not fit")
     return vh[:dim].T
+
+
+@register("closed-form", gradients=lambda pairs, options: pairs)
+def closed_form(
+    lens: LensModel,
+    captured: Capture,
+    site: Site,
+    *,
+    dim: Count = 1,
+    seed: Seed = 0,
+    loss: Loss = "logit-difference",
+) -> Subspace:
+    """The subspace whose patch lowers the loss most, to first order: DAS without an optimiser.
+
+    The `dim` leading eigenvectors of (1/2n) Σ (Δᵢ gᵢᵀ + gᵢ Δᵢᵀ), Δ source minus base activation and
+    g minus the gradient of `loss` (see `das`) at the base: of one pair, halfway between the two.
+    `fit` of the subspace holds `predicted` and `whole`, by how much the loss falls to first order
+    under its patch and under that of the whole component, and `cosine` (see `FirstOrder`). `seed`
+    changes nothing. Raises `SubspaceError` where the gradient is not finite, and what every fit
+    raises (`Fit`).
+
+    >>> closed_form(lens, captures.train, Site.parse("L20.mlp_act@END"), dim=2)
+    """
+    replay = captured.at(site, lens)
+    difference = replay.difference
+    found = first_order(difference, slopes(loss, replay, torch.zeros_like(difference)))
+    record = dict(
+        method="closed-form", loss=loss, passes=1, predicted=found.effect(dim), whole=found.whole,
+        cosine=found.cosine,
+    )  # fmt: skip
+    return made_by(lens, site, found.basis(dim), replay.pairs.sha256, record)
+
+
+def self_consistent(replay: Replay, loss: Loss, dim: int) -> Tensor:
+    """A basis, float64 (d, dim), that is nearly the closed form of the gradient at its own patch,
+    as the best one is: where an attention pattern is saturated, the gradient at the base says
+    little of what a patch does, and a fit that starts from its closed form can stay on a plateau.
+
+    Begins with the gradient halfway to the patch of the whole component; then `ROUNDS` times the
+    gradient becomes the mean of itself and that at the patch of the last basis.
+    """
+    difference = replay.difference.double()
+    gradients = slopes(loss, replay, difference / 2)
+    for _ in range(ROUNDS):
+        basis = first_order(difference, gradients).basis(dim).to(difference.device)
+        gradients = (gradients + slopes(loss, replay, (difference @ basis) @ basis.T)) / 2
+    return first_order(difference, gradients).basis(dim)
 
 
 @register("probe", classes=True)

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
-from ..core.progress import track
+from ..core.errors import SubspaceError
+from ..core.progress import bar, track
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Piece, Replay
+from ..engine.replay import Replay
 from ..model.lens import LensModel
+from .closed_form import ROUNDS, self_consistent
+from .loss import Loss, descend, retracted
 from .registry import Count, Rate, Seed, register
 from .subspace import Subspace, made_by
 
-Loss = Literal["logit-difference", "cross-entropy"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
+Recipe = Literal["lbfgs", "adam"]
+Start = Literal["closed-form", "random"]
+
+FIRST = {"closed-form": 1 + ROUNDS, "random": 0}
+"""Passes over the pairs that a start takes."""
+DEFAULTS: Mapping[Recipe, Mapping[str, Any]] = {
+    "lbfgs": {"start": "closed-form", "steps": 16, "tolerance": 3e-3},
+    "adam": {"start": "random", "steps": 120, "batch": 64, "lr": 0.03},
+}
+"""The options of each recipe and what they are where they are not given."""
 
 
-@register("das", gradients=lambda pairs, options: options["steps"] * min(options["batch"], pairs))
+def settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `das`, those that were left open filled in from `DEFAULTS`. Raises
+    `SubspaceError` for one that the recipe does not have."""
+    recipe = options.get("recipe", "lbfgs")
+    defaults = DEFAULTS[recipe]
+    open_ = {name for other in DEFAULTS.values() for name in other}
+    given = {name: options[name] for name in open_ if options.get(name) is not None}
+    for name in sorted(set(given) - set(defaults)):
+        (other,) = (other for other in DEFAULTS if name in DEFAULTS[other])
+        raise SubspaceError(f"das: {name}={given[name]} is an option of recipe={other}")
+    return dict(options) | dict.fromkeys(open_) | dict(defaults) | given
+
+
+def _gradients(pairs: int, options: Mapping[str, Any]) -> int:
+    chosen = settled(options)
+    return FIRST[chosen["start"]] * pairs + chosen["steps"] * min(chosen["batch"] or pairs, pairs)
+
+
+@register("das", gradients=_gradients, check=settled)
 def das(
     lens: LensModel,
     captured: Capture,
@@ -27,71 +62,130 @@ def das(
     *,
     dim: Count = 1,
     seed: Seed = 0,
-    steps: Count = 120,
-    batch: Count = 64,
-    lr: Rate = 0.03,
+    recipe: Recipe = "lbfgs",
+    start: Start | None = None,
+    steps: Count | None = None,
+    tolerance: Rate | None = None,
+    batch: Count | None = None,
+    lr: Rate | None = None,
     loss: Loss = "logit-difference",
 ) -> Subspace:
     """The `dim`-dimensional subspace whose patch moves the model most towards the source's answer.
 
     Distributed alignment search (Geiger et al. 2023, arXiv 2303.02536). What is lowered is `loss`:
     the mean of logit(answer) - logit(target) in nats, or the cross-entropy of the target over the
-    whole vocabulary, as in arXiv 2311.17030. Adam takes `steps` steps with a rate that falls from
-    `lr` to a tenth, through batches of `batch` pairs that are drawn once and come in turn, the last
-    with what is left. After each step the basis (d, dim) is made orthonormal again by QR. The same
-    `seed` gives the same basis; `fit` of the subspace holds all settings, the first loss, and the
-    mean of the last ten.
+    whole vocabulary, as in arXiv 2311.17030. The basis (d, dim) is kept orthonormal by QR.
 
-    Raises `SubspaceError` for settings that are out of range, and what every fit raises (`Fit`).
+    `recipe="lbfgs"` starts from the closed form (`closed_form`, but of a gradient on the way of the
+    patch, solved again where it leads: four passes over the pairs) and goes on with L-BFGS on all
+    pairs at once, for at most `steps` passes (16), until an iteration lowers the loss by at most
+    `tolerance` (.003) of what all have lowered it. Nothing is drawn: whatever `seed`, the same subspace. `recipe="adam"` is
+    the usual one: Adam takes `steps` steps (120) from a random basis, with a rate that falls from
+    `lr` (.03) to a tenth, through batches of `batch` pairs (64) that come in turn, the last with
+    what is left; `seed` draws basis and batches. `start` gives one recipe the other's start.
 
-    >>> subspace = das(lens, captures.train, Site.parse("L18.mlp_act@S2"), dim=2, seed=1)
-    >>> subspace.fit["last_loss"]
+    `fit` of the subspace holds all settings, `passes` (gradients of single pairs that were taken,
+    over the number of pairs), `first_loss`, and `last_loss`: Adam's the mean of the last ten.
+
+    Raises `SubspaceError` for settings that are out of range or of another recipe, and for a loss
+    that is not finite, and what every fit raises (`Fit`).
+
+    >>> subspace = das(lens, captures.train, Site.parse("L18.mlp_act@S2"), dim=2)
+    >>> subspace.fit["passes"], subspace.fit["last_loss"]
     """
+    chosen = settled(
+        dict(
+            recipe=recipe, start=start, steps=steps, tolerance=tolerance, batch=batch, lr=lr,
+            loss=loss, seed=seed,
+        )
+    )  # fmt: skip
+    replay = captured.at(site, lens)
     width = lens.map.dim(site)
     generator = torch.Generator().manual_seed(seed)
-    free = torch.randn(width, dim, generator=generator).div_(width**0.5).requires_grad_(True)
-    optimiser = torch.optim.Adam([free], lr=lr)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, steps)
-    whole = captured.at(site, lens)
-    total = len(whole.pairs)
-    order = torch.randperm(total, generator=generator)
-    batches = [whole.subset(chosen) for chosen in order.split(batch)]
+    if chosen["start"] == "random":
+        free = torch.randn(width, dim, generator=generator).div_(width**0.5)
+    else:
+        free = self_consistent(replay, loss, dim).float()
+    found = (_lbfgs if recipe == "lbfgs" else _adam)(replay, free, chosen, generator)
+    record = dict(
+        method="das", **chosen, passes=FIRST[chosen["start"]] + found.passes,
+        first_loss=found.first_loss, last_loss=found.last_loss,
+    )  # fmt: skip
+    return made_by(lens, site, found.basis, replay.pairs.sha256, record)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    basis: Tensor
+    passes: float
+    first_loss: float
+    last_loss: float
+
+
+def _adam(
+    whole: Replay, free: Tensor, chosen: Mapping[str, Any], generator: torch.Generator
+) -> _Found:
+    free = free.requires_grad_(True)
+    optimiser = torch.optim.Adam([free], lr=chosen["lr"])
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, chosen["steps"])
+    order = torch.randperm(len(whole.pairs), generator=generator)
+    batches = [whole.subset(pairs) for pairs in order.split(chosen["batch"])]
     losses: list[float] = []
-    for step in track(range(steps), f"DAS at {site}"):
+    gradients = 0
+    for step in track(range(chosen["steps"]), f"DAS at {whole.site}"):
         replay = batches[step % len(batches)]
-        difference = replay.difference
         free.grad = None
-        value = 0.0
-        for piece in replay.pieces():
-            basis = retracted(free).to(difference)
-            moved = difference[piece.pairs.to(difference.device)]
-            delta = ((moved @ basis) @ basis.T)[None]
-            part = _loss(loss, replay, piece, delta).sum() / len(replay.pairs)
-            part.backward(inputs=[free])
-            value += float(part.detach())
-        losses.append(value)
+        losses.append(descend(chosen["loss"], replay, free))
+        gradients += len(replay.pairs)
         optimiser.step()
         schedule.step()
         with torch.no_grad():
             free.copy_(retracted(free))
-    record = dict(
-        method="das", loss=loss, seed=seed, steps=steps, batch=min(batch, total), lr=lr,
-        first_loss=losses[0], last_loss=sum(losses[-10:]) / len(losses[-10:]),
-    )  # fmt: skip
-    return made_by(lens, site, retracted(free), whole.pairs.sha256, record)
+    last = sum(losses[-10:]) / len(losses[-10:])
+    return _Found(retracted(free), gradients / len(whole.pairs), losses[0], last)
 
 
-def _loss(kind: Loss, replay: Replay, piece: Piece, delta: Tensor) -> Tensor:
-    if kind == "logit-difference":
-        return piece.logit_diff(delta)
-    logits = piece.logits(delta)[0].float()
-    targets = replay.answers[piece.pairs, 1].to(logits.device)
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+class _Spent(Exception):
+    """All passes are taken."""
 
 
-def retracted(free: Tensor) -> Tensor:
-    """An orthonormal basis of the span of `free` (d, k), differentiable."""
-    if free.shape[1] == 1:
-        return free / free.norm()
-    q, r = torch.linalg.qr(free)
-    return q * r.diagonal().sign()
+LENGTH = 4.0
+"""Norm of the columns that L-BFGS begins with. Its first step has length one: an angle of 14°."""
+
+
+def _lbfgs(replay: Replay, free: Tensor, chosen: Mapping[str, Any], _: torch.Generator) -> _Found:
+    losses: list[float] = []
+    reached: list[float] = []
+    best = free
+
+    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best
+        if len(losses) == chosen["steps"]:
+            raise _Spent
+        here = torch.from_numpy(x.copy()).view_as(free).requires_grad_(True)
+        value = descend(chosen["loss"], replay, here)
+        gradient = here.grad
+        if gradient is None or not math.isfinite(value) or not bool(gradient.isfinite().all()):
+            raise SubspaceError(
+                f"das at {replay.site}: the {chosen['loss']} or its gradient is not finite in "
+                f"{replay.lens.dtype}: load the model in float32 or bfloat16"
+            )
+        if value < min(losses, default=math.inf):
+            best = retracted(here.detach())
+        losses.append(value)
+        move(len(losses), title)
+        return value, gradient.flatten().numpy()
+
+    def stop_when_slow(intermediate_result: OptimizeResult) -> None:
+        reached.append(float(intermediate_result.fun))
+        last, now = [losses[0], *reached][-2:]
+        if last - now <= chosen["tolerance"] * (losses[0] - now):
+            raise StopIteration
+
+    title = f"DAS at {replay.site}"
+    with bar(title, chosen["steps"]) as move, suppress(_Spent):
+        minimize(
+            value_and_gradient, LENGTH * retracted(free.double()).flatten().numpy(), jac=True, method="L-BFGS-B",
+            callback=stop_when_slow, options={"ftol": 0.0, "gtol": 0.0},
+        )  # fmt: skip
+    return _Found(best, float(len(losses)), losses[0], min(losses))

@@ -38,13 +38,15 @@ class Fit:
 
     `gradients(pairs, options)` counts the gradients of single pairs that it takes; None if it takes
     none. `classes`: the pairs must carry z. `one_direction`: `dim` is 1. `blind`: it does not look
-    at the pairs. `schema` holds type, range and default of every keyword.
+    at the pairs. `check(options)` raises `SubspaceError` for options that do not go together.
+    `schema` holds type, range and default of every keyword.
     """
 
     name: str
     function: Callable[..., Subspace] = field(repr=False)
     schema: type[BaseModel] = field(repr=False)
     gradients: Callable[[int, Mapping[str, Any]], int] | None = None
+    check: Callable[[Mapping[str, Any]], object] | None = None
     classes: bool = False
     one_direction: bool = False
     blind: bool = False
@@ -84,7 +86,10 @@ class Fit:
             what = f"{first['loc'][0]}={shortened(first['input'])}"
             reason = first["msg"][0].lower() + first["msg"][1:]
             raise SubspaceError(f"{self.name}: {what}: {reason}") from None
-        return values.model_dump(exclude_unset=True)
+        given = values.model_dump(exclude_unset=True)
+        if self.check:
+            self.check(given)
+        return given
 
     def __call__(self, lens: LensModel, captured: Capture, site: Site, **settings: Any) -> Subspace:
         """Fits under `torch.enable_grad()`, whatever the caller's grad mode.
@@ -110,6 +115,7 @@ def register(
     name: str,
     *,
     gradients: Callable[[int, Mapping[str, Any]], int] | None = None,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
     classes: bool = False,
     one_direction: bool = False,
     blind: bool = False,
@@ -124,7 +130,7 @@ def register(
     def decorate(function: Callable[P, Subspace]) -> Callable[P, Subspace]:
         fit = Fit(
             name=name, function=function, schema=_schema(name, function), gradients=gradients,
-            classes=classes, one_direction=one_direction, blind=blind,
+            check=check, classes=classes, one_direction=one_direction, blind=blind,
         )  # fmt: skip
         _registered[name] = fit
 

@@ -73,6 +73,10 @@ def test_a_name_that_nobody_registered_is_refused_with_those_that_are_there():
 
 
 def test_registered_are_the_methods_of_the_library():
-    assert set(FITS) == {"das", "gradient", "mean-difference", "pca", "probe", "random"}
-    assert {name for name, fit in FITS.items() if fit.gradients} == {"das", "gradient"}
+    assert set(FITS) == {
+        "closed-form", "das", "gradient", "mean-difference", "pca", "probe", "random"
+    }  # fmt: skip
+    assert {name for name, fit in FITS.items() if fit.gradients} == {
+        "closed-form", "das", "gradient"
+    }  # fmt: skip
     assert {name for name, fit in FITS.items() if fit.classes} == {"mean-difference", "probe"}

@@ -25,7 +25,7 @@ from ...engine.random_weights import random_mlp, random_model
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture, capture_task
 from ...fit import das
-from ...fit.das import LOSSES
+from ...fit.loss import LOSSES
 from ...fit.subspace import Subspace
 from ...measure.effects import named_patches
 from ...measure.splits import exact_split
