@@ -4,6 +4,7 @@ from .audit import bench_audit
 from .engine import bench_engine, profile_step
 from .facts import bench_facts
 from .figure import growth_figure, roc_figure
+from .fits import bench_fits
 from .table import audit_table
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "bench_audit",
     "bench_engine",
     "bench_facts",
+    "bench_fits",
     "growth_figure",
     "profile_step",
     "roc_figure",

@@ -176,6 +176,51 @@ def bench_facts_command(
     table.show()
 
 
+@commands.command("fits")
+def bench_fits_command(
+    model: Model = "smollm2",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Compare DAS by L-BFGS from the closed form with the usual recipe (Adam, 120 steps): what
+    either finds on held-out IOI pairs, in how many passes over the training pairs and seconds.
+
+    The cosine is that of the largest angle between the two subspaces.
+    """
+    import json
+
+    from ..bench import bench_fits
+    from ..core.files import write_atomically
+    from ..model.loading import load_model
+
+    with showing_progress():
+        result = bench_fits(load_model(model, device=device, dtype=dtype), quick=quick)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    table = PlainTable(
+        Column("site", no_wrap=True), "dim", "FLDD: L-BFGS", "Adam", "ratio", "cosine",
+        "passes: L-BFGS", "Adam", "seconds: L-BFGS", "Adam",
+    )  # fmt: skip
+    for row in result["rows"]:
+        recipes = row["lbfgs"], row["adam"]
+        table.add_row(
+            row["site"],
+            str(row["dim"]),
+            *("-" if each["fldd"] is None else f"{each['fldd']:.4f}" for each in recipes),
+            "-" if row["ratio"] is None else f"{row['ratio']:.4f}",
+            f"{row['cosine']:.4f}",
+            *(f"{each['passes']:.0f}" for each in recipes),
+            *(f"{each['seconds']:.1f}" for each in recipes),
+        )
+    table.show()
+
+
 @commands.command("crash")
 def bench_crash_command(
     local: Annotated[int, typer.Option(min=0, help="Kills of the local runner.")] = 100,

@@ -79,10 +79,11 @@ def das(
     `recipe="lbfgs"` starts from the closed form (`closed_form`, but of a gradient on the way of the
     patch, solved again where it leads: four passes over the pairs) and goes on with L-BFGS on all
     pairs at once, for at most `steps` passes (16), until an iteration lowers the loss by at most
-    `tolerance` (.003) of what all have lowered it. Nothing is drawn: whatever `seed`, the same subspace. `recipe="adam"` is
-    the usual one: Adam takes `steps` steps (120) from a random basis, with a rate that falls from
-    `lr` (.03) to a tenth, through batches of `batch` pairs (64) that come in turn, the last with
-    what is left; `seed` draws basis and batches. `start` gives one recipe the other's start.
+    `tolerance` (.003) of what all have lowered it. Nothing is drawn: the same subspace every time,
+    whatever `seed`. `recipe="adam"` is the usual one: Adam takes `steps` steps (120) from a random
+    basis, with a rate that falls from `lr` (.03) to a tenth, through batches of `batch` pairs (64)
+    that come in turn, the last with what is left; `seed` draws basis and batches. `start` gives
+    one recipe the other's start.
 
     `fit` of the subspace holds all settings, `passes` (gradients of single pairs that were taken,
     over the number of pairs), `first_loss`, and `last_loss`: Adam's the mean of the last ten.
@@ -182,10 +183,11 @@ def _lbfgs(replay: Replay, free: Tensor, chosen: Mapping[str, Any], _: torch.Gen
         if last - now <= chosen["tolerance"] * (losses[0] - now):
             raise StopIteration
 
+    first = (LENGTH * retracted(free.double())).flatten().numpy()
     title = f"DAS at {replay.site}"
     with bar(title, chosen["steps"]) as move, suppress(_Spent):
         minimize(
-            value_and_gradient, LENGTH * retracted(free.double()).flatten().numpy(), jac=True, method="L-BFGS-B",
-            callback=stop_when_slow, options={"ftol": 0.0, "gtol": 0.0},
+            value_and_gradient, first, jac=True, method="L-BFGS-B", callback=stop_when_slow,
+            options={"ftol": 0.0, "gtol": 0.0},
         )  # fmt: skip
     return _Found(best, float(len(losses)), losses[0], min(losses))
