@@ -27,4 +27,4 @@ def captures(lens):
 @pytest.fixture(scope="session")
 def subspaces(lens, captures):
     """The DAS direction of either site."""
-    return {site: das(lens, captures.train, site, steps=80) for site in (ILLUSORY, FAITHFUL)}
+    return {site: das(lens, captures.train, site) for site in (ILLUSORY, FAITHFUL)}

@@ -25,7 +25,6 @@ themselves (`subspacelens survey`)."""
 FOUND = ("L17.resid_post@S2", "L18.resid_post@S2", "L20.resid_post@END", "L21.resid_post@END")
 """The residual stream behind the attention that writes the feature."""
 PAIRS = 128
-STEPS = 80
 
 
 def controls(lens: LensModel) -> list[dict]:
@@ -63,7 +62,7 @@ def _subspaces(train: Capture) -> Iterator[tuple[str, Subspace]]:
         fit = {"method": "constructed-illusion"}
         yield "illusory", made_by(lens, site, built.direction.T, train.pairs.sha256, fit)
     for site in map(Site.parse, FOUND):
-        yield "faithful", das(lens, train, site, steps=STEPS)
+        yield "faithful", das(lens, train, site)
 
 
 def _after(site: Site) -> Site:

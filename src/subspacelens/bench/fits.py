@@ -1,4 +1,4 @@
-"""DAS by L-BFGS from the closed form against the usual recipe: what it finds, in how many passes."""
+"""DAS by L-BFGS from the closed form against the usual recipe: what it finds, in what passes."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ FitOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--fit-option",
-        help="An option of that fit and its value, such as steps=300 (see `subspacelens fits`); "
+        help="An option of that fit and its value, such as recipe=adam (see `subspacelens fits`); "
         "may be given several times.",
     ),
 ]

@@ -22,7 +22,7 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", help="Token label; may be given several times.")
 ]
 Pairs = Annotated[int, typer.Option(min=2, help="Pairs to build on, and pairs to patch.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of each DAS fit.")]
+Steps = Annotated[int, typer.Option(min=1, help="Most passes of each DAS fit over its pairs.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes for DAS at every MLP.")]
 
 
@@ -34,7 +34,7 @@ def survey(
         bool, typer.Option("--das", help="Also fit and audit DAS at every MLP; takes long.")
     ] = False,
     pairs: Pairs = 64,
-    steps: Steps = 80,
+    steps: Steps = 16,
     workers: Workers = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -62,7 +62,7 @@ def reproduce_prevalence(
         bool, typer.Option(help="DAS at every MLP, most of the time that this takes.")
     ] = True,
     pairs: Pairs = 64,
-    steps: Steps = 80,
+    steps: Steps = 16,
     seeds: Annotated[int, typer.Option(min=2, help="Random MLPs of each kind.")] = 10,
     workers: Workers = None,
     corpus: Annotated[

@@ -13,7 +13,7 @@ from ..core.modules import callable_package
 from .closed_form import closed_form, gradient, mean_difference, pca, probe, random
 from .das import das
 from .given import given
-from .per_pair import PAPER, PairDirections, Recipe, per_pair
+from .per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from .registry import FITS, Fit, fit, named, register
 
 for _file in iter_modules(__path__):
@@ -22,6 +22,7 @@ for _file in iter_modules(__path__):
 __all__ = [
     "FITS",
     "PAPER",
+    "ClosedForm",
     "Fit",
     "PairDirections",
     "Recipe",

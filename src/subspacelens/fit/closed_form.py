@@ -111,7 +111,8 @@ def closed_form(
     """
     replay = captured.at(site, lens)
     difference = replay.difference
-    found = first_order(difference, slopes(loss, replay, torch.zeros_like(difference)))
+    _, gradients = slopes(loss, replay, torch.zeros_like(difference))
+    found = first_order(difference, gradients)
     record = dict(
         method="closed-form", loss=loss, passes=1, predicted=found.effect(dim), whole=found.whole,
         cosine=found.cosine,
@@ -128,10 +129,11 @@ def self_consistent(replay: Replay, loss: Loss, dim: int) -> Tensor:
     gradient becomes the mean of itself and that at the patch of the last basis.
     """
     difference = replay.difference.double()
-    gradients = slopes(loss, replay, difference / 2)
+    _, gradients = slopes(loss, replay, difference / 2)
     for _ in range(ROUNDS):
         basis = first_order(difference, gradients).basis(dim).to(difference.device)
-        gradients = (gradients + slopes(loss, replay, (difference @ basis) @ basis.T)) / 2
+        _, there = slopes(loss, replay, (difference @ basis) @ basis.T)
+        gradients = (gradients + there) / 2
     return first_order(difference, gradients).basis(dim)
 
 

@@ -19,7 +19,7 @@ LOSSES: tuple[Loss, ...] = get_args(Loss)
 def descend(kind: Loss, replay: Replay, free: Tensor) -> float:
     """The mean loss over the pairs when the span of `free` (dim, k) is patched; its gradient is
     added to `free.grad`. Piece by piece, so that any number of pairs fits the memory budget."""
-    difference = _wide(replay.difference)
+    difference = wide(replay.difference)
     value = 0.0
     for piece in replay.pieces():
         basis = retracted(free).to(difference)
@@ -31,32 +31,36 @@ def descend(kind: Loss, replay: Replay, free: Tensor) -> float:
     return value
 
 
-def slopes(kind: Loss, replay: Replay, delta: Tensor) -> Tensor:
-    """The gradient (n, dim) of each pair's loss with respect to the activation, at base + `delta`
-    (n, dim). Raises `SubspaceError` if it is not finite."""
-    moved = delta.to(_wide(replay.difference))
+def slopes(kind: Loss, replay: Replay, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pair's loss (n,) at base + `delta` (n, dim), and its gradient (n, dim) with respect to
+    the activation there. Raises `SubspaceError` if that is not finite."""
+    moved = delta.to(wide(replay.difference))
     found = torch.zeros_like(moved)
+    values = torch.zeros_like(moved[:, 0])
     for piece in replay.pieces():
         here = piece.of(moved[None]).requires_grad_(True)
-        (slope,) = torch.autograd.grad(_losses(kind, replay, piece, here).sum(), here)
-        found[piece.pairs.to(found.device)] = slope[0]
+        losses = _losses(kind, replay, piece, here)
+        (slope,) = torch.autograd.grad(losses.sum(), here)
+        rows = piece.pairs.to(found.device)
+        found[rows] = slope[0]
+        values[rows] = losses.detach().flatten().to(values)
     if not bool(found.isfinite().all()):
         raise SubspaceError(
             f"{replay.site}: the gradient of the {kind} is not finite in {replay.lens.dtype}: load "
             "the model in float32 or bfloat16"
         )
-    return found
+    return values, found
 
 
 def _losses(kind: Loss, replay: Replay, piece: Piece, delta: Tensor) -> Tensor:
     if kind == "logit-difference":
-        return _wide(piece.logit_diff(delta))
+        return wide(piece.logit_diff(delta))
     logits = piece.logits(delta)[0].float()
     targets = replay.answers[piece.pairs, 1].to(logits.device)
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In float32 at least: what a line search compares is finer than half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -37,7 +37,7 @@ from ..engine.capture import Capture, capture
 from ..engine.patches import Full, PairwisePatch, PairwiseZeroSetting
 from ..engine.recall import known_facts
 from ..engine.text import Corpus
-from ..fit.per_pair import Recipe, per_pair
+from ..fit.per_pair import ClosedForm, Recipe, per_pair
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, fact_prompt, object_token, pair_set
 from .editing_record import EditingRecord, EditLayer, Scores, SideEffects
@@ -51,7 +51,7 @@ class EditingPlan:
 
     layers: tuple[int, ...]
     per_relation: int = 4
-    fit: Recipe = field(default_factory=Recipe)
+    fit: ClosedForm | Recipe = field(default_factory=ClosedForm)
     rome: RomeRecipe = field(default_factory=RomeRecipe)
     trace: TraceRecipe = field(default_factory=TraceRecipe)
     seed: int = 0
@@ -66,7 +66,7 @@ def editing_plan(blocks: int, *, step: int = 3, seed: int = 0, quick: bool = Fal
     return EditingPlan(
         tuple(dict.fromkeys((0, blocks // 6, blocks // 2))),
         1,
-        Recipe(steps=10, trial=2, starts=1),
+        ClosedForm(steps=6),
         RomeRecipe(steps=8, prefixes=1),
         TraceRecipe(samples=1),
         seed,

@@ -25,7 +25,7 @@ from ..engine.patches import Full, PairwisePatch, Patch
 from ..engine.recall import known_facts, recall
 from ..engine.replay import Replay
 from ..engine.text import Corpus
-from ..fit.per_pair import PAPER, PairDirections, Recipe, per_pair
+from ..fit.per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import PairSet
@@ -47,7 +47,7 @@ class FactsPlan:
     shared_layers: tuple[int, ...] = ()
     shared_dim: int = 8
     per_relation: int = 5
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: ClosedForm | Recipe = field(default_factory=ClosedForm)
     seed: int = 0
 
 
@@ -61,14 +61,13 @@ def facts_plan(
     layers = tuple(range(0, blocks, step))
     if quick:
         few = tuple(dict.fromkeys((0, blocks // 6, blocks // 2)))
-        recipe = Recipe(steps=10, trial=2, starts=1)
-        return FactsPlan(layers=few, per_relation=2, recipe=recipe, seed=seed)
+        return FactsPlan(layers=few, per_relation=2, recipe=ClosedForm(steps=6), seed=seed)
     chosen = layers[len(layers) // 5], layers[len(layers) // 2]
     return FactsPlan(
         layers=layers,
         resid_layers=chosen,
         shared_layers=chosen,
-        recipe=PAPER if paper else Recipe(),
+        recipe=PAPER if paper else ClosedForm(),
         seed=seed,
     )
 

@@ -16,7 +16,6 @@ from .trying import tried
 
 FEWEST = 6
 PAIRS = 24
-STEPS = 40
 
 
 def shared_subspaces(
@@ -48,7 +47,7 @@ def shared_subspaces(
             continue
         captures = [capture(lens, pairs, sites, shifted=True) for pairs in (train, test)]
         for site in sites:
-            fitted = das(lens, captures[0], site, dim=dim, seed=seed, steps=STEPS, batch=PAIRS)
+            fitted = das(lens, captures[0], site, dim=dim)
             patch = SubspacePatch(fitted.basis)
             replays = [captured.at(site) for captured in captures]
             records.append(

@@ -51,7 +51,7 @@ def prevalence(
     directory: Path | None = None,
     corpus: Corpus | None = None,
     pairs: int = 64,
-    steps: int = 80,
+    steps: int = 16,
     seeds: int = 10,
     workers: int | None = None,
     shifted: bool = False,

@@ -27,7 +27,7 @@ from ..model.lens import LensModel
 from ..tasks.pairset import Task
 
 SEEDS = 10
-STEPS = 40
+STEPS = 16
 
 
 class RandomMLP(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from helpers_oracle import random_pairs
 from subspacelens import FITS, Site, SubspaceError
 from subspacelens.core.geometry import principal_angles
 from subspacelens.engine.capture import Capture, capture
-from subspacelens.engine.patches import SubspacePatch
+from subspacelens.engine.patches import PairwisePatch, SubspacePatch
 from subspacelens.engine.replay import Replay
-from subspacelens.fit import closed_form, das, pca, random
+from subspacelens.fit import ClosedForm, Recipe, closed_form, das, pca, per_pair, random
 from subspacelens.model.lens import LensModel
 from subspacelens.model.mapping import build_map
 
@@ -106,7 +107,7 @@ def test_it_says_what_was_done(lens, captured, monkeypatch):
     assert (of_lbfgs["recipe"], of_lbfgs["start"]) == ("lbfgs", "closed-form")
     assert of_lbfgs["batch"] is of_lbfgs["lr"] is None
     passes.clear()
-    options = dict(recipe="adam", steps=4, batch=16)
+    options: dict[str, Any] = dict(recipe="adam", steps=4, batch=16)
     of_adam = das(lens, captured, SITE, **options).fit
     assert passes == [16, 16, 8, 16]
     assert of_adam["passes"] * PAIRS == sum(passes)
@@ -185,3 +186,26 @@ def test_the_closed_form_predicts_a_small_patch(lens, captured):
         assert fall == pytest.approx(found.fit["predicted"], rel=0.05)
     whole = clean - mean_logit_difference(near, SITE, torch.eye(56))
     assert whole == pytest.approx(found.fit["whole"], rel=0.2)
+
+
+def test_a_direction_for_each_pair_in_a_fifth_of_the_gradients(lens, captured):
+    usual = per_pair(lens, captured, SITE, recipe=Recipe())
+    found = per_pair(lens, captured, SITE)
+    clean = captured.clean.logit_diff
+    falls, expected = (clean - each.logit_diff.cpu() for each in (found, usual))
+    assert float(falls.mean()) >= 0.99 * float(expected.mean()) > 0
+    assert torch.equal(found.directions, per_pair(lens, captured, SITE, seed=7).directions)
+    first = per_pair(lens, captured, SITE, recipe=ClosedForm(steps=1))
+    assert bool((found.logit_diff <= first.logit_diff + 1e-6).all())
+    tight = per_pair(lens, captured_on(lens, 1), SITE)
+    torch.testing.assert_close(tight.logit_diff, found.logit_diff, rtol=1e-3, atol=1e-4)
+    with pytest.raises(SubspaceError, match="give steps >= 1"):
+        ClosedForm(steps=0)
+
+
+def test_what_a_pair_is_left_with_is_what_its_direction_leaves(lens, captured):
+    found = per_pair(lens, captured, SITE)
+    v = found.directions
+    left = captured.at(SITE).outcomes(PairwisePatch(v, v)).logit_diff
+    torch.testing.assert_close(left, found.logit_diff, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v.norm(dim=1), torch.ones(PAIRS))

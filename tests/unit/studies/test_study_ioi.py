@@ -25,7 +25,7 @@ from subspacelens.studies.ioi.plan import PRESETS, Sizes, preset_for
 
 TINY = Sizes(
     map=4, train=12, test=16, held_out=8, heads=6, fresh=24,
-    steps=3, control_steps=2, batch=12, seeds=2, random_mlps=1,
+    steps=3, control_steps=2, seeds=2, random_mlps=1,
 )  # fmt: skip
 SPECIAL = dict(bos_token_id=0, eos_token_id=1)
 SMALL_GPT2 = SPECIAL | dict(n_embd=48, n_layer=12, n_head=12, n_positions=256)

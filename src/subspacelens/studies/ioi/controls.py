@@ -101,11 +101,8 @@ class Setup:
         return self.captures.train.lens
 
     def fit(self, captured: Capture, site: Site, seed: int, **options) -> Subspace:
-        sizes = self.sizes
-        return das(
-            captured.lens, captured, site, seed=seed, steps=sizes.control_steps, batch=sizes.batch,
-            **options,
-        )  # fmt: skip
+        steps = self.sizes.control_steps
+        return das(captured.lens, captured, site, seed=seed, steps=steps, **options)
 
     def score(
         self, replay: Replay, patches: dict[str, Patch | None]
@@ -142,10 +139,11 @@ class Setup:
 
     @cached_property
     def seeded(self) -> dict[Site, list[Subspace]]:
-        """DAS from `sizes.seeds` seeds at each chosen site."""
+        """DAS from as many random starts as `sizes.seeds` says, at each chosen site."""
         return {
             site: [
-                self.fit(self.captures.train, site, self.seed + i) for i in range(self.sizes.seeds)
+                self.fit(self.captures.train, site, self.seed + i, start="random")
+                for i in range(self.sizes.seeds)
             ]
             for site in self.chosen
         }
@@ -280,7 +278,9 @@ def losses(setup: Setup) -> list[LossRow]:
     rows = []
     for site, subspaces in setup.seeded.items():
         first = subspaces[0].basis
-        second = setup.fit(setup.captures.train, site, setup.seed, loss=LOSSES[1]).basis
+        second = setup.fit(
+            setup.captures.train, site, setup.seed, start="random", loss=LOSSES[1]
+        ).basis
         bases = dict(zip(LOSSES, (first, second), strict=True))
         patches: dict[str, Patch | None] = {k: SubspacePatch(b) for k, b in bases.items()}
         estimates = setup.score(setup.captures.test.at(site), patches)

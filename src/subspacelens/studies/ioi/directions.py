@@ -56,7 +56,7 @@ def find_directions(
     lens, site = captured.lens, place.bottleneck
 
     def search(where: Site) -> Subspace:
-        return das(lens, captured, where, seed=seed, steps=sizes.steps, batch=sizes.batch)
+        return das(lens, captured, where, seed=seed, steps=sizes.steps)
 
     behind = {mlp: Site(mlp.layer, "resid_post", mlp.label) for mlp in place.mlps}
     grads = v_grads(lens, captured.pairs[: sizes.heads], [site, *behind.values()], name_movers)

@@ -14,7 +14,7 @@ from .heads import Head
 class Sizes:
     """How much of everything. Pairs: to map, to fit on, to audit with and to score controls on
     (`test`), of each kind of held-out text, to watch single heads on, and for the table (`fresh`).
-    Then steps of the optimiser, pairs in a step, and repetitions of two controls."""
+    Then most passes of a fit and of a control's, and repetitions of two controls."""
 
     map: int
     train: int
@@ -24,18 +24,17 @@ class Sizes:
     fresh: int
     steps: int
     control_steps: int
-    batch: int
     seeds: int
     random_mlps: int
 
 
 FULL = Sizes(
     map=16, train=192, test=128, held_out=64, heads=64, fresh=2000,
-    steps=100, control_steps=30, batch=48, seeds=5, random_mlps=3,
+    steps=16, control_steps=16, seeds=5, random_mlps=3,
 )  # fmt: skip
 QUICK = Sizes(
     map=4, train=48, test=32, held_out=16, heads=12, fresh=64,
-    steps=40, control_steps=10, batch=16, seeds=2, random_mlps=1,
+    steps=8, control_steps=6, seeds=2, random_mlps=1,
 )  # fmt: skip
 
 
