@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..audit.drawing import DOSE_PAIRS, DOSES
-from ..fit import named
+from ..fit import ClosedForm, named
 from ..measure.effects import RANDOM_DRAWS, RANDOM_PAIRS
 from ..measure.support import EXPLAINED
 from .grid import Grid
@@ -16,7 +16,7 @@ from .local import default_workers
 from .plan import Cell, ModelFacts
 
 NAMED_PATCHES = 8
-PER_PAIR_RUNS = 4 * 8 + 36
+PER_PAIR_RUNS = 1 + ClosedForm().steps
 START_SECONDS = 5.0
 EFFICIENCY = 0.5
 """Share of the rate of one large product that a replay reaches."""

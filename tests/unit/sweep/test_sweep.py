@@ -118,7 +118,10 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
     [
         ("sites = []", "sites"),
         ('sites = ["L*.mlp@END"]', "unknown stream"),
-        ('sites = ["L0.mlp_act@END"]\nfits = ["dash"]', "fits.0: unknown fit 'dash': one of das, "),
+        (
+            'sites = ["L0.mlp_act@END"]\nfits = ["dash"]',
+            "fits.0: unknown fit 'dash': one of closed-form, das, ",
+        ),
         ('sites = ["L0.mlp_act@END"]\nfits = [{method = "pca", steps = 3}]', "pca takes no steps"),
         ('sites = ["L0.mlp_act@END"]\nfits = [{steps = 3}]', "unknown fit ''"),
         ('sites = ["L0.mlp_act@END"]\nfits = [{method = "das", lr = inf}]', "das: lr=inf"),
