@@ -4,9 +4,10 @@ PYTHON ?= python3
 OUT    ?= runs/ioi
 # A package index for torch alone, such as https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# More arguments for `subspacelens audit` and for pytest.
+# More arguments for `subspacelens audit` and for pytest; how many tests run at once.
 AUDIT_ARGS  ?=
 PYTEST_ARGS ?=
+JOBS        ?= auto
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -32,8 +33,8 @@ help: ## List the targets
 audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs/ioi
 	$(BIN)/subspacelens audit --out $(OUT) $(AUDIT_ARGS)
 
-test: install-dev ## Run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: install-dev ## Run the tests, JOBS at a time
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 attack: install-dev ## Run a thousand hostile command lines (half an hour)
 	$(BIN)/python -m pytest -m attack $(PYTEST_ARGS)

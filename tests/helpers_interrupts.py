@@ -18,6 +18,14 @@ def interrupted_everywhere(
     """Runs `operation` again and again, with SIGINT at its first, 1 + `every`th, ... call of a
     function or return from one. Yields whether it was interrupted, until it is not reached."""
     monkeypatch.setattr(interrupts, "RETRY", 0.0)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield from _interrupted(operation, every)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _interrupted(operation: Callable[[], object], every: int) -> Iterator[bool]:
     moment = 0
     while True:
         left = moment

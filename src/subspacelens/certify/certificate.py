@@ -91,7 +91,7 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
             torch.enable_grad(),
             hiding_progress(),
         ):
-            examination = Examination(lens, site, pairs, partial(centred, lens))
+            examination = Examination(lens, site, pairs, partial(_centred, lens, kept))
             kept[key] = Certificate(site, tuple(examination.proofs()))
     return replace(kept[key], site=site)
 
@@ -126,7 +126,10 @@ def centred(lens: LensModel) -> bool:
     Proven on the running model: c·1 added to what enters the first block changes no logit, at an
     inner and at the last column, where a random vector of that length does.
     """
-    kept = _kept(lens)
+    return _centred(lens, _kept(lens))
+
+
+def _centred(lens: LensModel, kept: dict) -> bool:
     if "centred" not in kept:
         with exclusive(lens.model), torch.inference_mode(False), torch.no_grad():
             kept["centred"] = is_centred(lens)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from itertools import zip_longest
 
 import torch
@@ -117,8 +118,10 @@ def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iter
 def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
     """Logits (rows, vocabulary) at the last token of the same prompt in every row, on the CPU."""
     tokens = torch.tensor([list(ids)] * rows, device=lens.device)
-    output = lens.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    return output.logits[:, -1].cpu()
+    arguments = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    if "logits_to_keep" in signature(lens.model.forward).parameters:
+        arguments["logits_to_keep"] = 1
+    return lens.model(**arguments).logits[:, -1].cpu()
 
 
 @dataclass(frozen=True)
