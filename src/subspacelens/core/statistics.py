@@ -1,20 +1,17 @@
-"""Intervals and controls. Whatever is resampled is a base prompt: pairs that share one are one
-unit."""
+"""Intervals over units: pairs that share what could have come out otherwise are one unit."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from .records import Estimate
 
 RESAMPLES = 2000
-AUROC_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -67,32 +64,43 @@ def ratio(
     denominator: np.ndarray | Tensor,
     units: Units,
 ) -> Estimate:
-    """Σ numerator / Σ denominator over pairs, (n,) each, with a 95 % BCa bootstrap interval
-    over units. No value where the denominator is zero, no interval for a single unit or where
-    resampling gives none."""
+    """Σ numerator / Σ denominator over pairs, (n,) each, with Fieller's 95 % interval from the sums
+    of each unit (Fieller 1954, t distribution). No value where the denominator is zero; no interval
+    for a single unit, or where the denominator cannot be told from zero, so that none is bounded.
+    """
     n, d = units.sums(numerator), units.sums(denominator)
     if abs(d.sum()) < 1e-12:
         return Estimate(value=None)
     value = n.sum() / d.sum() + 0.0  # no minus before a zero
-    share = n / np.where(d == 0, 1, d)
     if len(n) < 2:
         return Estimate(value=value)
-    if np.ptp(share) < 1e-12 and np.ptp(d) < 1e-12:
-        return Estimate(value=value, low=value, high=value)
-
-    low, high = _bootstrapped(n, d)
+    low, high = _fieller(n, d)
     return Estimate(value=value, low=low, high=high)
 
 
+def _fieller(n: np.ndarray, d: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """All r for which mean(n - r d) is not told from zero by a t test, if that is an interval."""
+    count = len(n)
+    t = stats.t.ppf(0.975, count - 1)
+    (nn, nd), (_, dd) = np.cov(n, d) * t**2 / count
+    top, bottom = n.mean(), d.mean()
+    a, b, c = bottom**2 - dd, top * bottom - nd, top**2 - nn
+    if a <= 1e-12 * bottom**2:
+        return None, None
+    half = np.sqrt(max(0.0, b**2 - a * c))
+    return float((b - half) / a), float((b + half) / a)
+
+
 def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
-    """Mean over pairs with a 95 % BCa interval over units."""
+    """Mean over pairs with a 95 % interval over units, Student's where units are of one size."""
     values = np.asarray(values, dtype=np.float64)
     return ratio(values, np.ones_like(values), units)
 
 
 def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
-    """Share of hits (n,), 0 to 1 each, with a BCa interval over units; Wilson's over as many units
-    where all have the same share and resampling cannot show how unsure that leaves us.
+    """Share of hits (n,), 0 to 1 each, with Wilson's 95 % score interval (Wilson 1927) over as many
+    independent draws as the variance between units is worth, of which there are never more than
+    hits; where all units have the same share, over as many as there are units.
 
     Hits that depend on one another, such as all cases of one planted model, belong to one unit:
 
@@ -101,15 +109,16 @@ def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
     0.8888888888888888
     """
     hits = np.asarray(hits, dtype=np.float64)
-    shares = units.sums(hits) / units.sums(np.ones_like(hits))
-    if np.ptp(shares) > 1e-12:
-        return mean(hits, units)
-    share, count = float(hits.mean()), len(shares)
-    low, high = _wilson(share, count)
+    sizes, share = units.sums(np.ones_like(hits)), float(hits.mean())
+    rest = units.sums(hits) - share * sizes
+    variance = float((rest**2).sum()) / len(hits) ** 2 * len(sizes) / max(1, len(sizes) - 1)
+    spread = share * (1 - share)
+    draws = len(sizes) if variance < 1e-24 else min(len(hits), spread / variance)
+    low, high = _wilson(share, draws)
     return Estimate(value=share, low=low, high=high)
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
+def _wilson(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of `count` draws (Wilson 1927)."""
     z = stats.norm.ppf(0.975)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -133,29 +142,6 @@ def median(values: np.ndarray | Tensor, units: Units) -> Estimate:
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _bootstrapped(n: np.ndarray, d: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of Σ n / Σ d over units: BCa, percentile where that has none, or none."""
-
-    def statistic(top, bottom, axis=-1):
-        return top.sum(axis=axis) / bottom.sum(axis=axis)
-
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        for method in ("BCa", "percentile"):
-            low, high = stats.bootstrap(
-                (n, d),
-                statistic,
-                paired=True,
-                vectorized=True,
-                n_resamples=RESAMPLES,
-                method=method,
-                rng=np.random.default_rng(0),
-            ).confidence_interval
-            if np.isfinite(low) and np.isfinite(high):
-                return float(low), float(high)
-    return None, None
-
-
 def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
     """Chance that a prompt with z = 1 scores above one with z = 0, ties counting half."""
     scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
@@ -166,20 +152,27 @@ def auroc(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
 def auroc_interval(
     scores: np.ndarray | Tensor, z: np.ndarray | Tensor, units: np.ndarray
 ) -> Estimate:
-    """AUROC with a 95 % percentile bootstrap interval over `units` (n,), the unit of each score."""
-    scores, z = np.asarray(scores, dtype=np.float64), np.asarray(z)
-    ones, zeros = np.flatnonzero(z == 1), np.flatnonzero(z == 0)
-    above = (1 + np.sign(scores[ones][:, None] - scores[zeros][None])) / 2
-    value, count = float(above.mean()), int(units.max()) + 1
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=AUROC_RESAMPLES).astype(float)
-    left, right = drawn[:, units[ones]], drawn[:, units[zeros]]
-    total = left.sum(axis=1) * right.sum(axis=1)
-    draws = np.einsum("ri,ij,rj->r", left, above, right, optimize=True)[total > 0]
-    if count < 2 or not len(draws):
-        return Estimate(value=value)
-    low, high = np.quantile(draws / total[total > 0], [0.025, 0.975])
-    return Estimate(value=value, low=float(low), high=float(high))
+    """AUROC with Newcombe's 95 % score interval (Newcombe 2006, method 5), in which the `units`
+    (n,) of the scores of either class are counted and not the scores. It has a width at 1 too."""
+    scores, z, units = np.asarray(scores, dtype=np.float64), np.asarray(z), np.asarray(units)
+    value = auroc(scores, z)
+    ones, zeros = (len(np.unique(units[z == side])) for side in (1, 0))
+    low, high = _newcombe(value, ones, zeros)
+    return Estimate(value=value, low=low, high=high)
+
+
+def _newcombe(value: float, ones: int, zeros: int) -> tuple[float, float]:
+    """The AUROCs from which `value` lies at most 1.96 of their own standard errors away."""
+    critical, larger = stats.norm.ppf(0.975), (ones + zeros) / 2 - 1
+
+    def beyond(true: float) -> float:
+        shape = 1 + larger * ((1 - true) / (2 - true) + true / (1 + true))
+        return abs(true - value) - critical * np.sqrt(true * (1 - true) * shape / (ones * zeros))
+
+    inner = min(max(value, 1e-12), 1 - 1e-12)
+    low = 0.0 if value == 0 else optimize.brentq(beyond, 0.0, inner)
+    high = 1.0 if value == 1 else optimize.brentq(beyond, inner, 1.0)
+    return float(low), float(high)
 
 
 def between_class_share(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:
