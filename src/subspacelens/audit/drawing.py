@@ -60,7 +60,10 @@ def written(case: Case) -> Written:
 def support(case: Case) -> SupportCurve:
     splits = list(case.by_support.values())
     on, off = (
-        [None if np.isnan(x) else float(x) for x in fldd_of(np.stack(drops), case.clean)]
+        [
+            None if np.isnan(x) else float(x)
+            for x in fldd_of(np.stack(drops), case.clean[: len(drops[0])])
+        ]
         for drops in ([split.on for split in splits], [split.off for split in splits])
     )
     return SupportCurve(

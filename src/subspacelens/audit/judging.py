@@ -11,11 +11,17 @@ from ..core.progress import track
 from ..core.records import EffectRecord
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
+from ..measure.effects import RANDOM_DRAWS
+from ..measure.nature import natural_change
 from ..measure.support import EXPLAINED, SUPPORT_AT
 from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case
-from .record import PATCHES, Test, Verdict
-from .verdict import CONDITIONS, decide
+from .evidence.axes import axes
+from .record import PATCHES, Axis, Test, Verdict
+from .verdict import DECIDING, Evidence, decide
+
+FAST_DRAWS = 20
+"""Random subspaces of either kind under the budget `fast`: p = .048 where none does as much."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Judgement:
     case: Case = field(repr=False)
     effects: dict[str, EffectRecord]
     tests: dict[str, Test]
+    axes: tuple[Axis, ...]
     verdict: Verdict
 
 
@@ -43,14 +50,17 @@ def judge(
     subspace.check(lens)
     require(lens, subspace.site)
     fast = budget == "fast"
+    replay = captures.test.at(subspace.site, lens)
     case = Case(
         captures=captures,
-        replay=captures.test.at(subspace.site, lens),
+        replay=replay,
         subspace=subspace,
+        nature=natural_change(captures.train.at(subspace.site), replay),
         explained=(SUPPORT_AT,) if fast else EXPLAINED,
+        draws=FAST_DRAWS if fast else RANDOM_DRAWS,
         seed=seed,
     )
-    prepared = ["split", "effects", "by_support"] + ([] if fast else ["random", "reversed"])
+    prepared = ["split", "effects", "random"] + ([] if fast else ["by_support", "reversed"])
     results: dict[str, Test] = {}
     for stage in track([*prepared, *chosen], f"audit of {case.site}"):
         if stage in TESTS:
@@ -59,23 +69,27 @@ def judge(
         else:
             getattr(case, stage)
     subspace_effect, parts = case.effects["subspace"], case.parts
+    of_axes = axes(case)
     verdict = decide(
-        results,
-        subspace_effect.nats,
-        subspace_effect.fldd,
-        min(case.units.count, captures.train.pairs.units.count),
-        exact=parts is not None and parts.exact and not parts.degenerate,
-        rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
+        Evidence(
+            tests=results,
+            effect=subspace_effect.nats,
+            fldd=subspace_effect.fldd,
+            units=min(case.units.count, captures.train.pairs.units.count),
+            exact=case.exact,
+            axes=of_axes,
+            whole=subspace.dim == case.basis.shape[0],
+            rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
+        )
     )
-    return Judgement(case, _table(case, fast), results, verdict)
+    return Judgement(case, _table(case, fast), results, of_axes, verdict)
 
 
 def _table(case: Case, fast: bool) -> dict[str, EffectRecord]:
     effects = case.effects if fast else case.effects | {"reversed": case.reversed}
     table = {name: effect.record for name, effect in effects.items()}
-    if not fast:
-        table["random"] = case.random.record
-    left_out = ("random", "reversed") if fast else ()
+    table["random"] = case.random.record
+    left_out = ("reversed",) if fast else ()
     return {
         name: table.get(name, EffectRecord.absent()) for name in PATCHES if name not in left_out
     }
@@ -91,4 +105,4 @@ def chosen_tests(budget: str, tests: Sequence[str] | None = None) -> list[str]:
         raise LensError(f"unknown test '{unknown[0]}': one of {', '.join(TESTS)}")
     level = BUDGETS.index(budget)
     wanted = [n for n, (least, _) in TESTS.items() if BUDGETS.index(least) <= level]
-    return [n for n in TESTS if n in CONDITIONS or n in (wanted if tests is None else tests)]
+    return [n for n in TESTS if n in DECIDING or n in (wanted if tests is None else tests)]

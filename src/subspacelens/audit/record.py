@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ..core.files import write_atomically
 from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
 
-SCHEMA = "subspacelens.audit/2"
-EARLIER = ("subspacelens.audit/1",)
+SCHEMA = "subspacelens.audit/3"
+EARLIER = ("subspacelens.audit/1", "subspacelens.audit/2")
 
 
 PATCHES = ("full", "subspace", "row", "null", "read_row", "read_null", "random", "reversed")
@@ -50,13 +50,32 @@ class Clean(Record):
     top_answer: Estimate
 
 
-VerdictName = Literal["faithful", "illusory", "undetermined"]
+VerdictName = Literal["faithful", "partial", "mixed", "illusory", "undetermined"]
+VerdictCode = Literal[
+    "holds", "part", "mixed", "fails", "conflict", "unsure", "void", "chance", "idle", "whole",
+    "small", "task", "few",
+]  # fmt: skip
+Told = Literal["faithful", "illusory", "undetermined"]
+AxisLabel = Literal["faithful", "illusory", "undetermined", "idle", "unjudged"]
+
+
+class Axis(Record):
+    """One axis of a subspace of several dimensions, or the last `dimensions` of them together:
+    `share` of the subspace's effect that a patch of it alone has, and what it is by itself; *idle*
+    if it does nothing, *unjudged* if it does too little to say."""
+
+    number: int = Field(ge=1)
+    dimensions: int = Field(ge=1)
+    share: Estimate
+    label: AxisLabel
 
 
 class Verdict(Record):
-    """`score` is the weight of evidence for an illusion, 0 to 1."""
+    """`code` says why, in one word of `VerdictCode`; `score` is the weight of evidence for an
+    illusion, 0 to 1."""
 
     label: VerdictName
+    code: VerdictCode
     score: float = Field(ge=0, le=1)
     reasons: list[str]
     assumptions: list[str]
@@ -133,13 +152,13 @@ class Figures(Record):
 
 
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/2`. `effects` by the names of `PATCHES`; `no_op`: of no patch.
+    """Schema `subspacelens.audit/3`. `effects` by the names of `PATCHES`; `no_op`: of no patch.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
     """
 
-    schema_: Literal["subspacelens.audit/2"] = SCHEMA
+    schema_: Literal["subspacelens.audit/3"] = SCHEMA
     model: ModelRecord
     task: TaskRecord
     site: str
@@ -148,6 +167,7 @@ class AuditRecord(Record):
     effects: dict[str, EffectRecord]
     no_op: EffectRecord
     tests: dict[str, Test]
+    axes: list[Axis]
     verdict: Verdict
     notes: list[str]
     figures: Figures

@@ -132,6 +132,7 @@ def audit(
         effects=judgement.effects,
         no_op=case.effects["no_op"].record,
         tests=judgement.tests,
+        axes=list(judgement.axes),
         verdict=judgement.verdict,
         notes=_notes(case),
         figures=draw(case),

@@ -1,37 +1,93 @@
 """From evidence to a verdict: a short rule that a reader can check by hand.
 
-A faithful subspace meets conditions that an illusory one must fail somewhere. Each is a share: what
-is left of the effect when the whole component is patched, when only the connected part is, what
-nature writes when it moves the reading, what is left of the write where activations vary. Where the
-split is exact, one condition that fails clearly (upper end of its interval below a third) is enough
-for *illusory*, and *faithful* needs all of them to hold clearly (lower end above a third, and no
-value beyond `MOST`). At other sites the two conditions that exist must agree.
+Each condition is a share that a faithful subspace has and an illusory one lacks. It *fails* or
+*holds* where its whole interval lies in the range that `CRITERIA` gives, and else says nothing.
+
+Where the site writes by one linear map, its kernel is disconnected by construction. *Illusory*: a
+condition fails, and neither the connected part alone nor what nature writes speaks for the
+subspace. *Faithful*: all three hold. Elsewhere the effect is taken apart. *Illusory*: what nature
+would have written does little of it, what is beyond nature does most, and little is left where only
+what acts is read. *Faithful*: what nature would have written does most of it, and the rest little.
+
+*Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
+one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
+chance, is the whole component, or has dimensions that do nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import NamedTuple
 
-from ..core.format import interval, plain
 from ..core.records import Estimate
-from .record import Test, Verdict, VerdictName
+from .record import Axis, Test, Told, Verdict, VerdictCode, VerdictName
 
+
+class Range(NamedTuple):
+    """An open interval."""
+
+    low: float
+    high: float
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether [low, high] lies in it."""
+        return (low > self.low or self.low == -inf) and (high < self.high or self.high == inf)
+
+
+class Criterion(NamedTuple):
+    fails: Range
+    holds: Range
+
+
+CRITERIA = {
+    "full_component": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
+    "row_effect": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
+    "covariation": Criterion(Range(-inf, 1 / 3), Range(1 / 3, 2)),
+    "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
+    "beyond": Criterion(Range(2 / 3, inf), Range(-inf, 1 / 3)),
+    "acting": Criterion(Range(-inf, 2 / 3), Range(2 / 3, inf)),
+}
 EXACT = ("full_component", "row_effect", "covariation")
-OTHER = ("full_component", "support")
-CONDITIONS = (*EXACT, "read_source", "support")
-THRESHOLD = 1 / 3
-MOST = {"covariation": 2.0}
-"""A condition may also hold too much: where nature writes twice what the patch does when it moves
-the reading, something else that follows the reading writes most of it."""
-ENOUGH = 1 / 2
+OTHER = ("full_component", "natural", "beyond", "acting")
+DECIDING = (*CRITERIA, "read_source", "chance")
+"""The tests that a verdict and its score rest on."""
+PART = 2.0
+"""A subspace does *part of it* where the whole component does more than this many times as much."""
+MIXED = 1 / 3
+"""Mixed: at least this share of the effect is natural, and as much is beyond nature."""
+CHANCE = 0.05
 SMALLEST_FLDD = 0.15
 SMALLEST_UNITS = 16
+BANDS: dict[VerdictName, int] = {
+    "faithful": 0, "partial": 0, "mixed": 1, "undetermined": 1, "illusory": 2,
+}  # fmt: skip
+
+OBJECTIONS = {
+    "illusory": "Null components alone are no proof of an illusion: natural data need not be "
+    "orthogonal to the kernel (Wu et al. 2024), and a part that seems dormant on these prompts "
+    "may be used on others.",
+    "faithful": "A dormant channel that writes the same as a faithful one, and reads what "
+    "follows z with the very same error, cannot be told from it by one site and natural "
+    "activations.",
+    "conflict": "The conditions contradict each other: other units may cancel what this one "
+    "writes, or follow it. A site where these are not part of the component could settle it.",
+    "unsure": "The intervals are too wide, or the shares lie between the two cases; more pairs "
+    "could settle it.",
+    "void": "A condition could not be tested; a site where the split is not void, or pairs with z, "
+    "could settle it.",
+    "mixed": "The parts were told apart by this site's own activations; a finer split could turn "
+    "out otherwise.",
+    "chance": "What a random subspace does as well says nothing about this one.",
+    "idle": "A smaller subspace without these dimensions could be faithful: audit that one.",
+    "whole": "The whole component says that the feature is somewhere in it, not where.",
+}
 
 
 class Reasoning(NamedTuple):
     verdict: VerdictName
+    code: VerdictCode
     reasons: list[str]
     objection: str
 
@@ -57,104 +113,133 @@ class Condition:
 
     @property
     def fails(self) -> bool:
-        return self.high < THRESHOLD
-
-    @property
-    def beyond(self) -> bool:
-        return self.value >= MOST.get(self.name, inf)
+        return CRITERIA[self.name].fails.holds(self.low, self.high)
 
     @property
     def holds(self) -> bool:
-        return self.low > THRESHOLD and not self.beyond
+        return CRITERIA[self.name].holds.holds(self.low, self.high)
 
     @property
     def reason(self) -> str:
         known = self.low > -inf and self.high < inf
-        ends = f" [{self.low:.2f}, {self.high:.2f}]" if known else ", no interval"
-        return f"{self.reading} ({self.name} {self.value:.2f}{ends})"
+        interval = f" [{self.low:.2f}, {self.high:.2f}]" if known else ", no interval"
+        return f"{self.reading} ({self.name} {self.value:.2f}{interval})"
 
 
-def decide(
-    tests: dict[str, Test],
-    effect: Estimate,
-    fldd: Estimate,
-    units: int,
-    *,
-    exact: bool,
-    rank_too_low: bool = False,
-) -> Verdict:
-    """The verdict on one subspace.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a verdict rests on.
 
     `effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
-    prompts in the smaller split; `exact` says that the row/null split is by construction.
-    `rank_too_low`: what is read downstream has at most one dimension more than the subspace, so
-    that every direction which is read at all acts alike and none can be told from another.
-
-    `score`, from 0 (faithful) to 1 (illusory), is 1 less the product of what is left: see `_left`.
-    It ranks subspaces and decides nothing: a faithful one of which most is sensed by the
-    disconnected part has a high score.
+    prompts in the smaller split; `exact` says that the row/null split is by construction, `axes`
+    what each axis of a subspace of several dimensions does, `whole` that the subspace is all of its
+    component. `rank_too_low`: what is read downstream has at most one dimension more than the
+    subspace, so that every direction which is read at all acts alike.
     """
-    reasoning = _nothing_to_judge(effect, fldd, units, rank_too_low) or _weighed(tests, exact)
+
+    tests: Mapping[str, Test]
+    effect: Estimate
+    fldd: Estimate
+    units: int
+    exact: bool
+    axes: Sequence[Axis] = ()
+    whole: bool = False
+    rank_too_low: bool = False
+
+
+def decide(evidence: Evidence) -> Verdict:
+    """The verdict on one subspace.
+
+    `score`, from 0 (faithful) to 1 (illusory), ranks subspaces and decides nothing: a third of the
+    scale for each kind of label, and within it 1 less the product of what is left (`_left`).
+    """
+    label, code, reasons, objection = _reasoning(evidence)
     return Verdict(
-        label=reasoning.verdict,
-        score=1 - _left(tests, exact),
-        reasons=reasoning.reasons,
+        label=label,
+        code=code,
+        score=(BANDS[label] + 1 - _left(evidence)) / 3,
+        reasons=reasons,
         assumptions=[
             "The component's border is meaningful: its neighbours could carry the feature too.",
             "The row/null split is exact: what the site writes passes through one linear map."
-            if exact
-            else "At this site nothing is disconnected by construction: the row/null split stands "
-            "for a few readers only and decides nothing.",
-            "The natural support is estimated from few prompts of one task; a rare but real "
-            "feature can look dormant.",
+            if evidence.exact
+            else "At this site nothing is disconnected by construction: what nature would have "
+            "written is told by class means and by where the answer's gradient points.",
+            "What is natural is estimated from few prompts of one task; a rare but real feature "
+            "can look dormant.",
         ],
-        objection=reasoning.objection,
+        objection=objection,
     )
 
 
-def _nothing_to_judge(
-    effect: Estimate, fldd: Estimate, units: int, rank_too_low: bool
-) -> Reasoning | None:
+def _reasoning(evidence: Evidence) -> Reasoning:
+    nothing = _nothing_to_judge(evidence)
+    if nothing is not None:
+        return nothing
+    weighed = _weighed(evidence.tests, evidence.exact)
+    of_axes = _mixed(evidence.axes)
+    if of_axes is not None:
+        return of_axes
+    if weighed.verdict in ("faithful", "partial"):
+        return _never_faithful(evidence) or weighed
+    return weighed
+
+
+def _undetermined(code: VerdictCode, reason: str, objection: str) -> Reasoning:
+    return Reasoning("undetermined", code, [reason], objection)
+
+
+def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
     """Why the conditions would say nothing; None where they do."""
-
-    def undetermined(reason: str, objection: str) -> Reasoning:
-        return Reasoning("undetermined", [reason], objection)
-
-    if units < SMALLEST_UNITS:
-        return undetermined(
-            f"{units} distinct base prompts, to fit or to judge on, are too few: "
+    effect, fldd = evidence.effect, evidence.fldd
+    if evidence.units < SMALLEST_UNITS:
+        return _undetermined(
+            "few",
+            f"{evidence.units} distinct base prompts, to fit or to judge on, are too few: "
             f"{SMALLEST_UNITS} at least",
             "More pairs could settle it.",
         )
     if effect.value is None or fldd.value is None:
-        return undetermined(
+        return _undetermined(
+            "task",
             "the model has no logit difference on these pairs, so there is nothing to explain",
             "Another metric, or pairs on which the model does the task, could settle it.",
         )
     if effect.value * fldd.value < 0:
-        return undetermined(
+        return _undetermined(
+            "task",
             "the model prefers the target to the answer on these pairs, before any patch: there is "
             f"no preference to explain ({effect.value:.2f} nats are FLDD {fldd.value:.2f})",
             "Pairs on which the model does the task could settle it.",
         )
     if effect.low is None or effect.high is None:
-        return undetermined(
+        return _undetermined(
+            "few",
             f"how sure the effect is cannot be told: {effect.value:.2f} nats, no interval",
             "More pairs could settle it.",
         )
-    size = f"{plain(effect.value)} nats {interval(effect, plain)}"
+    interval = f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
     if effect.high < 0:
-        return undetermined(
-            f"the patch makes the answer stronger: {size}",
+        return _undetermined(
+            "small",
+            f"the patch makes the answer stronger: {interval}",
             "What is to be explained is an effect towards the source's answer.",
         )
     if effect.low <= 0 or fldd.value < SMALLEST_FLDD:
-        return undetermined(
-            f"the effect is too small to explain: FLDD {fldd.value:.2f}, {size}",
+        return _undetermined(
+            "small",
+            f"the effect is too small to explain: FLDD {fldd.value:.2f}, {interval}",
             "A subspace without effect is neither faithful nor an illusion of one.",
         )
-    if rank_too_low:
-        return undetermined(
+    if evidence.whole:
+        return _undetermined(
+            "whole",
+            "the subspace is the whole component: patching it is patching everything there",
+            OBJECTIONS["whole"],
+        )
+    if evidence.rank_too_low:
+        return _undetermined(
+            "void",
             "what is read downstream has too low a rank for the row/null split: whatever is "
             "read acts like every other direction that is",
             "A faithful direction and an illusory one do exactly the same here.",
@@ -162,56 +247,108 @@ def _nothing_to_judge(
     return None
 
 
-def _weighed(tests: dict[str, Test], exact: bool) -> Reasoning:
+def _never_faithful(evidence: Evidence) -> Reasoning | None:
+    """Why a subspace that meets the conditions is not called faithful all the same."""
+    idle = [axis for axis in evidence.axes if axis.label == "idle"]
+    if idle:
+        count = sum(axis.dimensions for axis in evidence.axes)
+        return _undetermined(
+            "idle",
+            f"{sum(axis.dimensions for axis in idle)} of {count} dimensions do nothing",
+            OBJECTIONS["idle"],
+        )
+    chance = evidence.tests.get("chance")
+    if chance is None or chance.value is None:
+        return _undetermined(
+            "void", "whether random subspaces do as much is not known", OBJECTIONS["void"]
+        )
+    if chance.value > CHANCE or (chance.control or 0) > 1 / 2:
+        return _undetermined("chance", chance.reading, OBJECTIONS["chance"])
+    return None
+
+
+def _mixed(axes: Sequence[Axis]) -> Reasoning | None:
+    """Axes that disagree."""
+    kinds = {kind: [a for a in axes if a.label == kind] for kind in ("faithful", "illusory")}
+    if not all(kinds.values()):
+        return None
+    return Reasoning(
+        "mixed",
+        "mixed",
+        [
+            f"{', '.join(f'axis {axis.number}' for axis in chosen)} "
+            f"({sum(axis.share.value or 0 for axis in chosen):.0%} of the effect) "
+            f"{'is' if len(chosen) == 1 else 'are'} {kind}"
+            for kind, chosen in kinds.items()
+        ],
+        OBJECTIONS["mixed"],
+    )
+
+
+def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
     needed = EXACT if exact else OTHER
-    conditions = [c for name in needed if (c := Condition.of(name, tests.get(name)))]
-    failing = [condition for condition in conditions if condition.fails]
-    holding = [condition for condition in conditions if condition.holds]
-    if failing and (exact or len(failing) == len(needed)):
-        failing.sort(key=lambda condition: condition.value)
-        return Reasoning(
-            "illusory",
-            [condition.reason for condition in failing],
-            "Null components alone are no proof of an illusion: natural data need not be "
-            "orthogonal to the kernel (Wu et al. 2024), and a part that seems dormant on these "
-            "prompts may be used on others."
-            + "".join(f" Against it: {condition.reading}." for condition in holding),
-        )
-    if len(holding) == len(needed):
-        return Reasoning(
-            "faithful",
-            [condition.reason for condition in holding],
-            "A dormant channel that writes the same as a faithful one, and reads what follows z "
-            "with the very same error, cannot be told from it by one site and natural activations.",
-        )
+    conditions = {name: c for name in needed if (c := Condition.of(name, tests.get(name)))}
+    label = _label(conditions, needed)
+    if label == "illusory":
+        told = [c for c in conditions.values() if c.fails]
+        told.sort(key=lambda condition: condition.value)
+        return Reasoning("illusory", "fails", [c.reason for c in told], OBJECTIONS["illusory"])
+    if label == "faithful":
+        whole = conditions["full_component"]
+        reasons = [c.reason for c in conditions.values() if c.name != "acting"]
+        if whole.low > PART:
+            return Reasoning("partial", "part", reasons, OBJECTIONS["faithful"])
+        return Reasoning("faithful", "holds", reasons, OBJECTIONS["faithful"])
     void = [
         f"{name}: {tests[name].reading}"
         for name in needed
         if name in tests and tests[name].value is None
     ]
-    unsure = [condition.reason for condition in conditions if not condition.holds]
-    beyond = [
-        f"{condition.name} is beyond {MOST[condition.name]:g}: something else that follows the "
-        "reading writes most of it"
-        for condition in conditions
-        if condition.beyond
-    ]
-    return Reasoning(
-        "undetermined",
-        void + unsure + beyond,
-        "The conditions contradict each other, their intervals are too wide, or one could not be "
-        "tested; more pairs, or a site where the split is not void, could settle it.",
+    reasons = [c.reason for c in conditions.values()]
+    if void:
+        return Reasoning("undetermined", "void", void + reasons, OBJECTIONS["void"])
+    if not exact and _half_natural(conditions["natural"], conditions["beyond"]):
+        return Reasoning("mixed", "mixed", reasons, OBJECTIONS["mixed"])
+    opposed = any(c.fails for c in conditions.values()) and any(
+        c.holds for c in conditions.values() if c.name not in ("full_component", "acting")
     )
+    code: VerdictCode = "conflict" if opposed else "unsure"
+    return Reasoning("undetermined", code, reasons, OBJECTIONS[code])
 
 
-def _left(tests: dict[str, Test], exact: bool) -> float:
-    """Product of what is left of the effect, each condition cut to [0, 1], 1/2 where it is void. A
-    condition counts in units of `ENOUGH`: that it holds even better says nothing. What the
-    connected part reads counts as it is, and tells mixtures apart."""
+def _half_natural(natural: Condition, beyond: Condition) -> bool:
+    return natural.low > MIXED and beyond.low > MIXED and not beyond.fails
 
-    def share(name: str, unit: float) -> float:
-        value = tests[name].value if name in tests else None
+
+def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
+    """What the `needed` conditions say together."""
+    fails = {name for name, condition in conditions.items() if condition.fails}
+    holds = {name for name, condition in conditions.items() if condition.holds}
+    if "row_effect" in needed:
+        against = bool(fails) and not holds & {"row_effect", "covariation"}
+    else:
+        against = {"natural", "beyond", "acting"} <= fails
+    if against:
+        return "illusory"
+    return "faithful" if set(needed) - {"acting"} <= holds else "undetermined"
+
+
+def label_of_axis(tests: Mapping[str, Test], exact: bool) -> Told:
+    """What the conditions of one axis say, without that of the whole component."""
+    needed = (EXACT if exact else OTHER)[1:]
+    return _label({name: c for name in needed if (c := Condition.of(name, tests[name]))}, needed)
+
+
+def _left(evidence: Evidence) -> float:
+    """Product of what is left of the effect, each condition cut to [0, 1], 1/2 where it is void. At
+    exact sites a condition counts in units of 1/2: that it holds even better says nothing; and what
+    the connected part reads counts as it is, which tells mixtures apart."""
+
+    def share(name: str, unit: float = 1.0) -> float:
+        test = evidence.tests.get(name)
+        value = test.value if test is not None else None
         return 0.5 if value is None else min(1.0, max(0.0, value / unit))
 
-    left = prod(share(name, ENOUGH) for name in (EXACT if exact else OTHER))
-    return left * (1 - share("read_source", 1.0)) if exact else left
+    if evidence.exact:
+        return prod(share(name, 1 / 2) for name in EXACT) * (1 - share("read_source"))
+    return share("full_component", 1 / 2) * share("natural") * (1 - share("beyond"))

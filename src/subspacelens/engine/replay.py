@@ -190,12 +190,14 @@ class Replay:
                 rows[piece.pairs] = piece.logits(piece.of(delta[None]))[0].float().cpu()
         return rows
 
-    def gradients(self) -> Tensor:
-        """∂(logit(answer) - logit(target))/∂h at the base activation, (n, dim), nats a unit."""
+    def gradients(self, delta: Tensor | None = None) -> Tensor:
+        """∂(logit(answer) - logit(target))/∂h at the base activation, or where `delta` (n, dim) has
+        been added to it, (n, dim), nats a unit."""
         slopes = torch.zeros_like(self.base)
+        at = slopes.clone() if delta is None else delta.to(slopes)
         with torch.enable_grad():
             for piece in self.pieces():
-                delta = piece.of(torch.zeros_like(self.base)[None]).requires_grad_(True)
+                delta = piece.of(at[None]).detach().requires_grad_(True)
                 (slope,) = torch.autograd.grad(piece.logit_diff(delta).sum(), delta)
                 slopes[piece.pairs.to(slopes.device)] = slope[0]
         return slopes

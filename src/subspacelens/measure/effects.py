@@ -48,28 +48,39 @@ def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class RandomEffects:
-    """What random subspaces do: the mean over draws, with the range of 95 % of them, and the drops
-    of the logit difference in nats, (draws, pairs)."""
+    """What random subspaces do: the mean over all draws, with the range of 95 % of them, and the
+    drops of the logit difference in nats, (draws, pairs), of those that are `uniform` and of those
+    that are `natural`."""
 
     record: EffectRecord
-    drops: np.ndarray = field(repr=False)
+    uniform: np.ndarray = field(repr=False)
+    natural: np.ndarray = field(repr=False)
 
 
-def random_effects(replay: Replay, natural: Tensor, k: int, seed: int) -> RandomEffects:
-    """Effects of random k-dimensional subspaces on the first `RANDOM_PAIRS` pairs, half of them
-    Haar, half drawn from the natural covariance of the differences `natural` (n, dim)."""
+def random_effects(
+    replay: Replay, natural: Tensor, basis: Tensor, draws: int, seed: int
+) -> RandomEffects:
+    """Effects, on the first `RANDOM_PAIRS` pairs, of `draws` random subspaces of as many dimensions
+    as `basis` (dim, k), and of as many more that are drawn from the covariance of the differences
+    `natural` (n, dim). The first are uniform (Haar), and their patches are scaled to write as much
+    as that of `basis` (root mean square; W δ at a site with a linear writer)."""
     replay = replay.subset(slice(RANDOM_PAIRS))
     generator = torch.Generator().manual_seed(seed)
-    width = replay.base.shape[1]
-    bases = torch.cat(
-        [
-            haar(width, k, RANDOM_DRAWS, generator),
-            natural_draws(natural, k, RANDOM_DRAWS, generator),
-        ]
-    )
-    outcomes = replay.delta_outcomes(
-        torch.stack([SubspacePatch(basis).delta(replay.base, replay.source) for basis in bases])
-    )
+    width, k = basis.shape
+
+    def written(subspace: Tensor) -> Tensor:
+        return SubspacePatch(subspace).delta(replay.base, replay.source)
+
+    def size(delta: Tensor) -> Tensor:
+        writer = replay.writer
+        return (delta if writer is None else delta @ writer.T.to(delta)).norm()
+
+    ours = size(written(basis))
+    uniform = [written(each) for each in haar(width, k, draws, generator)]
+    tiny = torch.finfo(ours.dtype).tiny
+    scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
+    drawn = [written(each) for each in natural_draws(natural, k, draws, generator)]
+    outcomes = replay.delta_outcomes(torch.stack(scaled + drawn))
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
     targets = np.array([pair.target for pair in replay.pairs])
@@ -79,7 +90,7 @@ def random_effects(replay: Replay, natural: Tensor, k: int, seed: int) -> Random
         iia=_spread((outcomes.top.numpy() == targets).mean(1)),
         iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
     )
-    return RandomEffects(record, drops)
+    return RandomEffects(record, drops[:draws], drops[draws:])
 
 
 def _spread(draws: np.ndarray) -> Estimate:

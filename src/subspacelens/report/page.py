@@ -16,9 +16,9 @@ from ..core.files import write_atomically
 from ..core.format import fixed, number
 from . import figures
 from .document import Plot, document
-from .words import METRIC_WORDS, PATCH_WORDS, TEST_WORDS
+from .words import AXIS_WORDS, METRIC_WORDS, PATCH_WORDS, TEST_WORDS
 
-_VERDICTS = ("illusory", "faithful", "undetermined")
+_VERDICTS = ("illusory", "mixed", "partial", "faithful", "undetermined")
 
 
 def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failure] = ()) -> str:
@@ -38,6 +38,7 @@ def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failur
         records=records,
         failures=failures,
         plots=[_plots(record) for record in records],
+        axis_words=AXIS_WORDS,
         patch_words=PATCH_WORDS,
         metric_words=METRIC_WORDS,
     )

@@ -51,6 +51,18 @@ TEST_WORDS = {
         "Is the effect carried by what varies in nature?",
         "effect of the on-support part ÷ effect of subspace",
     ),
+    "natural": (
+        "How much of the effect would nature have made?",
+        "effect of the natural change ÷ effect of subspace",
+    ),
+    "beyond": (
+        "How much is left when the natural change is taken out?",
+        "effect of the rest of the write ÷ effect of subspace",
+    ),
+    "acting": (
+        "How much remains when only what acts is read?",
+        "effect of reading where the answer reacts ÷ effect of subspace",
+    ),
     "separation": ("Does the subspace carry the feature at all?", "held-out AUROC"),
     "natural_range": (
         "Does the patched activation land where natural ones do?",
@@ -64,7 +76,7 @@ TEST_WORDS = {
         "How far is the patched activation from natural ones?",
         "distance ÷ that of natural held-out points",
     ),
-    "chance": ("Is it beyond what a random subspace does?", "p-value by permutation"),
+    "chance": ("Is it beyond what a random subspace does?", "p-value; control: natural draws"),
     "path": ("Through which heads does it act?", "effect left with the top readers frozen"),
     "gradient_agreement": (
         "Would the model's own gradient choose it?",
@@ -90,4 +102,11 @@ TEST_WORDS = {
         "Does it move text that the task has nothing to do with?",
         "KL on other text ÷ that of the full component",
     ),
+}
+
+AXIS_WORDS = {
+    "faithful": "faithful",
+    "illusory": "illusory",
+    "idle": "does nothing",
+    "unjudged": "does too little to say",
 }

@@ -13,9 +13,9 @@ from math import cos, pi, sin
 import torch
 from torch import Tensor
 
-from ..audit.record import Test, Verdict
-from ..audit.verdict import decide
-from ..core.geometry import Split, Support
+from ..audit.record import Verdict
+from ..audit.verdict import Evidence, decide
+from ..core.geometry import Split
 from ..core.records import Estimate
 from ..engine.patches import Full, Patch, ReadWrite, SubspacePatch
 
@@ -118,23 +118,8 @@ def run_toy(pairs: int = 200, seed: int = 0) -> ToyResult:
 def judge(basis: Tensor, base: Tensor, source: Tensor) -> Verdict:
     """The audit's rule on this network. Its output map has rank 1, so the row/null test is void:
     the unit row part of *any* direction that is read at all is the same line."""
-    whole = effect(SubspacePatch(basis), base, source)
-    support = Support.of(hidden(torch.cat([base, source])))
-    on = effect(ReadWrite(basis, support.on(basis, support.components(0.99))), base, source)
-
-    def exact(value: float) -> Estimate:
-        return Estimate(value=value, low=value, high=value)
-
-    def share(value: float, reading: str) -> Test:
-        if abs(whole) < 1e-9:
-            return Test(value=None, control=None, reading="no effect to compare with")
-        return Test(**exact(value / whole).model_dump(), control=None, reading=reading)
-
-    tests = {
-        "full_component": share(
-            effect(Full(), base, source), "the whole layer against the direction"
-        ),
-        "row_effect": Test(value=None, control=None, reading="void: the output map has rank 1"),
-        "support": share(on, "the part of the write along which activations vary"),
-    }
-    return decide(tests, exact(whole), exact(whole), len(base), exact=False, rank_too_low=True)
+    size = effect(SubspacePatch(basis), base, source)
+    exact = Estimate(value=size, low=size, high=size)
+    return decide(
+        Evidence(tests={}, effect=exact, fldd=exact, units=len(base), exact=True, rank_too_low=True)
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..record import Test
-from . import choice, downstream, effects, elsewhere, landing, nature, path
+from . import choice, downstream, effects, elsewhere, landing, natural, nature, path
 from .case import Case, Natural
 
 BUDGETS = ("fast", "standard", "full")
@@ -21,14 +21,17 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "null_effect": ("fast", effects.null_effect),
     "read_source": ("fast", effects.read_source),
     "covariation": ("fast", nature.covariation),
-    "support": ("fast", nature.support),
+    "natural": ("fast", natural.natural),
+    "beyond": ("fast", natural.beyond),
+    "acting": ("fast", natural.acting),
+    "chance": ("fast", choice.chance),
+    "support": ("standard", nature.support),
     "amplification": ("standard", nature.amplification),
     "dormancy": ("standard", nature.dormancy),
     "separation": ("standard", nature.separation),
     "natural_range": ("standard", landing.natural_range),
     "hidden_pathway": ("standard", downstream.hidden_pathway),
     "off_manifold": ("standard", landing.off_manifold),
-    "chance": ("standard", choice.chance),
     "path": ("standard", path.path),
     "gradient_agreement": ("standard", choice.gradient_agreement),
     "selectivity": ("standard", elsewhere.selectivity),

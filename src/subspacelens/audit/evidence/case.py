@@ -19,7 +19,14 @@ from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture
 from ...fit.subspace import Subspace
-from ...measure.effects import RandomEffects, named_patches, random_effects
+from ...measure.effects import (
+    RANDOM_DRAWS,
+    RandomEffects,
+    drops_of,
+    named_patches,
+    random_effects,
+)
+from ...measure.nature import NaturalChange
 from ...measure.readers import ReaderShare
 from ...measure.splits import Decomposition, split_at
 from ...measure.support import EXPLAINED, SupportSplit, split_by_support
@@ -27,6 +34,7 @@ from ...model.lens import LensModel
 from ..record import Test
 
 CONTROL_DRAWS = 50
+SUPPORT_PAIRS = 64
 SMALLEST_NATS = 1e-4
 NO_EFFECT = "the subspace has no effect to compare with"
 
@@ -53,13 +61,16 @@ class Natural:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
-    """One subspace under audit. `replay` is its site on the test pairs; `explained` are the shares
-    of natural variance at which the patch is split by support."""
+    """One subspace under audit. `replay` is its site on the test pairs, `nature` what z changes
+    there, None where the pairs carry no z; `explained` are the shares of natural variance at which
+    the patch is split by support, `draws` how many random subspaces of either kind are tried."""
 
     captures: TaskCapture = field(repr=False)
     replay: Replay
     subspace: Subspace
+    nature: NaturalChange | None = field(repr=False)
     explained: Sequence[float] = EXPLAINED
+    draws: int = RANDOM_DRAWS
     seed: int = 0
 
     @property
@@ -102,6 +113,11 @@ class Case:
         return self.split[0]
 
     @property
+    def exact(self) -> bool:
+        """Whether the row/null split is by construction and says something."""
+        return self.parts is not None and self.parts.exact and not self.parts.degenerate
+
+    @property
     def readers(self) -> tuple[ReaderShare, ...]:
         """Whom a split by proxy was chosen from; none at exact sites."""
         return self.split[1]
@@ -119,11 +135,20 @@ class Case:
     @cached_property
     def random(self) -> RandomEffects:
         natural = self.captures.train.difference(self.site).cpu().double()
-        return random_effects(self.replay, natural, self.basis.shape[1], self.seed)
+        return random_effects(self.replay, natural, self.basis, self.draws, self.seed)
+
+    @cached_property
+    def taken_apart(self) -> dict[str, np.ndarray]:
+        """Drops in nats, (n,) each, of the parts of the write (`NaturalChange.parts`)."""
+        assert self.nature is not None
+        parts = self.nature.parts(self.replay, self.basis)
+        drops = drops_of(self.replay, torch.stack(list(parts.values())).to(self.replay.base))
+        return dict(zip(parts, drops, strict=True))
 
     @cached_property
     def by_support(self) -> dict[float, SupportSplit]:
-        return split_by_support(self.train.x, self.replay, self.basis, self.explained)
+        some = self.replay.subset(slice(SUPPORT_PAIRS))
+        return split_by_support(self.train.x, some, self.basis, self.explained)
 
     @property
     def clean(self) -> np.ndarray:
@@ -142,10 +167,12 @@ class Case:
         return self.share(self.effects[patch].drop)
 
     def share(self, drop: np.ndarray) -> Estimate:
-        """The mean of `drop` (n,) over E(V); without a value where E(V) cannot be told from 0."""
-        if abs(self.drop.mean()) < SMALLEST_NATS:
+        """The mean of `drop` (m,), of the first m pairs, over E(V) of the same; without a value
+        where E(V) cannot be told from 0."""
+        pairs = slice(len(drop))
+        if abs(self.drop[pairs].mean()) < SMALLEST_NATS:
             return Estimate(value=None)
-        return ratio(drop, self.drop, self.units)
+        return ratio(drop, self.drop[pairs], Units(self.units.of_pair[pairs]))
 
     def haar(self) -> Tensor:
         """Random subspaces of the same dimension, (draws, dim, k)."""

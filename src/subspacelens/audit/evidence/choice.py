@@ -29,16 +29,20 @@ DIGITS = 9
 
 
 def chance(case: Case) -> Test:
-    """Is the effect beyond a random subspace's? Share of random subspaces, with the true one among
-    them, that do at least as much in size: the p-value of a permutation test."""
-    draws, pairs = case.random.drops.shape
-    effects, size = np.abs(case.random.drops.mean(axis=1)), abs(case.drop[:pairs].mean())
-    above = int((effects >= size).sum())
-    p = (1 + above) / (1 + draws)
+    """Is the effect beyond a random subspace's? Share of uniformly random subspaces that write as
+    much, with the true one among them, that do at least as much: the p-value of a Monte Carlo test.
+    Control: the share of subspaces drawn from the natural covariance that do."""
+    uniform, natural = case.random.uniform, case.random.natural
+    size = abs(case.drop[: uniform.shape[1]].mean())
+    above, natural_above = (
+        int((np.abs(drops.mean(axis=1)) >= size).sum()) for drops in (uniform, natural)
+    )
+    p = (1 + above) / (1 + len(uniform))
     return test_of(
         Estimate(value=p),
-        f"{above} of {draws} random subspaces do as much, half of them uniform, half drawn from "
-        f"the natural covariance: p = {p:.2g}",
+        f"{above} of {len(uniform)} uniformly random subspaces that write as much do as much "
+        f"(p = {p:.2g}), and {natural_above} of {len(natural)} drawn from the natural covariance",
+        natural_above / len(natural),
     )
 
 

@@ -1,0 +1,61 @@
+"""A subspace of several dimensions, axis by axis: which of them do what the whole of it does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...core.records import Estimate
+from ...core.statistics import ratio
+from ..record import Axis, AxisLabel
+from ..verdict import EXACT, OTHER, label_of_axis
+from . import effects, natural, nature
+from .case import SMALLEST_NATS, Case
+
+MOST = 8
+"""Axes that are looked at one by one; the rest are one."""
+PAIRS = 64
+LEAST = 0.1
+"""An axis with less of the effect than this is not judged."""
+IDLE = 0.25
+"""An axis does nothing if its effect is clearly below this share of an even part."""
+
+_CONDITIONS = {
+    "row_effect": effects.row_effect,
+    "covariation": nature.covariation,
+    "natural": natural.natural,
+    "beyond": natural.beyond,
+    "acting": natural.acting,
+}
+
+
+def axes(case: Case) -> tuple[Axis, ...]:
+    """The principal axes of what nature does within V, Vᵀ E[ΔΔᵀ] V, largest first, each patched
+    alone and judged as the whole is. None for a subspace of one dimension."""
+    dim = case.basis.shape[1]
+    if dim == 1:
+        return ()
+    inside = case.captures.train.difference(case.site).cpu().double() @ case.basis
+    _, _, turned = torch.linalg.svd(inside, full_matrices=True)
+    columns = case.basis @ turned.T
+    parts = columns.split([1] * min(dim, MOST) + [dim - MOST] * (dim > MOST), dim=1)
+    some = replace(case, replay=case.replay.subset(slice(PAIRS)))
+    return tuple(_axis(some, part, number) for number, part in enumerate(parts, 1))
+
+
+def _axis(case: Case, basis: Tensor, number: int) -> Axis:
+    own = replace(case, subspace=replace(case.subspace, basis=basis.float()))
+    drop, whole = own.effects["subspace"].drop, case.drop
+    dimensions, even = basis.shape[1], basis.shape[1] / case.basis.shape[1]
+    known = abs(whole.mean()) >= SMALLEST_NATS
+    share = ratio(drop, whole, case.units) if known else Estimate(value=None)
+    label: AxisLabel = "unjudged"
+    if share.low is not None and share.high is not None:
+        if max(abs(share.low), abs(share.high)) < IDLE * even:
+            label = "idle"
+        elif share.low > LEAST:
+            names = (EXACT if own.exact else OTHER)[1:]
+            label = label_of_axis({name: _CONDITIONS[name](own) for name in names}, own.exact)
+    return Axis(number=number, dimensions=dimensions, share=share, label=label)
