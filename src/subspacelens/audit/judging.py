@@ -18,7 +18,7 @@ from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case
 from .evidence.axes import axes
 from .record import PATCHES, Axis, Test, Verdict
-from .verdict import DECIDING, Evidence, decide
+from .verdict import EXACT, OTHER, Evidence, decide
 
 FAST_DRAWS = 20
 """Random subspaces of either kind under the budget `fast`: p = .048 where none does as much."""
@@ -46,11 +46,11 @@ def judge(
     seed: int = 0,
 ) -> Judgement:
     """The evidence and the verdict alone; arguments and errors as in `audit`."""
-    chosen = chosen_tests(budget, tests)
     subspace.check(lens)
     require(lens, subspace.site)
     fast = budget == "fast"
     replay = captures.test.at(subspace.site, lens)
+    chosen = chosen_tests(budget, tests, linear=replay.writer is not None)
     case = Case(
         captures=captures,
         replay=replay,
@@ -58,6 +58,7 @@ def judge(
         nature=natural_change(captures.train.at(subspace.site), replay),
         explained=(SUPPORT_AT,) if fast else EXPLAINED,
         draws=FAST_DRAWS if fast else RANDOM_DRAWS,
+        proxies=not fast,
         seed=seed,
     )
     prepared = ["split", "effects", "random"] + ([] if fast else ["by_support", "reversed"])
@@ -95,14 +96,19 @@ def _table(case: Case, fast: bool) -> dict[str, EffectRecord]:
     }
 
 
-def chosen_tests(budget: str, tests: Sequence[str] | None = None) -> list[str]:
+def chosen_tests(
+    budget: str, tests: Sequence[str] | None = None, *, linear: bool = True
+) -> list[str]:
     """The tests that a budget runs, or those of `tests`; what the verdict rests on always runs.
-    Raises `LensError` for an unknown name."""
+    Under `fast`, nothing else does where the site's write is not `linear`. Raises `LensError` for
+    an unknown name."""
     if budget not in BUDGETS:
         raise LensError(f"unknown budget '{budget}': one of {', '.join(BUDGETS)}")
     unknown = sorted(set(tests or ()) - set(TESTS))
     if unknown:
         raise LensError(f"unknown test '{unknown[0]}': one of {', '.join(TESTS)}")
     level = BUDGETS.index(budget)
-    wanted = [n for n, (least, _) in TESTS.items() if BUDGETS.index(least) <= level]
-    return [n for n in TESTS if n in DECIDING or n in (wanted if tests is None else tests)]
+    deciding = (*OTHER, "chance", *((*EXACT, "read_source") if linear else ()))
+    known = deciding if budget == "fast" and not linear else TESTS
+    wanted = [name for name in known if BUDGETS.index(TESTS[name][0]) <= level]
+    return [n for n in TESTS if n in deciding or n in (wanted if tests is None else tests)]

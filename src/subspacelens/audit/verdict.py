@@ -51,8 +51,6 @@ CRITERIA = {
 }
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "natural", "beyond", "acting")
-DECIDING = (*CRITERIA, "read_source", "chance")
-"""The tests that a verdict and its score rest on."""
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
 MIXED = 1 / 3

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.format import plain, with_interval
+from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
 from .options import (
@@ -162,6 +162,8 @@ def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit`
 
 
 def _print_record(record) -> None:
+    from ..report.words import AXIS_WORDS
+
     metrics = ("nats", "fldd", "iia", "iia_pair")
     table = PlainTable("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
 
@@ -172,6 +174,11 @@ def _print_record(record) -> None:
         row(name, effect)
     row("no patch", record.no_op, style="dim")
     table.show()
+    for axis in record.axes:
+        last = axis.number + axis.dimensions - 1
+        name = f"axis {axis.number}" if axis.dimensions == 1 else f"axes {axis.number} to {last}"
+        share = with_interval(axis.share, percent)
+        say(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
     for reason in record.verdict.reasons:
         paragraph(f"  - {reason}")
     say("")

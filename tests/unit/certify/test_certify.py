@@ -436,7 +436,7 @@ def test_a_split_that_is_not_rank_aware(llama, monkeypatch):
 def test_a_missing_centring(monkeypatch):
     """A LayerNorm model taken for one that reads the mean has a smaller kernel: nothing breaks.
     The other way round, something does."""
-    monkeypatch.setattr(certificate, "centred", lambda lens: lens.id == "llama")
+    monkeypatch.setattr(certificate, "_centred", lambda lens, kept: lens.id == "llama")
     assert require(tiny_lens("gpt2"), Site(1, "mlp_act", "END")).passed
     refused(tiny_lens("llama"), Site(1, "mlp_act", "END"), "kernel patch")
 

@@ -63,7 +63,8 @@ class Natural:
 class Case:
     """One subspace under audit. `replay` is its site on the test pairs, `nature` what z changes
     there, None where the pairs carry no z; `explained` are the shares of natural variance at which
-    the patch is split by support, `draws` how many random subspaces of either kind are tried."""
+    the patch is split by support, `draws` how many random subspaces of either kind are tried; without `proxies` there is no
+    row/null split where it would stand for some readers only."""
 
     captures: TaskCapture = field(repr=False)
     replay: Replay
@@ -71,6 +72,7 @@ class Case:
     nature: NaturalChange | None = field(repr=False)
     explained: Sequence[float] = EXPLAINED
     draws: int = RANDOM_DRAWS
+    proxies: bool = True
     seed: int = 0
 
     @property
@@ -105,6 +107,8 @@ class Case:
 
     @cached_property
     def split(self) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
+        if self.replay.writer is None and not self.proxies:
+            return None, ()
         return split_at(self.replay, self.basis)
 
     @property
