@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from ..certify import require
 from ..core.errors import LensError
 from ..core.progress import track
 from ..core.records import EffectRecord
+from ..core.site import Site
+from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
@@ -18,15 +22,16 @@ from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case
 from .evidence.axes import axes
 from .record import PATCHES, Axis, Test, Verdict
-from .verdict import EXACT, OTHER, Evidence, decide
+from .verdict import EXACT, OTHER, SMALLEST_UNITS, Evidence, decide
 
 FAST_DRAWS = 20
 """Random subspaces of either kind under the budget `fast`: p = .048 where none does as much."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The outcome of an audit before it is written down. `effects` by the names of `PATCHES`; what
+    """The outcome of an audit before it is written down. `left_out` counts test pairs that share
+    their tokens up to the label with pairs to fit on. `effects` by the names of `PATCHES`; what
     the budget leaves out is missing, a patch that the site does not have is without values."""
 
     case: Case = field(repr=False)
@@ -34,6 +39,7 @@ class Judgement:
     tests: dict[str, Test]
     axes: tuple[Axis, ...]
     verdict: Verdict
+    left_out: int
 
 
 def judge(
@@ -49,7 +55,7 @@ def judge(
     subspace.check(lens)
     require(lens, subspace.site)
     fast = budget == "fast"
-    replay = captures.test.at(subspace.site, lens)
+    replay, left_out = _apart(captures, subspace.site, lens)
     chosen = chosen_tests(budget, tests, linear=replay.writer is not None)
     case = Case(
         captures=captures,
@@ -76,14 +82,32 @@ def judge(
             tests=results,
             effect=subspace_effect.nats,
             fldd=subspace_effect.fldd,
-            units=min(case.units.count, captures.train.pairs.units.count),
+            units=min(case.units.count, captures.train.at(case.site).units.count),
             exact=case.exact,
             axes=of_axes,
             whole=subspace.dim == case.basis.shape[0],
+            leaking=0 if left_out else len(captures.test.pairs) - len(_free(captures, case.site)),
             rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
         )
     )
-    return Judgement(case, _table(case, fast), results, of_axes, verdict)
+    return Judgement(
+        case=case, effects=_table(case, fast), tests=results, axes=of_axes, verdict=verdict,
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def _apart(captures: TaskCapture, site: Site, lens: LensModel) -> tuple[Replay, int]:
+    """The site on the test pairs that share nothing with the pairs to fit on, and how many do; on
+    all of them where too few are left."""
+    replay, free = captures.test.at(site, lens), _free(captures, site)
+    few = replay.subset(torch.tensor(free)) if free else replay
+    if few.units.count < min(SMALLEST_UNITS, replay.units.count):
+        return replay, 0
+    return few, len(replay.pairs) - len(free)
+
+
+def _free(captures: TaskCapture, site: Site) -> list[int]:
+    return captures.test.pairs.apart_from(captures.train.pairs, site.label)
 
 
 def _table(case: Case, fast: bool) -> dict[str, EffectRecord]:

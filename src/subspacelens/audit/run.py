@@ -20,7 +20,7 @@ from ..measure.splits import READERS_IN_PROXY
 from ..model.lens import LensModel
 from .drawing import draw
 from .evidence import Case
-from .judging import judge
+from .judging import Judgement, judge
 from .record import AuditRecord, Clean, SubspaceRecord, TaskRecord, VerdictName, save_audit
 
 SUBSPACE_FILE = "subspace.safetensors"
@@ -134,7 +134,7 @@ def audit(
         tests=judgement.tests,
         axes=list(judgement.axes),
         verdict=judgement.verdict,
-        notes=_notes(case),
+        notes=_notes(judgement),
         figures=draw(case),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
@@ -165,8 +165,13 @@ def _clean(case: Case) -> Clean:
     )
 
 
-def _notes(case: Case) -> list[str]:
-    notes = []
+def _notes(judgement: Judgement) -> list[str]:
+    case, notes = judgement.case, []
+    if judgement.left_out:
+        notes.append(
+            f"{judgement.left_out} test pairs share their tokens up to {case.site.label}, or a "
+            "group, with pairs to fit on, so that what is there is known from these: left out"
+        )
     if case.parts is not None:
         k = case.basis.shape[1]
         for name, part in (("row", case.parts.unit_row), ("null", case.parts.unit_null)):

@@ -128,11 +128,12 @@ class Condition:
 class Evidence:
     """What a verdict rests on.
 
-    `effect` (nats) and `fldd` are the subspace patch's, `units` the number of distinct base
-    prompts in the smaller split; `exact` says that the row/null split is by construction, `axes`
-    what each axis of a subspace of several dimensions does, `whole` that the subspace is all of its
-    component. `rank_too_low`: what is read downstream has at most one dimension more than the
-    subspace, so that every direction which is read at all acts alike.
+    `effect` (nats) and `fldd` are the subspace patch's, `units` the number of units
+    (`PairSet.units_at`) in the smaller split; `exact` says that the row/null split is by
+    construction, `axes` what each axis of a subspace of several dimensions does, `whole` that the
+    subspace is all of its component. `leaking` pairs to judge on share their tokens up to the label
+    with pairs to fit on. `rank_too_low`: what is read downstream has at most one dimension more
+    than the subspace, so that every direction which is read at all acts alike.
     """
 
     tests: Mapping[str, Test]
@@ -142,6 +143,7 @@ class Evidence:
     exact: bool
     axes: Sequence[Axis] = ()
     whole: bool = False
+    leaking: int = 0
     rank_too_low: bool = False
 
 
@@ -193,9 +195,17 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
     if evidence.units < SMALLEST_UNITS:
         return _undetermined(
             "few",
-            f"{evidence.units} distinct base prompts, to fit or to judge on, are too few: "
-            f"{SMALLEST_UNITS} at least",
+            f"{evidence.units} distinct prompts up to the label, to fit or to judge on, are too "
+            f"few: {SMALLEST_UNITS} at least",
             "More pairs could settle it.",
+        )
+    if evidence.leaking:
+        return _undetermined(
+            "leak",
+            f"{evidence.leaking} pairs to judge on share their tokens up to the label, or a group, "
+            "with pairs to fit on, so that what is there is known from these; too few are left "
+            "without them",
+            "A label further on, or splits that share no beginning, could settle it.",
         )
     if effect.value is None or fldd.value is None:
         return _undetermined(

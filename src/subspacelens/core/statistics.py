@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 from .records import Estimate
@@ -25,6 +26,20 @@ class Units:
         """One unit for every distinct key, a key a pair."""
         numbers: dict[Hashable, int] = {}
         return cls(np.array([numbers.setdefault(key, len(numbers)) for key in keys]))
+
+    @classmethod
+    def joined(cls, keys: Iterable[Iterable[Hashable]]) -> Units:
+        """Pairs with a key in common, directly or through others, are one unit.
+
+        >>> Units.joined([("Ann", "Bob"), ("Bob", "Cy"), ("Di",)]).of_pair.tolist()
+        [0, 0, 1]
+        """
+        own = [tuple(each) for each in keys]
+        linked = DisjointSet(key for each in own for key in each)
+        for first, *others in own:
+            for other in others:
+                linked.merge(first, other)
+        return cls.of(linked[first] for first, *_ in own)
 
     @property
     def count(self) -> int:

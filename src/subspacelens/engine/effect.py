@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.records import EffectRecord, Estimate
-from ..core.statistics import mean, proportion, ratio
+from ..core.statistics import Units, mean, proportion, ratio
 from ..tasks.pairset import Pair, PairSet
 from .outcomes import Outcomes
 
@@ -57,6 +57,11 @@ class Effect:
     replay: Replay | None = field(default=None, repr=False)
     delta: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def units(self) -> Units:
+        """What intervals are over: that of the site, where it is known."""
+        return self.pairs.units if self.replay is None else self.replay.units
+
     @cached_property
     def drop(self) -> np.ndarray:
         """Clean minus patched logit difference of each pair, float64 (n,), in nats."""
@@ -65,7 +70,7 @@ class Effect:
     @cached_property
     def nats(self) -> Estimate:
         """Mean drop of the logit difference, in nats."""
-        return mean(self.drop, self.pairs.units)
+        return mean(self.drop, self.units)
 
     @cached_property
     def fldd(self) -> Estimate:
@@ -74,18 +79,18 @@ class Effect:
         clean = _numbers(self.clean.logit_diff)
         if np.isnan(fldd_of(self.drop, clean)):
             return Estimate(value=None)
-        return ratio(self.drop, clean, self.pairs.units)
+        return ratio(self.drop, clean, self.units)
 
     @cached_property
     def iia(self) -> Estimate:
         """Interchange accuracy: share of pairs whose likeliest token over the whole vocabulary is
         the target."""
-        return proportion(self.hits, self.pairs.units)
+        return proportion(self.hits, self.units)
 
     @cached_property
     def iia_pair(self) -> Estimate:
         """Share of pairs in which the target is likelier than the answer."""
-        return proportion(_numbers(self.patched.logit_diff) < 0, self.pairs.units)
+        return proportion(_numbers(self.patched.logit_diff) < 0, self.units)
 
     @property
     def record(self) -> EffectRecord:

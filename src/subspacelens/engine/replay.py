@@ -20,6 +20,7 @@ from ..core.errors import TaskError
 from ..core.machine import free_memory
 from ..core.progress import note
 from ..core.site import Site
+from ..core.statistics import Units
 from ..model.hooks import (
     at_columns,
     check_ready,
@@ -60,6 +61,11 @@ class Replay:
     _asked: dict[tuple[int, int, int, int], tuple] = field(
         default_factory=dict, init=False, repr=False
     )
+
+    @cached_property
+    def units(self) -> Units:
+        """What could have come out otherwise here (`PairSet.units_at`)."""
+        return self.pairs.units_at(self.site.label)
 
     @cached_property
     def difference(self) -> Tensor:

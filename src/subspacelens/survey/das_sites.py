@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from ..audit.record import Scatter, VerdictLabel, load_audit
+from ..audit.record import Scatter, VerdictName, load_audit
 from ..audit.run import AUDIT_FILE, SUBSPACE_FILE
 from ..audit.verdict import SMALLEST_FLDD
 from ..certify import centred
@@ -72,7 +72,7 @@ def shares(sites: Sequence[DasSite]) -> dict[str, Share]:
     """Of all sites those where DAS finds an effect; of these, those of each verdict."""
     effective = [site for site in sites if site.has_effect]
     by_name = {"effect": Share.of({(s.layer, s.label): s.has_effect for s in sites})}
-    for verdict in get_args(VerdictLabel):
+    for verdict in get_args(VerdictName):
         hits = {(site.layer, site.label): site.verdict == verdict for site in effective}
         by_name[verdict] = Share.of(hits)
     return by_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
@@ -33,7 +33,8 @@ class Pair:
 
     `answer` is the token id that is right for the base, `target` the one expected once the
     feature z has the source's value. `z` is the feature's value (0 or 1) in base and source.
-    `where` says where the pair was written, such as a file and its line.
+    Pairs of one `group`, such as an entity, are no independent draws. `where` says where the pair
+    was written, such as a file and its line.
 
     >>> pair = ioi(lens.tokenizer).test[0]
     >>> pair.base.text, lens.tokenizer.decode(pair.answer)
@@ -45,6 +46,7 @@ class Pair:
     target: int
     template: str = ""
     z: tuple[int, int] | None = None
+    group: str = ""
     where: str = field(default="", compare=False, repr=False)
 
 
@@ -97,6 +99,7 @@ class PairSet(Sequence[Pair]):
                 pair.answer,
                 pair.target,
                 pair.z,
+                *([pair.group] if pair.group else ()),
             ]
             for pair in self.pairs
         ]
@@ -106,6 +109,23 @@ class PairSet(Sequence[Pair]):
     def units(self) -> Units:
         """What could have come out otherwise: pairs that share a base prompt are one unit."""
         return Units.of(pair.base.ids for pair in self.pairs)
+
+    def units_at(self, label: str) -> Units:
+        """The same at a site of `label`, where an activation depends on the tokens up to there
+        alone: pairs are one unit if they share these, of base or source, or a group."""
+        return Units.joined(self._keys_at(label))
+
+    def apart_from(self, other: PairSet, label: str) -> list[int]:
+        """Which pairs share neither tokens up to `label`, of base or source, nor a group with any
+        pair of `other`: positions, in order."""
+        known = {key for keys in other._keys_at(label) for key in keys}
+        return [i for i, keys in enumerate(self._keys_at(label)) if known.isdisjoint(keys)]
+
+    def _keys_at(self, label: str) -> Iterator[tuple[Hashable, ...]]:
+        for pair in self.pairs:
+            prompts = (pair.base, pair.source)
+            keys = tuple(prompt.ids[: prompt.columns[label] + 1] for prompt in prompts)
+            yield (*keys, pair.group) if pair.group else keys
 
     def at(self, indices: Iterable[int]) -> PairSet:
         """The pairs at `indices`, in that order."""

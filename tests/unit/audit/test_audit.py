@@ -259,7 +259,7 @@ def test_units_held_downstream_equal_a_plain_pass_with_two_hooks(lens, task):
 def test_stability_sees_both_classes_in_either_half(lens, task):
     """z alternates from pair to pair here: halves by parity would each hold one value of it."""
     captures = capture_task(lens, task, [SITE])
-    halves = list(halves_of(captures.train, seed=0))
+    halves = list(halves_of(captures.train, SITE, seed=0))
     first, second = ({pair.base.ids for pair in half.pairs} for half in halves)
     assert len(first) == len(second) == 30 and not first & second
     for half in halves:

@@ -61,10 +61,13 @@ class Natural:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
-    """One subspace under audit. `replay` is its site on the test pairs, `nature` what z changes
-    there, None where the pairs carry no z; `explained` are the shares of natural variance at which
-    the patch is split by support, `draws` how many random subspaces of either kind are tried; without `proxies` there is no
-    row/null split where it would stand for some readers only."""
+    """One subspace under audit.
+
+    `replay` is its site on the test pairs, `nature` what z changes there, None where the pairs
+    carry no z. `explained` are the shares of natural variance at which the patch is split by
+    support, `draws` how many random subspaces of either kind are tried; without `proxies` there is
+    no row/null split where it would stand for some readers only.
+    """
 
     captures: TaskCapture = field(repr=False)
     replay: Replay
@@ -85,8 +88,8 @@ class Case:
 
     @property
     def units(self) -> Units:
-        """The base prompts of the test pairs."""
-        return self.replay.pairs.units
+        """What intervals are over."""
+        return self.replay.units
 
     @cached_property
     def basis(self) -> Tensor:

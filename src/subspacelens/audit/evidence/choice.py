@@ -11,6 +11,7 @@ import torch
 from ...core.errors import LensError
 from ...core.geometry import principal_angles
 from ...core.records import Estimate
+from ...core.site import Site
 from ...core.statistics import ratio
 from ...engine.capture import Capture, capture
 from ...engine.effect import Effect
@@ -73,7 +74,7 @@ def stability(case: Case) -> Test:
     try:
         first, second = (
             _again(case, case.lens, half, seed).basis
-            for seed, half in enumerate(halves_of(case.captures.train, case.seed))
+            for seed, half in enumerate(halves_of(case.captures.train, case.site, case.seed))
         )
     except LensError as error:
         return void(f"half of the data is too little: {error}")
@@ -87,12 +88,13 @@ def stability(case: Case) -> Test:
     )
 
 
-def halves_of(captured: Capture, seed: int) -> Iterator[Capture]:
-    """Two random halves of a capture that share no base prompt and hold as many bases of either z.
-    Raises `TaskError` for a single base prompt."""
+def halves_of(captured: Capture, site: Site, seed: int) -> Iterator[Capture]:
+    """Two random halves of a capture that share no unit of the site and hold about as many bases of
+    either z. Raises `TaskError` for a single unit."""
     pairs = captured.pairs
+    units = captured.at(site).units
     z = np.array([pair.z[0] if pair.z else 0 for pair in pairs])
-    for number, half in enumerate(pairs.units.halves(z, seed)):
+    for number, half in enumerate(units.halves(z, seed)):
         chosen = tuple(pairs[int(i)] for i in half)
         yield captured.select(PairSet(pairs.name, f"half {number}", chosen), torch.from_numpy(half))
 
@@ -102,7 +104,7 @@ def vacuity(case: Case) -> Test:
     the target in a copy with random matrices, over those that it turns in the model itself."""
     if not _repeatable(case):
         return void("the method is not one that could be run again")
-    pairs = case.captures.test.pairs
+    pairs = case.replay.pairs
     together = PairSet(pairs.name, "all", (*case.captures.train.pairs.pairs, *pairs.pairs))
     count = len(case.captures.train.pairs)
     try:

@@ -37,7 +37,7 @@ def hidden_pathway(case: Case) -> Test:
     delta = case.patch.delta(replay.base, replay.source)
     patched, outside = held(replay, delta, ranges)
     still, usual = held(replay, 0 * delta, ranges)
-    left = ratio((still - patched).numpy(), whole, replay.pairs.units)
+    left = ratio((still - patched).numpy(), whole, replay.units)
     return test_of(
         left,
         f"with the units of the MLPs of {sites[0].layer} to {sites[-1].layer} held where natural "

@@ -33,7 +33,7 @@ def selectivity(case: Case) -> Test:
     answers, patched from clean, over that of the full-component patch."""
     replay = case.replay.subset(slice(SIDE_PAIRS))
     ours, whole = divergences(replay, [case.patch, Full()], without_answers=True)
-    share = ratio(ours, whole, replay.pairs.units)
+    share = ratio(ours, whole, replay.units)
     if share.value is None:
         return void("the whole component changes nothing")
     return test_of(
