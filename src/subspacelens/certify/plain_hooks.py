@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,9 @@ def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iter
 def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
     """Logits (rows, vocabulary) at the last token of the same prompt in every row, on the CPU."""
     tokens = torch.tensor([list(ids)] * rows, device=lens.device)
-    arguments = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    arguments: dict[str, Any] = {
+        "input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False,
+    }  # fmt: skip
     if "logits_to_keep" in signature(lens.model.forward).parameters:
         arguments["logits_to_keep"] = 1
     return lens.model(**arguments).logits[:, -1].cpu()

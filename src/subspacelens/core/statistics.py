@@ -185,8 +185,8 @@ def _newcombe(value: float, ones: int, zeros: int) -> tuple[float, float]:
         return abs(true - value) - critical * np.sqrt(true * (1 - true) * shape / (ones * zeros))
 
     inner = min(max(value, 1e-12), 1 - 1e-12)
-    low = 0.0 if value == 0 else optimize.brentq(beyond, 0.0, inner)
-    high = 1.0 if value == 1 else optimize.brentq(beyond, inner, 1.0)
+    low = 0.0 if value == 0 else optimize.root_scalar(beyond, bracket=(0.0, inner)).root
+    high = 1.0 if value == 1 else optimize.root_scalar(beyond, bracket=(inner, 1.0)).root
     return float(low), float(high)
 
 
