@@ -71,6 +71,7 @@ def make_record(
             iia_pair=Estimate(value=0.0, low=0.0, high=0.0),
         ),
         "tests": _tests(label),
+        "axes": [],
         "verdict": _verdict(label),
         "notes": [
             "Synthetic numbers, made for tests of the report.",
@@ -193,7 +194,8 @@ def _verdict(label: Label) -> Verdict:
     }
     return Verdict(
         label=label,
-        score={"illusory": 0.94, "faithful": 0.08, "undetermined": 0.47}[label],
+        code={"illusory": "fails", "faithful": "holds"}.get(label, "unsure"),
+        score={"illusory": 0.94, "faithful": 0.08}.get(label, 0.47),
         reasons=reasons[label],
         assumptions=[
             "That the component's border is meaningful: another border would split otherwise.",

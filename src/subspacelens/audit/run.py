@@ -41,7 +41,7 @@ class Audit:
 
     @property
     def label(self) -> VerdictName:
-        """`faithful`, `illusory` or `undetermined`."""
+        """`faithful`, `partial`, `mixed`, `illusory` or `undetermined`."""
         return self.record.verdict.label
 
     def save(self, directory: Path | str) -> Path:
@@ -91,12 +91,14 @@ def audit(
 
     How to read what comes back:
 
-    - `result.label` is the verdict. `faithful`: every condition holds clearly. `illusory`: at least
-      one fails clearly, such as that the effect is left without the part that nothing downstream
-      reads. `undetermined`: neither, or there is too little effect or data to say.
-    - `result.record.verdict` has the `reasons` in words with their numbers, the `assumptions`, the
-      strongest `objection`, and a `score` from 0 (faithful) to 1 (illusory) that ranks and decides
-      nothing.
+    - `result.label` is the verdict. `faithful`: the patch writes what nature writes there when z
+      changes. `partial`: so it does, and the whole component does far more. `illusory`: it works
+      through what nothing downstream reads, or where nature does not move. `mixed`: some of either.
+      `undetermined`: neither can be said.
+    - `result.record.verdict` has the `reasons` in words with their numbers, a `code` for them in
+      one word, the `assumptions`, the strongest `objection`, and a `score` from 0 (faithful) to 1
+      (illusory) that ranks and decides nothing. `result.record.axes` says it of each axis of a
+      subspace of several dimensions.
     - `result.record.effects` has a row for each patch: `full` replaces the whole component,
       `subspace` is the patch under audit, `row` and `null` are only its part that is read
       downstream and only the part that is not, `read_row` and `read_null` write the whole subspace

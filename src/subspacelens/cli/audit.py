@@ -69,7 +69,7 @@ def audit(
     tests: Tests = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
-    """Fit a subspace at each site, or take one, and say: faithful, illusory or undetermined.
+    """Fit a subspace at each site, or take one, and say: faithful, illusory, or what else.
 
     Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. A site that
     fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. Without options

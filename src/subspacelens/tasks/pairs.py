@@ -3,12 +3,14 @@
     {"base": "The capital of France is", "source": "The capital of Italy is",
      "answer": " Paris", "target": " Rome",
      "tokens": {"subject": {"base": [15, 21], "source": [15, 20]}},
-     "template": "capital", "z": {"base": 0, "source": 1}}
+     "template": "capital", "z": {"base": 0, "source": 1}, "group": "Europe"}
 
 `answer` is right for the base, `target` is expected once the feature z comes from the source;
 each is one token, written with its leading space if the prompt ends without one. `tokens` gives
 characters [start, end) for each label, which names the last token that they touch; `END`, the
-last token, is always there. `tokens`, `template` and `z` may be left out.
+last token, is always there. Pairs of one `group` are no independent draws and stay on one side of a
+split. `tokens`, `template`, `z` and `group` may be left out; z is told by the answers where a file
+has no z and these are but two tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +56,7 @@ class _Line(_Strict):
     tokens: Mapping[str, _Span] = {}
     template: str = ""
     z: _Z | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,20 @@ class _Row:
     pair: Pair
 
     @property
-    def prompts(self) -> tuple[Hashable, Hashable]:
-        return self.pair.base.ids, self.pair.source.ids
+    def prompts(self) -> tuple[Hashable, ...]:
+        """What no two splits may share."""
+        prompts = (self.pair.base.ids, self.pair.source.ids)
+        return (*prompts, ("group", self.pair.group)) if self.pair.group else prompts
+
+    @property
+    def beginnings(self) -> tuple[Hashable, ...]:
+        """The same, with the prompts up to each label where base and source differ by then."""
+        base, source = self.pair.base, self.pair.source
+        ends = {
+            label: (c + 1, source.columns.get(label, c) + 1) for label, c in base.columns.items()
+        }
+        cut = [(base.ids[:b], source.ids[:s]) for b, s in ends.values()]
+        return (*self.prompts, *(ids for both in cut if both[0] != both[1] for ids in both))
 
 
 def read_pairs(
@@ -92,9 +107,10 @@ def pairs_task(
 
     Without `test`, the pairs of `train` are divided:
 
-    - Pairs that share a base or source prompt stay together. Such groups go to the test, in an
-      order that depends on the prompts' text alone, until it has a third of the pairs; the
-      largest group always stays in train.
+    - Pairs that share a base or source prompt, or its tokens up to a label, or a group, stay
+      together. Such sets go to the test, in an order that depends on the prompts' text alone, until
+      it has a third of the pairs; the largest always stays in train. Where tokens up to labels join
+      more than two thirds of the pairs, whole prompts decide instead.
     - Before that, without `held_out` and with three templates or more, the last third of the
       templates, by first appearance and rounded down, becomes the held-out split. Templates that
       share a prompt count as one.
@@ -139,12 +155,26 @@ def _read(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
     first: dict[Hashable, str] = {}
     for where, text in _lines(path, content):
         row = _Row(where, _pair(_parse(text, where), tokenizer, where))
-        if (earlier := first.setdefault(row.prompts, where)) != where:
+        if (earlier := first.setdefault((row.pair.base.ids, row.pair.source.ids), where)) != where:
             raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
         rows.append(row)
     if not rows:
         raise TaskError(f"{path}: no pairs: write one JSON object a line")
-    return rows
+    return _with_z(rows)
+
+
+def _with_z(rows: list[_Row]) -> list[_Row]:
+    """Where no pair has z and all answers and targets are two tokens, z is 1 for the one with the
+    larger id."""
+    pairs = [row.pair for row in rows]
+    tokens = sorted({token for pair in pairs for token in (pair.answer, pair.target)})
+    if len(tokens) != 2 or any(pair.z for pair in pairs):
+        return rows
+    z = {token: value for value, token in enumerate(tokens)}
+    return [
+        replace(row, pair=replace(row.pair, z=(z[row.pair.answer], z[row.pair.target])))
+        for row in rows
+    ]
 
 
 def _lines(path: Path, content: bytes) -> Iterator[tuple[str, str]]:
@@ -233,7 +263,7 @@ def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
     z = line.z and (line.z.base, line.z.source)
     return Pair(
         base=base, source=source, answer=answer, target=target, template=line.template, z=z,
-        where=where,
+        group=line.group, where=where,
     )  # fmt: skip
 
 
@@ -250,10 +280,13 @@ def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
 
 def _divide_prompts(rows: Sequence[_Row], path: Path) -> tuple[list[_Row], list[_Row]]:
     """About two thirds of the rows, and the rest, without a prompt in common."""
-    roots = _joined(row.prompts for row in rows)
-    groups: dict[Hashable, list[_Row]] = {}
-    for row, root in zip(rows, roots, strict=True):
-        groups.setdefault(root, []).append(row)
+    for keys in ([row.beginnings for row in rows], [row.prompts for row in rows]):
+        roots = _joined(keys)
+        groups: dict[Hashable, list[_Row]] = {}
+        for row, root in zip(rows, roots, strict=True):
+            groups.setdefault(root, []).append(row)
+        if 3 * max(map(len, groups.values())) <= 2 * len(rows):
+            break
     if len(groups) < 2:
         raise TaskError(
             f"{path}: the pairs cannot be divided into train and test, for all of them share "
@@ -295,9 +328,10 @@ def _refuse_shared_prompts(*splits: Sequence[_Row]) -> None:
         for row in rows:
             for prompt in row.prompts:
                 if prompt in earlier:
+                    what = "group" if prompt == ("group", row.pair.group) else "prompt"
                     raise TaskError(
-                        f"{row.where}: shares a prompt with {earlier[prompt]}, which is in another "
-                        "split: keep a prompt in one split only"
+                        f"{row.where}: shares a {what} with {earlier[prompt]}, which is in another "
+                        f"split: keep a {what} in one split only"
                     )
         earlier |= {prompt: row.where for row in rows for prompt in row.prompts}
 

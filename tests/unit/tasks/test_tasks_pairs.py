@@ -340,6 +340,53 @@ def test_no_prompt_is_on_two_sides(tmp_path_factory, edges):
         assert not known & {pair.template for pair in task.held_out or ()}
 
 
+def labelled(n: int, first: str, **more) -> dict:
+    """A pair whose label X ends with the first word: base and source differ by then."""
+    prompts = {"base": f"{first} word {n}", "source": f"Rome {first} word {n}"}
+    spans = {"base": (0, len(first)), "source": (0, 5 + len(first))}
+    return numbered(n) | prompts | {"tokens": {"X": spans}} | more
+
+
+def test_prompts_that_share_their_tokens_up_to_a_label_stay_together(tmp_path):
+    lines = [labelled(n, ("Paris", "London", "Berlin")[n % 3]) for n in range(12)]
+    task = pairs_task(TOKENIZER, write(tmp_path / "p", *lines))
+    assert (len(task.train), len(task.test)) == (8, 4)
+    assert task.test.apart_from(task.train, "X") == [0, 1, 2, 3]
+    assert task.train.units_at("X").count == 2 and task.train.units_at("END").count == 8
+
+
+def test_where_tokens_up_to_labels_join_all_whole_prompts_decide(tmp_path):
+    path = write(tmp_path / "p", *(labelled(n, "Paris") for n in range(12)))
+    task = pairs_task(TOKENIZER, path)
+    check_division(task, path)
+    assert len(task.test) == 4 and task.test.apart_from(task.train, "X") == []
+
+
+def test_a_group_stays_on_one_side(tmp_path):
+    lines = [numbered(n) | {"group": f"g{n % 4}"} for n in range(20)]
+    task = pairs_task(TOKENIZER, write(tmp_path / "p", *lines))
+    groups = [{pair.group for pair in part} for part in (task.train, task.test)]
+    assert not groups[0] & groups[1]
+    assert [len(part) for part in groups] == [part.units_at("END").count for part in
+                                              (task.train, task.test)]  # fmt: skip
+    train, test = (write(tmp_path / name, numbered(n) | {"group": "g"}) for n, name in
+                   enumerate(("train", "test")))  # fmt: skip
+    with raises(f"{test}, line 1: shares a group with {train}, line 1"):
+        pairs_task(TOKENIZER, train, test)
+
+
+def test_two_answers_tell_z(tmp_path):
+    lines = [numbered(n) for n in range(4)]
+    a, b = lines[0]["answer"], lines[0]["target"]
+    lines[1] |= {"answer": b, "target": a}
+    pairs = read_pairs(write(tmp_path / "p", *lines), TOKENIZER)
+    assert {pair.z for pair in pairs} == {(0, 1), (1, 0)}
+    assert pairs[1].z == pairs[0].z[::-1] == pairs[2].z[::-1]
+    given = lines[0] | {"z": {"base": 1, "source": 0}}
+    pairs = read_pairs(write(tmp_path / "p", given, *lines[1:]), TOKENIZER)
+    assert [pair.z for pair in pairs] == [(1, 0), None, None, None]
+
+
 def test_the_largest_group_stays_in_train(tmp_path):
     lines = [numbered(n) | {"base": "word"} for n in range(20)] + [numbered(99)]
     task = pairs_task(TOKENIZER, write(tmp_path / "p", *lines))
