@@ -15,7 +15,7 @@ from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
 from .fit.subspace import Subspace
-from .measure.maps import PatchingMap, patching_map
+from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
@@ -35,6 +35,7 @@ __all__ = [
     "Example",
     "Grid",
     "IllusionMap",
+    "InstantMap",
     "LensError",
     "LensModel",
     "ModelError",
@@ -60,6 +61,7 @@ __all__ = [
     "doctor_rows",
     "embedded_facts",
     "fit",
+    "instant_map",
     "ioi",
     "known_facts",
     "load_audit",

@@ -43,12 +43,13 @@ def map_command(
     shifted: Shifted = False,
     out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
 ) -> None:
-    """Find where to look: the effect of patching whole components, at every layer.
+    """Find where to look: the effect of patching whole components, at every layer, and beside it
+    what DAS would find there and how much of that is illusion.
 
-    Writes OUT/map.json, OUT/map.svg and OUT/map.html. By default the streams resid_post, mlp_act,
-    attn_out and head_z at S2 and END.
+    Writes OUT/map.json, OUT/instant.json, OUT/map.svg and OUT/map.html. By default the streams
+    resid_post, mlp_act, attn_out and head_z at S2 and END.
     """
-    from ..measure.maps import patching_map
+    from ..measure.maps import instant_map, patching_map
     from ..report.map_page import write_map_page
 
     budget = bytes_of(memory)
@@ -60,7 +61,11 @@ def map_command(
             lens, chosen.test, streams, label or ["S2", "END"],
             shifted=shifted, memory=budget, limit=pairs,
         )  # fmt: skip
-    page = write_map_page(effects, out)
+        instant = instant_map(
+            lens, chosen.test, streams, effects.labels,
+            shifted=shifted, memory=budget, limit=pairs,
+        )  # fmt: skip
+    page = write_map_page(effects, out, instant)
     say(f"strongest: {', '.join(effects.best(8))}")
     say(f"map: {page}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.errors import TaskError
+from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
 from .printing import say
@@ -33,6 +33,29 @@ def survey(
     das: Annotated[
         bool, typer.Option("--das", help="Also fit and audit DAS at every MLP; takes long.")
     ] = False,
+    instant: Annotated[
+        bool,
+        typer.Option(
+            "--instant",
+            help="Predict instead, in seconds and at every stream: what the whole component does, "
+            "what DAS would find, and how much of that is illusion.",
+        ),
+    ] = False,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(help="With --instant: a stream, by default all; may be given several times."),
+    ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --instant: at so many of the strongest sites, average the gradient along "
+            "the path of the patch.",
+        ),
+    ] = 0,
+    dim: Annotated[
+        int, typer.Option(min=1, help="With --instant: dimensions of what DAS would find.")
+    ] = 1,
     pairs: Pairs = 64,
     steps: Steps = 16,
     workers: Workers = None,
@@ -47,11 +70,53 @@ def survey(
     """Draw the illusion map: the layers at which DAS must not be trusted on this model and task.
 
     Writes OUT/report.html, survey.json, survey.md and illusions.svg; with --das the sweep is kept
-    in OUT/das, and the same command goes on where it was stopped.
+    in OUT/das, and the same command goes on where it was stopped. With --instant it writes
+    OUT/instant.json and OUT/instant.html.
     """
+    if instant:
+        if das:
+            raise LensError("--instant predicts what --das fits: give one of them")
+        _instant(model, task, label, stream, refine, dim, pairs, device, dtype, memory, shifted,
+                 out)  # fmt: skip
+        return
+    if stream or refine or dim != 1:
+        raise LensError("--stream, --refine and --dim go with --instant")
     parts = ("weights", "das") if das else ("weights",)
     _run(model, task, label, parts, pairs, steps, 10, workers, None, device, dtype, memory,
          shifted, out)  # fmt: skip
+
+
+def _instant(
+    model, task, label, stream, refine, dim, pairs, device, dtype, memory, shifted, out
+) -> None:
+    from ..measure.maps import instant_map
+    from ..report.instant_page import promise, reading, write_instant_page
+
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        lens, chosen, shifted = _prepared(model, task, shifted, device, dtype)
+        found = instant_map(
+            lens, chosen.test, stream, label, dim=dim, refine=refine, shifted=shifted,
+            memory=budget, limit=pairs,
+        )  # fmt: skip
+    page = write_instant_page(found, out)
+    for score in found.strongest(8):
+        say(f"{score.site}: {promise(score, found.measure).replace('<br>', ', ')}")
+    for name in found.labels:
+        say(f"{name}: {reading(found, name)}")
+    say(f"report: {page}")
+
+
+def _prepared(model: str, task: str, shifted: bool, device: str | None, dtype: str):
+    """The model, the task, and whether its labels may stand in different columns."""
+    from ..model.loading import load_model
+    from ..sweep.plan import FACTS, known_fact_task
+
+    if task != FACTS:
+        return *prepared(model, task, None, None, 0, device, dtype), shifted
+    lens = load_model(model, device=device, dtype=dtype)
+    return lens, known_fact_task(lens), True
 
 
 def reproduce_prevalence(
@@ -90,26 +155,20 @@ def _run(
     shifted, out,
 ) -> None:  # fmt: skip
     from ..engine.text import read_corpus
-    from ..model.loading import load_model
     from ..report.survey_page import markdown, reading, write_survey
     from ..studies.prevalence import prevalence
     from ..sweep.grid import TaskSpec
-    from ..sweep.plan import FACTS, known_fact_task
+    from ..sweep.plan import FACTS
     from ..tasks.facts import SUBJECT
 
     budget = bytes_of(memory)
     writable(out)
-    facts = task == FACTS
-    if facts and "das" in parts:
+    if task == FACTS and "das" in parts:
         raise TaskError(
             "facts have no direction in common for DAS to find: leave out --das, or use --no-das"
         )
     with showing_progress():
-        if facts:
-            lens = load_model(model, device=device, dtype=dtype)
-            chosen, shifted = known_fact_task(lens), True
-        else:
-            lens, chosen = prepared(model, task, None, None, 0, device, dtype)
+        lens, chosen, shifted = _prepared(model, task, shifted, device, dtype)
         labels = label or [n for n in ("S2", SUBJECT, "END") if n in chosen.test.labels]
         unknown = [name for name in labels if name not in chosen.test.labels]
         if unknown:

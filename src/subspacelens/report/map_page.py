@@ -10,13 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..core.files import write_atomically
-from ..core.format import fixed, short
-from ..measure.maps import PatchingMap, SiteEffect
+from ..core.format import fixed
+from ..measure.maps import InstantMap, PatchingMap, SiteEffect
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
-
-_MOST_NUMBERED = 12
-"""A picture of more columns has no numbers in its tiles: they would not fit on a phone."""
+from .figures import BLUE, GREY, ORANGE, TEXT, safe
+from .instant_page import promise, promise_plots
+from .tiles import tiles
 
 _UNITS = {"fldd": "FLDD", "nats": "nats"}
 
@@ -38,28 +37,35 @@ class Panel:
     effects: dict[tuple[int, int], SiteEffect] = field(repr=False)
 
 
-def write_map_page(map: PatchingMap, directory: Path) -> Path:
-    """Writes `directory`/map.json, map.svg and map.html, and returns the path of the last.
+def write_map_page(
+    map: PatchingMap, directory: Path, instant: InstantMap | None = None
+) -> Path:
+    """Writes `directory`/map.json, map.svg and map.html, and returns the path of the last; with the
+    `instant` map of the same sites also instant.json, and what it says stands beside.
 
     Raises `ResultError` where one cannot be written.
     """
     map.save(directory / "map.json")
+    if instant is not None:
+        instant.save(directory / "instant.json")
     write_atomically(directory / "map.svg", svg(map).encode())
     target = directory / "map.html"
-    write_atomically(target, render_map(map).encode())
+    write_atomically(target, render_map(map, instant).encode())
     return target
 
 
-def render_map(map: PatchingMap) -> str:
+def render_map(map: PatchingMap, instant: InstantMap | None = None) -> str:
     """The map as one HTML document that needs no network."""
     return document(
         "map.html.j2",
         title=f"Patching map: {map.task} in {map.model.id}",
         map=map,
+        instant=instant,
         plots={
-            label: [Plot.of(heatmap(panel), words(panel)) for panel in panels(map, label)]
+            label: [Plot.of(heatmap(panel, instant), words(panel)) for panel in panels(map, label)]
             for label in map.labels
         },
+        promises={label: promise_plots(instant, label) if instant else [] for label in map.labels},
         readings={label: readings(map, label) for label in map.labels},
         strongest={
             label: [map.strongest(3, label=label, stream=stream) for stream in map.streams]
@@ -101,52 +107,11 @@ def panels(map: PatchingMap, label: str) -> list[Panel]:
     return drawn
 
 
-def heatmap(panel: Panel) -> go.Figure:
+def heatmap(panel: Panel, instant: InstantMap | None = None) -> go.Figure:
     """Layers by columns: blue moves the answer towards the source's, orange away from it."""
-    layers, columns = panel.values.shape
-    tall = max(9, min(19, 1200 // layers))
-    numbered = columns <= _MOST_NUMBERED and tall >= 14
-    figure = blank(height=tall * layers + 130)
-    figure.add_heatmap(
-        z=[[None if np.isnan(x) else x for x in row] for row in panel.values.tolist()],
-        x=list(panel.columns),
-        y=list(range(layers)),
-        customdata=[
-            [_hover(panel.effects.get((layer, column))) for column in range(columns)]
-            for layer in range(layers)
-        ],
-        text=[
-            [short(x) if numbered and abs(x) > 0.03 * panel.end else "" for x in row]
-            for row in panel.values.tolist()
-        ],
-        texttemplate="%{text}",
-        textfont={"size": 10},
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=1,
-        ygap=1,
-        zmin=-panel.end,
-        zmax=panel.end,
-        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
-        colorbar={
-            "orientation": "h",
-            "x": 0.5,
-            "y": 1,
-            "yanchor": "bottom",
-            "thickness": 8,
-            "len": 1,
-            "outlinewidth": 0,
-            "nticks": 5,
-            "title": {"text": panel.unit, "side": "top"},
-            "tickfont": {"size": 11},
-        },
-    )
-    title = "attention head (head_z)" if panel.heads else "stream"
-    figure.update_xaxes(
-        type="category", showgrid=False, zeroline=False, tickangle=0, title_text=title
-    )
-    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, title_text="layer")
-    return figure
+    hover = {place: _hover(effect, instant) for place, effect in panel.effects.items()}
+    ends = -panel.end, panel.end
+    return tiles(panel.values, panel.columns, hover, panel.unit, ends, heads=panel.heads)
 
 
 def words(panel: Panel) -> str:
@@ -214,10 +179,10 @@ def svg(map: PatchingMap) -> str:
     )
 
 
-def _hover(effect: SiteEffect | None) -> str:
-    if effect is None:
-        return ""
+def _hover(effect: SiteEffect, instant: InstantMap | None) -> str:
     numbers = [f"{fixed(effect.nats)} nats", f"IIA {fixed(effect.iia)}"]
     if not np.isnan(effect.fldd):
         numbers = [f"FLDD {fixed(effect.fldd)}", *numbers]
+    if instant is not None:
+        numbers.append(promise(instant.at(effect.site), instant.measure))
     return "<br>".join([f"<b>{safe(str(effect.site))}</b>", *numbers])

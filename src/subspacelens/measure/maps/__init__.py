@@ -1,6 +1,17 @@
-"""Patching maps: where to look first."""
+"""Maps: where to look first, and what will be found there."""
 
+from .instant import InstantMap, SiteScore, StreamScores, instant_map
 from .making import DEFAULT_PAIRS, patching_map
 from .value import PatchingMap, SiteEffect, StreamEffects
 
-__all__ = ["DEFAULT_PAIRS", "PatchingMap", "SiteEffect", "StreamEffects", "patching_map"]
+__all__ = [
+    "DEFAULT_PAIRS",
+    "InstantMap",
+    "PatchingMap",
+    "SiteEffect",
+    "SiteScore",
+    "StreamEffects",
+    "StreamScores",
+    "instant_map",
+    "patching_map",
+]

@@ -58,20 +58,18 @@ def patching_map(
     """
     started = time.perf_counter()
     streams, labels = tuple(dict.fromkeys(streams)), tuple(dict.fromkeys(labels))
-    if not streams:
-        raise SiteError(f"no stream to map: give some of {', '.join(STREAMS)}")
     if not labels:
         raise TaskError(f"no label to map: task {pairs.name} has {', '.join(pairs.labels)}")
     if limit is not None and limit < 1:
         raise TaskError(f"limit={limit}: a map needs at least one pair")
     pairs = pairs[:limit]
-    sites = [site for label in labels for site in _sites(lens, streams, label)]
+    sites = sites_of(lens, streams, labels)
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
-    require_streams(lens, _sites(lens, streams, labels[0]))
+    require_streams(lens, [site for site in sites if site.label == labels[0]])
     memory = memory or free_memory(lens.device) // 4
     effects = {
-        (label, stream): StreamEffects.empty(len(lens.map.blocks), _heads(lens, stream))
+        (label, stream): StreamEffects.empty(len(lens.map.blocks), heads_of(lens, stream))
         for label, stream in product(labels, streams)
     }
     groups = capture_groups(lens, pairs, sites, memory)
@@ -109,22 +107,27 @@ def patching_map(
     )
 
 
-def _sites(lens: LensModel, streams: tuple[str, ...], label: str) -> list[Site]:
-    """All layers that have each stream, lowest layer first, whole `head_z` for its heads."""
+def sites_of(lens: LensModel, streams: tuple[str, ...], labels: tuple[str, ...]) -> list[Site]:
+    """Label by label all layers that have each stream, lowest layer first, whole `head_z` for its
+    heads. Raises `SiteError` for no stream, and for one that no layer has."""
+    if not streams:
+        raise SiteError(f"no stream to map: give some of {', '.join(STREAMS)}")
     blocks = lens.map.blocks
-    for stream in streams:
+    for stream, label in product(streams, labels):
         first = Site(0, stream, label)
         if all(stream in block.missing for block in blocks):
             lens.map.block(first)
     return [
         Site(layer, stream, label)
+        for label in labels
         for layer, block in enumerate(blocks)
         for stream in streams
         if stream not in block.missing
     ]
 
 
-def _heads(lens: LensModel, stream: str) -> int:
+def heads_of(lens: LensModel, stream: str) -> int:
+    """How many sites a layer has at most in a stream."""
     return max(block.n_heads for block in lens.map.blocks) if stream == "head_z" else 1
 
 

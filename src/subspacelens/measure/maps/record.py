@@ -1,8 +1,9 @@
-"""Schema `subspacelens.map/1`: a patching map as it stands in `map.json`."""
+"""Schemas of maps: a patching map as it stands in `map.json`, an instant one in `instant.json`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,17 +12,16 @@ from ...core.records import ModelRecord, Record
 from ...core.site import STREAMS
 
 SCHEMA = "subspacelens.map/1"
+INSTANT_SCHEMA = "subspacelens.instant/1"
+
+Rows = list[list[float | None]]
 
 
-class StreamRecord(Record):
+class StreamCells(Record):
     """`[layer][0]`, of `head_z` `[layer][head]`, of each metric; None where there is no value."""
 
-    fldd: list[list[float | None]]
-    nats: list[list[float | None]]
-    iia: list[list[float | None]]
-
     @classmethod
-    def of(cls, **metrics: np.ndarray) -> StreamRecord:
+    def of(cls, **metrics: np.ndarray) -> Self:
         return cls(
             **{
                 name: [[None if np.isnan(x) else x for x in row] for row in values.tolist()]
@@ -31,6 +31,21 @@ class StreamRecord(Record):
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: np.array(rows, dtype=float) for name, rows in self}
+
+
+class StreamRecord(StreamCells):
+    fldd: Rows
+    nats: Rows
+    iia: Rows
+
+
+class StreamScoresRecord(StreamCells):
+    whole: Rows
+    das: Rows
+    whole_fldd: Rows
+    das_fldd: Rows
+    cosine: Rows
+    illusion: Rows
 
 
 class MapTask(Record):
@@ -46,22 +61,20 @@ class MapClean(Record):
     top_answer: float
 
 
-class MapRecord(Record):
-    """Schema `subspacelens.map/1`, as it stands in `map.json`."""
+class GridRecord(Record):
+    """What all maps have."""
 
-    schema_: Literal["subspacelens.map/1"] = Field(alias="schema")
     model: ModelRecord
     task: MapTask
     clean: MapClean
     labels: list[str] = Field(min_length=1)
     streams: list[str] = Field(min_length=1)
     layers: int = Field(ge=1)
-    effects: dict[str, dict[str, StreamRecord]]
-    captures: int = Field(ge=1)
+    effects: Mapping[str, Mapping[str, StreamCells]]
     seconds: float
 
     @model_validator(mode="after")
-    def _complete(self) -> MapRecord:
+    def _complete(self) -> Self:
         unknown = set(self.streams) - set(STREAMS)
         if unknown:
             raise ValueError(f"unknown stream {', '.join(sorted(unknown))}")
@@ -74,10 +87,29 @@ class MapRecord(Record):
             if set(streams) != set(self.streams):
                 raise ValueError(f"effects of {label} are not those of the streams")
             for stream, values in streams.items():
-                width = 1 if stream != "head_z" else max([1, *map(len, values.nats)])
-                for _, rows in values:
+                every = [rows for _, rows in values]
+                width = 1 if stream != "head_z" else max([1, *map(len, every[0])])
+                for rows in every:
                     if len(rows) != self.layers or any(len(row) != width for row in rows):
                         raise ValueError(
                             f"effects of {stream} at {label} are not {self.layers} layers x {width}"
                         )
         return self
+
+
+class MapRecord(GridRecord):
+    """Schema `subspacelens.map/1`, as it stands in `map.json`."""
+
+    schema_: Literal["subspacelens.map/1"] = Field(alias="schema")
+    effects: dict[str, dict[str, StreamRecord]]
+    captures: int = Field(ge=1)
+
+
+class InstantRecord(GridRecord):
+    """Schema `subspacelens.instant/1`, as it stands in `instant.json`."""
+
+    schema_: Literal["subspacelens.instant/1"] = Field(alias="schema")
+    effects: dict[str, dict[str, StreamScoresRecord]]
+    dim: int = Field(ge=1)
+    refined: list[str]
+    passes: int = Field(ge=1)
