@@ -1,10 +1,16 @@
-"""The engine measured against others that do the same, the audit against planted truth."""
+"""The engine measured against others that do the same, the audit against planted truth, the instant
+map against fits."""
 
 from .audit import bench_audit
 from .engine import bench_engine, profile_step
 from .facts import bench_facts
+<<<<<<< HEAD
 from .figure import growth_figure, roc_figure
 from .fits import bench_fits
+=======
+from .figure import calibration_figure, growth_figure, roc_figure
+from .instant import bench_instant, instant_table
+>>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
 from .table import audit_table
 
 __all__ = [
@@ -12,8 +18,14 @@ __all__ = [
     "bench_audit",
     "bench_engine",
     "bench_facts",
+<<<<<<< HEAD
     "bench_fits",
+=======
+    "bench_instant",
+    "calibration_figure",
+>>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
     "growth_figure",
+    "instant_table",
     "profile_step",
     "roc_figure",
 ]

@@ -1,4 +1,5 @@
-"""Pictures: how an engine step's cost grows, and how well the audit tells illusions."""
+"""Pictures: how an engine step's cost grows, how well the audit tells illusions, and how well the
+instant map predicts."""
 
 from __future__ import annotations
 
@@ -74,4 +75,48 @@ def roc_figure(result: dict) -> Figure:
     figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1])
     figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02])
     figure.update_layout(template="plotly_white", width=640, height=400, margin_t=20)
+    return figure
+
+
+def calibration_figure(result: dict) -> Figure:
+    """Seen against predicted, from the result of `bench_instant`: whole component, DAS and share of
+    illusion, of first order above and refined below; on the line the prediction is right."""
+    from plotly.subplots import make_subplots
+
+    from .instant import MODES, QUANTITIES, points
+
+    names = {"whole": "whole component, FLDD", "das": "DAS, FLDD", "illusion": "share of illusion"}
+    modes = {"first": "first order", "refined": "refined"}
+    figure = make_subplots(
+        rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.14,
+        subplot_titles=[f"{names[q]}: {modes[m]}" for m in MODES for q in QUANTITIES],
+    )  # fmt: skip
+    tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
+    colours = dict(zip(tasks, ("#3a86c8", "#d5692a", "#8d6cc9", "#b8922a"), strict=False))
+    for row, mode in enumerate(MODES, 1):
+        for col, quantity in enumerate(QUANTITIES, 1):
+            _, *both = points(result["rows"], mode, quantity)
+            ends = [
+                min([0.0, *map(min, filter(len, both))]),
+                max([1.0, *map(max, filter(len, both))]),
+            ]
+            figure.add_scatter(
+                x=ends, y=ends, mode="lines", line=dict(color="#888888", dash="dot"),
+                showlegend=False, row=row, col=col,
+            )  # fmt: skip
+            for task in tasks:
+                there, predicted, seen = points(
+                    [r for r in result["rows"] if r["task"] == task], mode, quantity
+                )
+                figure.add_scatter(
+                    x=predicted, y=seen, mode="markers", name=task, legendgroup=task,
+                    showlegend=row == col == 1, text=[r["site"] for r in there],
+                    marker=dict(color=colours.get(task, "#868d97"), size=6, opacity=0.75),
+                    row=row, col=col,
+                )  # fmt: skip
+            figure.update_xaxes(title_text="predicted", row=row, col=col)
+    for row in (1, 2):
+        figure.update_yaxes(title_text="seen", row=row, col=1)
+    figure.update_annotations(font_size=12)
+    figure.update_layout(template="plotly_white", width=1000, height=680, legend_orientation="h")
     return figure

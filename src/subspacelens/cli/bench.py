@@ -11,7 +11,7 @@ from rich.table import Column
 from ..core.errors import LensError
 from ..core.progress import showing_progress
 from ..core.site import Site
-from .options import Device, Dtype, Model, Seed, writable
+from .options import Device, Dtype, FitOptions, Model, Seed, writable
 from .printing import PlainTable, say
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
@@ -176,14 +176,32 @@ def bench_facts_command(
     table.show()
 
 
+<<<<<<< HEAD
 @commands.command("fits")
 def bench_fits_command(
     model: Model = "smollm2",
+=======
+@commands.command("instant")
+def bench_instant_command(
+    model: Model = "smollm2",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task as for `audit`; may be given several times. By default ioi, agreement and "
+            "pronoun."
+        ),
+    ] = None,
+    sites: Annotated[int, typer.Option(min=1, help="Sites of each task.")] = 64,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, and to judge on.")] = 64,
+    fit_option: FitOptions = None,
+    seed: Seed = 0,
+>>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
     device: Device = None,
     dtype: Dtype = "float32",
     quick: Annotated[
         bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
     ] = False,
+<<<<<<< HEAD
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.")
     ] = None,
@@ -219,6 +237,39 @@ def bench_fits_command(
             *(f"{each['seconds']:.1f}" for each in recipes),
         )
     table.show()
+=======
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-instant"),
+) -> None:
+    """Judge the instant map against fitted DAS and the replayed whole component.
+
+    Writes OUT/instant.json, OUT/instant.md and OUT/calibration.html, and every site when it is
+    done: the same command goes on where it was stopped. Takes as long as its DAS fits.
+    """
+    import json
+
+    from ..bench import bench_instant, calibration_figure, instant_table
+    from ..core.files import write_atomically
+    from ..fit import named
+    from ..model.loading import load_model
+    from ..tasks.named import NAMES, named_task
+
+    given = (text.partition("=") for text in fit_option or ())
+    options = named("das").read_options({key: value for key, _, value in given})
+    if quick:
+        sites, pairs = min(sites, 6), min(pairs, 8)
+    writable(out)
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype)
+        tasks = [named_task(lens.tokenizer, name) for name in task or NAMES]
+        result = bench_instant(
+            lens, tasks, out, sites=sites, pairs=pairs, options=options, seed=seed
+        )
+    table, picture = instant_table(result), calibration_figure(result)
+    write_atomically(out / "instant.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "instant.md", table.encode())
+    write_atomically(out / "calibration.html", picture.to_html(include_plotlyjs=True).encode())
+    say(table)
+>>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
 
 
 @commands.command("crash")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..core.files import write_atomically
 from ..core.format import fixed
 from ..measure.maps import InstantMap, SiteScore
 from .document import Plot, document
-from .figures import BLUE, ORANGE, safe
+from .figures import BLUE, GREY, ORANGE, TEXT, safe
 from .tiles import DIVERGING, PALE, tiles
 
 UNITS = {"fldd": "FLDD", "nats": "nats"}
@@ -24,9 +25,10 @@ _TITLES = {"whole": "whole component, predicted", "das": "best subspace, predict
 
 
 def write_instant_page(map: InstantMap, directory: Path) -> Path:
-    """Writes `directory`/instant.json and instant.html, and returns the path of the page. Raises
-    `ResultError` where one cannot be written."""
+    """Writes `directory`/instant.json, instant.svg and instant.html, and returns the path of the
+    last. Raises `ResultError` where one cannot be written."""
     map.save(directory / "instant.json")
+    write_atomically(directory / "instant.svg", svg(map).encode())
     target = directory / "instant.html"
     write_atomically(target, render_instant(map).encode())
     return target
@@ -100,6 +102,53 @@ def heatmap(map: InstantMap, label: str, streams: tuple[str, ...], what: str) ->
     end = _end(map, streams)
     unit = f"{_TITLES[what]}, {UNITS[map.measure]}"
     return tiles(measured, columns, hover, unit, (-end, end), heads=heads, colours=DIVERGING)
+
+
+def svg(map: InstantMap) -> str:
+    """Both in one picture, to be read on white and on black: a tile is the stronger the more DAS
+    would find, and goes from blue to orange with the share of illusion."""
+    tall, top, left = 14, 64, 40
+    drawn: list[str] = []
+
+    def write(x: float, y: float, text: str, more: str = "") -> None:
+        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{safe(text)}</text>')
+
+    best = max((score.das for score in map.sites()), default=0.0)
+    for label, stream in product(map.labels, map.streams):
+        arrays = map.effects[label, stream].arrays
+        heads = arrays["das"].shape[1]
+        wide = tall if stream == "head_z" else 3 * tall
+        if stream == map.streams[0]:
+            write(left, 16, label, 'font-weight="bold"')
+            write(left, 32, "strength: what DAS would find; blue: feature, orange: illusion")
+        middle = left + wide * heads / 2
+        write(middle, 58, stream.removeprefix("resid_"), 'text-anchor="middle"')
+        for layer, head in product(range(map.layers), range(heads)):
+            if layer % 5 == 0 and head == 0 and stream == map.streams[0]:
+                write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
+            score = {name: values[layer, head] for name, values in arrays.items()}
+            if np.isnan(score["das"]):
+                continue
+            strength = score["das"] / best if best > 0 else 0.0
+            share = score["illusion"]
+            fill = GREY if np.isnan(share) or strength < NOTHING else mixed(share)
+            drawn.append(
+                f'<rect x="{left + wide * head}" y="{top + tall * layer}" width="{wide - 1}" '
+                f'height="{tall - 1}" fill="{fill}" fill-opacity="{max(strength, 0.08):.3f}"/>'
+            )
+        left += wide * heads + (50 if stream == map.streams[-1] else 8)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" '
+        f'height="{top + tall * map.layers + 8}" font-family="sans-serif" font-size="10" '
+        f'fill="{TEXT}">{"".join(drawn)}</svg>\n'
+    )
+
+
+def mixed(share: float) -> str:
+    """The colour between blue (0) and orange (1)."""
+    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (BLUE, ORANGE)]
+    parts = [round(a + share * (b - a)) for a, b in zip(*ends, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in parts)
 
 
 def promise(score: SiteScore, measure: str) -> str:

@@ -37,9 +37,7 @@ class Panel:
     effects: dict[tuple[int, int], SiteEffect] = field(repr=False)
 
 
-def write_map_page(
-    map: PatchingMap, directory: Path, instant: InstantMap | None = None
-) -> Path:
+def write_map_page(map: PatchingMap, directory: Path, instant: InstantMap | None = None) -> Path:
     """Writes `directory`/map.json, map.svg and map.html, and returns the path of the last; with the
     `instant` map of the same sites also instant.json, and what it says stands beside.
 

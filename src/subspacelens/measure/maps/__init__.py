@@ -1,7 +1,8 @@
 """Maps: where to look first, and what will be found there."""
 
-from .instant import InstantMap, SiteScore, StreamScores, instant_map
+from .instant import InstantMap, SiteScore, StreamScores
 from .making import DEFAULT_PAIRS, patching_map
+from .scoring import instant_map
 from .value import PatchingMap, SiteEffect, StreamEffects
 
 __all__ = [
