@@ -56,8 +56,9 @@ def bench_instant(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judges the map at `sites` sites of every task, but for those where base and source are the
-    same, with `pairs` pairs to fit on and as many to judge on. `options` are those of the fit `das`. Each site is written to `folder` when it is
-    done, and not done again; the result holds all rows and their `summary`.
+    same, with `pairs` pairs to fit on and as many to judge on. `options` are those of the fit
+    `das`. Each site is written to `folder` when it is done, and not done again; the result holds
+    all rows and their `summary`.
 
     >>> bench_instant(lens, [sl.ioi(lens.tokenizer)], Path("runs/bench-instant"))["summary"]
     """
@@ -272,11 +273,9 @@ def instant_table(result: dict[str, Any]) -> str:
         far = ", ".join(
             f"`{w['site']}` {w['predicted']:.2f} / {w['seen']:.2f}" for w in row["worst"][:2]
         )
-        numbers = (_text(row[name]) for name in ("spearman", "error", "slope"))
-        cells = (
-            row["task"], names[row["quantity"]], modes[row["mode"]], str(row["sites"]), *numbers, far
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        numbers = [_text(row[name]) for name in ("spearman", "error", "slope")]
+        what = [row["task"], names[row["quantity"]], modes[row["mode"]], str(row["sites"])]
+        lines.append("| " + " | ".join([*what, *numbers, far]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -58,12 +58,10 @@ def patching_map(
     """
     started = time.perf_counter()
     streams, labels = tuple(dict.fromkeys(streams)), tuple(dict.fromkeys(labels))
-    if not labels:
-        raise TaskError(f"no label to map: task {pairs.name} has {', '.join(pairs.labels)}")
     if limit is not None and limit < 1:
         raise TaskError(f"limit={limit}: a map needs at least one pair")
     pairs = pairs[:limit]
-    sites = sites_of(lens, streams, labels)
+    sites = sites_of(lens, pairs, streams, labels)
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
     require_streams(lens, [site for site in sites if site.label == labels[0]])
@@ -107,11 +105,16 @@ def patching_map(
     )
 
 
-def sites_of(lens: LensModel, streams: tuple[str, ...], labels: tuple[str, ...]) -> list[Site]:
+def sites_of(
+    lens: LensModel, pairs: PairSet, streams: tuple[str, ...], labels: tuple[str, ...]
+) -> list[Site]:
     """Label by label all layers that have each stream, lowest layer first, whole `head_z` for its
-    heads. Raises `SiteError` for no stream, and for one that no layer has."""
+    heads. Raises `SiteError` for no stream and for one that no layer has, `TaskError` for no label.
+    """
     if not streams:
         raise SiteError(f"no stream to map: give some of {', '.join(STREAMS)}")
+    if not labels:
+        raise TaskError(f"no label to map: task {pairs.name} has {', '.join(pairs.labels)}")
     blocks = lens.map.blocks
     for stream, label in product(streams, labels):
         first = Site(0, stream, label)

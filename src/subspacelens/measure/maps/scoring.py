@@ -10,7 +10,7 @@ from base to source instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -26,7 +26,7 @@ from ...core.progress import track
 from ...core.records import ModelRecord
 from ...core.site import STREAMS, Site
 from ...engine.capture import capture, check_pairs
-from ...engine.gradient_pass import gradient_pass
+from ...engine.gradient_pass import Slopes, gradient_pass
 from ...engine.replay import Replay
 from ...model.lens import LensModel
 from ...tasks.pairset import PairSet
@@ -76,7 +76,7 @@ def instant_map(
     pairs = pairs[:limit]
     streams = tuple(dict.fromkeys(available(lens) if streams is None else streams))
     labels = tuple(dict.fromkeys(differing(pairs) if labels is None else labels))
-    sites = sites_of(lens, streams, labels)
+    sites = sites_of(lens, pairs, streams, labels)
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
     require_streams(lens, [site for site in sites if site.label == labels[0]])
@@ -89,24 +89,11 @@ def instant_map(
     scored: dict[Site, Score] = {}
     for group in groups:
         slopes = gradient_pass(lens, pairs, group, shifted=shifted, memory=memory)
-        clean = slopes.clean
-        for site in track(group, "instant map"):
-            for one in parts(lens, site):
-                part = lens.map.head_slice(one)
-                scored[one] = Score.of(
-                    slopes.difference(site)[:, part], slopes.gradients[site][:, part], dim
-                )
-    if isinstance(refine, int):
-        order = sorted(scored, key=lambda site: -scored[site].das)
-        chosen = tuple(order[:refine])
-    else:
-        named = (Site.parse(site) if isinstance(site, str) else site for site in refine)
-        chosen = tuple(dict.fromkeys(named))
-        for site in chosen:
-            if site not in scored:
-                raise SiteError(f"site {site} cannot be refined: it is not in this map")
+        scored |= _scores(slopes, dim)
+    chosen = _to_refine(scored, refine)
     for site, replay in _replays(lens, pairs, chosen, shifted, memory):
         scored[site] = Score.of(replay.difference, along_path(replay), dim)
+    clean = slopes.clean
     difference = clean.logit_diff.double().mean().item()
     for site, score in scored.items():
         cells, here = effects[site.label, site.stream], (site.layer, site.head or 0)
@@ -193,6 +180,30 @@ class Score:
         k = min(dim, difference.shape[1])
         share = illusion_share(difference, gradients, found.basis(k))
         return cls(found.whole, found.effect(k), found.cosine, share)
+
+
+def _scores(slopes: Slopes, dim: int) -> dict[Site, Score]:
+    """Of every site, and of every head of a whole `head_z`."""
+    found: dict[Site, Score] = {}
+    for site in track(slopes.sites, "instant map"):
+        difference, gradients = slopes.difference(site), slopes.gradients[site]
+        for one in parts(slopes.lens, site):
+            part = slopes.lens.map.head_slice(one)
+            found[one] = Score.of(difference[:, part], gradients[:, part], dim)
+    return found
+
+
+def _to_refine(
+    scored: Mapping[Site, Score], refine: int | Iterable[Site | str]
+) -> tuple[Site, ...]:
+    """Sites by name, or so many of the strongest."""
+    if isinstance(refine, int):
+        return tuple(sorted(scored, key=lambda site: -scored[site].das)[:refine])
+    chosen = tuple(dict.fromkeys(Site.parse(s) if isinstance(s, str) else s for s in refine))
+    for site in chosen:
+        if site not in scored:
+            raise SiteError(f"site {site} cannot be refined: it is not in this map")
+    return chosen
 
 
 def _groups(lens: LensModel, pairs: int, sites: list[Site], memory: int) -> list[list[Site]]:
