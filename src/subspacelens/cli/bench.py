@@ -260,7 +260,7 @@ def bench_instant_command(
     writable(out)
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        tasks = [named_task(lens.tokenizer, name) for name in task or NAMES]
+        tasks = [named_task(lens.tokenizer, name, pairs=pairs) for name in task or NAMES]
         result = bench_instant(
             lens, tasks, out, sites=sites, pairs=pairs, options=options, seed=seed
         )

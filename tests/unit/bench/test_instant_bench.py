@@ -51,12 +51,6 @@ def test_every_site_has_what_was_predicted_and_what_was_seen(done):
     assert len(list(folder.rglob("*.json"))) == len(result["rows"])
 
 
-def test_refined_predictions_of_the_whole_component_are_nearer(done):
-    """On the training pairs they would be exact; these are others of the same kind."""
-    rows = {(r["mode"], r["quantity"]): r for r in done[0]["summary"] if r["task"] == "all"}
-    assert rows["refined", "whole"]["error"] < rows["first", "whole"]["error"]
-
-
 def test_what_is_done_is_not_done_again(lens, task, done, monkeypatch):
     result, folder = done
     monkeypatch.setattr(module, "capture", lambda *a, **k: pytest.fail("captured again"))
@@ -66,8 +60,8 @@ def test_what_is_done_is_not_done_again(lens, task, done, monkeypatch):
     )
 
 
-def test_a_row_of_other_pairs_or_a_damaged_one_is_made_anew(lens, task, done, tmp_path):
-    result, folder = done
+def test_a_row_of_other_pairs_or_a_damaged_one_is_made_anew(done, tmp_path):
+    _, folder = done
     path = next(iter(sorted(folder.rglob("*.json"))))
     origin = json.loads(path.read_text())["origin"]
     assert module._kept(path, origin) is not None
@@ -109,10 +103,11 @@ def test_the_table_and_the_picture_show_all(done):
 
 
 def test_the_command_writes_all_of_it(run, tiny_folder, tmp_path):
-    code, out, _ = run(
+    code, out, err = run(
         "bench", "instant", "--model", tiny_folder, "--task", "ioi", "--quick", "--out", tmp_path
     )
-    assert code == 0 and "| ioi | whole component | first order |" in out
+    assert code == 0, err
+    assert "| ioi | whole component | first order |" in out
     assert {p.name for p in tmp_path.iterdir()} == {
         "ioi", "instant.json", "instant.md", "calibration.html"
     }  # fmt: skip

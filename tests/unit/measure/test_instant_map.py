@@ -51,7 +51,7 @@ def test_every_site_and_head_has_a_score(lens, found):
     assert len(set(sites)) == len(sites) == 2 * 4 * (6 + 4)
     assert found.streams == available(lens) and len(found.streams) == 7
     assert found.passes == 1 and not found.refined
-    assert survey.instant_map is instant_map
+    assert survey.instant_map is instant_map  # type: ignore[attr-defined]
 
 
 def test_scores_are_those_of_replays_of_the_site(lens, pairs, found):
@@ -129,6 +129,11 @@ def test_labels_before_the_first_difference_are_left_out():
     columns = {"A": 0, "X": 2, "END": 4}
     pair = Pair(Prompt("", (5, 6, 7, 8, 9), columns), Prompt("", (5, 6, 3, 8, 9), columns), 11, 12)
     assert differing(PairSet("one", "test", (pair,))) == ("X", "END")
+
+
+def test_labels_in_other_columns_of_base_and_source_wait_to_be_asked_for():
+    moved = random_pairs(LENGTHS, shift=1)
+    assert differing(moved) == () and differing(moved, shifted=True) == ("X", "END")
 
 
 def test_bad_requests_are_refused_by_name(lens, pairs):

@@ -29,7 +29,7 @@ from ...engine.capture import capture, check_pairs
 from ...engine.gradient_pass import Slopes, gradient_pass
 from ...engine.replay import Replay
 from ...model.lens import LensModel
-from ...tasks.pairset import PairSet
+from ...tasks.pairset import PairSet, Prompt
 from ..groups import capture_groups
 from .instant import InstantMap, StreamScores
 from .making import heads_of, sites_of
@@ -55,8 +55,7 @@ def instant_map(
     every layer of `streams` at `labels`, of the single heads for `head_z`: from one forward and one
     backward pass over the first `limit` pairs (None: all of them).
 
-    By default all streams that the model has, and all labels of the pairs at which a prompt differs
-    from its source. `dim` is the number of dimensions that DAS may use. `refine` names sites, or
+    By default all streams that the model has, and the labels that `differing` names. `dim` is the number of dimensions that DAS may use. `refine` names sites, or
     says how many of the strongest, at which the gradient is averaged along the path from base to
     source, by replay. `memory` is the budget in bytes of either, by default a quarter of what is
     free. `shifted` allows a label in different columns of base and source. Each stream must pass
@@ -75,7 +74,7 @@ def instant_map(
         raise SiteError(f"dim={dim}: a subspace has at least one dimension")
     pairs = pairs[:limit]
     streams = tuple(dict.fromkeys(available(lens) if streams is None else streams))
-    labels = tuple(dict.fromkeys(differing(pairs) if labels is None else labels))
+    labels = tuple(dict.fromkeys(differing(pairs, shifted=shifted) if labels is None else labels))
     sites = sites_of(lens, pairs, streams, labels)
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
@@ -132,18 +131,21 @@ def available(lens: LensModel) -> tuple[str, ...]:
     return tuple(s for s in STREAMS if any(s not in block.missing for block in lens.map.blocks))
 
 
-def differing(pairs: PairSet) -> tuple[str, ...]:
+def differing(pairs: PairSet, *, shifted: bool = False) -> tuple[str, ...]:
     """The labels at or behind the first column in which some base and source differ: before it
-    their activations are the same."""
+    their activations are the same. Those that stand in another column of a base than of its source
+    only with `shifted`."""
 
-    def differs(label: str) -> bool:
-        return any(
-            pair.base.ids[: pair.base.columns[label] + 1]
-            != pair.source.ids[: pair.source.columns[label] + 1]
-            for pair in pairs
-        )
+    def until(prompt: Prompt, label: str) -> tuple[int, ...]:
+        return prompt.ids[: prompt.columns[label] + 1]
 
-    return tuple(label for label in pairs.labels if differs(label))
+    def wanted(label: str) -> bool:
+        prompts = [(pair.base, pair.source) for pair in pairs]
+        aligned = all(base.columns[label] == source.columns[label] for base, source in prompts)
+        differ = any(until(base, label) != until(source, label) for base, source in prompts)
+        return differ and (aligned or shifted)
+
+    return tuple(label for label in pairs.labels if wanted(label))
 
 
 def parts(lens: LensModel, site: Site) -> list[Site]:
