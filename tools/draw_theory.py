@@ -63,9 +63,9 @@ def vectors(left: float, name: str, degrees: float) -> list[str]:
         arrow(x, y - (3 if degrees == 0 else 0), ARROW * math.cos(angle), ARROW * math.sin(angle),
               ORANGE),
         arrow(x, y, ARROW * read * vx, ARROW * read * vy, PURPLE, "5 3"),
-        text(x + ARROW + 4, y + 4, "Δ", BLUE),
-        text(x + ARROW * math.cos(angle) + 6, y - ARROW * math.sin(angle) - 6, "g", ORANGE),
-        text(x + ARROW * read * vx - 4, y - ARROW * read * vy - 10, "patch", PURPLE),
+        text(x + ARROW + 4, y + 6, "Δ", BLUE),
+        text(x + ARROW * math.cos(angle) + 6, y - ARROW * math.sin(angle) - 4, "g", ORANGE),
+        text(x + ARROW * read * vx - 34, y - ARROW * read * vy - 12, "patch", PURPLE),
         text(left, 22, name, TEXT, 'font-weight="bold"'),
         text(left, 212, f"cosine {math.cos(angle):.2f}: whole {whole:.2f},"),
         text(left, 228, f"best direction {effect:.2f}, illusion {100 * share:.0f} %"),
@@ -98,7 +98,7 @@ def curves(left: float) -> list[str]:
         style = f' stroke-dasharray="{dash}"' if dash else ""
         drawn += [
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{style}/>',
-            text(left + 78 * number - 8, zero + 38, name, colour),
+            text(left + (0, 95, 180)[number] - 12, zero + 38, name, colour),
         ]
     return drawn
 

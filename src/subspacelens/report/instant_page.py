@@ -13,10 +13,9 @@ from ..core.format import fixed
 from ..measure.maps import InstantMap, SiteScore
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT, safe
-from .tiles import DIVERGING, PALE, tiles
+from .tiles import tiles
 
 UNITS = {"fldd": "FLDD", "nats": "nats"}
-FROM_FEATURE_TO_ILLUSION = [[0, BLUE], [0.5, PALE], [1, ORANGE]]
 NOTHING = 0.1
 """Below this share of what the best site promises, a site has no tile in the picture of shares:
 where nothing is found it does not matter how much of it is illusion."""
@@ -84,7 +83,8 @@ def heatmap(map: InstantMap, label: str, streams: tuple[str, ...], what: str) ->
     away from it, or `illusion`, from blue (none) to orange (all)."""
     heads = streams == ("head_z",)
     measured = _values(map, label, streams, what)
-    columns = tuple(str(i) for i in range(measured.shape[1])) if heads else streams
+    names = [stream.replace("_", "<br>") for stream in streams]
+    columns = [str(i) for i in range(measured.shape[1])] if heads else names
     hover = {
         (score.site.layer, streams.index(score.site.stream) if not heads else score.site.head): (
             f"<b>{safe(str(score.site))}</b><br>{promise(score, map.measure)}"
@@ -95,13 +95,11 @@ def heatmap(map: InstantMap, label: str, streams: tuple[str, ...], what: str) ->
     if what == "illusion":
         promised = _values(map, label, streams, "das")
         measured = np.where(promised >= NOTHING * _end(map, streams), measured, np.nan)
-        return tiles(
-            measured, columns, hover, "share of illusion", (0.0, 1.0), heads=heads,
-            colours=FROM_FEATURE_TO_ILLUSION,
-        )  # fmt: skip
+        ends = 0.0, 1.0
+        return tiles(measured, columns, hover, "share of illusion", ends, heads=heads, turned=True)
     end = _end(map, streams)
     unit = f"{_TITLES[what]}, {UNITS[map.measure]}"
-    return tiles(measured, columns, hover, unit, (-end, end), heads=heads, colours=DIVERGING)
+    return tiles(measured, columns, hover, unit, (-end, end), heads=heads)
 
 
 def svg(map: InstantMap) -> str:

@@ -10,9 +10,6 @@ import plotly.graph_objects as go
 from ..core.format import short
 from .figures import BLUE, ORANGE, blank
 
-PALE = "#c9ccd1"
-DIVERGING = [[0, ORANGE], [0.5, PALE], [1, BLUE]]
-"""Orange below zero, blue above."""
 _MOST_NUMBERED = 12
 """A picture of more columns has no numbers in its tiles: they would not fit on a phone."""
 
@@ -25,10 +22,11 @@ def tiles(
     ends: tuple[float, float],
     *,
     heads: bool = False,
-    colours: Sequence[Sequence] = DIVERGING,
+    turned: bool = False,
 ) -> go.Figure:
-    """`values` (layers, columns), NaN where there is none, in `colours` between `ends`; what stands
-    in small print over a tile is in `hover`, by layer and column."""
+    """`values` (layers, columns), NaN where there is none, from orange to blue between `ends`, or
+    `turned`, from blue to orange; what stands in small print over a tile is in `hover`, by layer
+    and column."""
     layers, count = values.shape
     tall = max(9, min(19, 1200 // layers))
     numbered = count <= _MOST_NUMBERED and tall >= 14
@@ -53,7 +51,8 @@ def tiles(
         ygap=1,
         zmin=ends[0],
         zmax=ends[1],
-        colorscale=[list(stop) for stop in colours],
+        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
+        reversescale=turned,
         colorbar={
             "orientation": "h",
             "x": 0.5,

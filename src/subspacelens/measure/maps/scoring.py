@@ -55,11 +55,11 @@ def instant_map(
     every layer of `streams` at `labels`, of the single heads for `head_z`: from one forward and one
     backward pass over the first `limit` pairs (None: all of them).
 
-    By default all streams that the model has, and the labels that `differing` names. `dim` is the number of dimensions that DAS may use. `refine` names sites, or
-    says how many of the strongest, at which the gradient is averaged along the path from base to
-    source, by replay. `memory` is the budget in bytes of either, by default a quarter of what is
-    free. `shifted` allows a label in different columns of base and source. Each stream must pass
-    its certificate at a middle layer.
+    By default all streams that the model has, and the labels that `differing` names. `dim` is the
+    number of dimensions that DAS may use. `refine` names sites, or says how many of the strongest,
+    at which the gradient is averaged along the path from base to source, by replay. `memory` is the
+    budget in bytes of either, by default a quarter of what is free. `shifted` allows a label in
+    different columns of base and source. Each stream must pass its certificate at a middle layer.
 
     Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
     that the pairs lack.
@@ -233,4 +233,4 @@ def _replays(
             for site in group:
                 yield site, captured.at(site)
 
-    return track(groups(), "refined", len(sites))
+    return track(groups(), "refined", len(sites)) if sites else iter(())
