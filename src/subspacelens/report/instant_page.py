@@ -86,10 +86,10 @@ def heatmap(map: InstantMap, label: str, streams: tuple[str, ...], what: str) ->
     names = [stream.replace("_", "<br>") for stream in streams]
     columns = [str(i) for i in range(measured.shape[1])] if heads else names
     hover = {
-        (score.site.layer, streams.index(score.site.stream) if not heads else score.site.head): (
+        (score.site.layer, place if score.site.head is None else score.site.head): (
             f"<b>{safe(str(score.site))}</b><br>{promise(score, map.measure)}"
         )
-        for stream in streams
+        for place, stream in enumerate(streams)
         for score in map.sites(label=label, stream=stream)
     }
     if what == "illusion":

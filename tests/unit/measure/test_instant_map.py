@@ -127,7 +127,8 @@ def test_a_tight_budget_takes_more_passes_and_gives_the_same(lens, pairs, found)
 
 def test_labels_before_the_first_difference_are_left_out():
     columns = {"A": 0, "X": 2, "END": 4}
-    pair = Pair(Prompt("", (5, 6, 7, 8, 9), columns), Prompt("", (5, 6, 3, 8, 9), columns), 11, 12)
+    base, source = (Prompt("", (5, 6, third, 8, 9), columns) for third in (7, 3))
+    pair = Pair(base=base, source=source, answer=11, target=12)
     assert differing(PairSet("one", "test", (pair,))) == ("X", "END")
 
 

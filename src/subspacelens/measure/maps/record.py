@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Generic, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -61,7 +60,10 @@ class MapClean(Record):
     top_answer: float
 
 
-class GridRecord(Record):
+C = TypeVar("C", bound=StreamCells)
+
+
+class GridRecord(Record, Generic[C]):
     """What all maps have."""
 
     model: ModelRecord
@@ -70,7 +72,7 @@ class GridRecord(Record):
     labels: list[str] = Field(min_length=1)
     streams: list[str] = Field(min_length=1)
     layers: int = Field(ge=1)
-    effects: Mapping[str, Mapping[str, StreamCells]]
+    effects: dict[str, dict[str, C]]
     seconds: float
 
     @model_validator(mode="after")
@@ -97,19 +99,17 @@ class GridRecord(Record):
         return self
 
 
-class MapRecord(GridRecord):
+class MapRecord(GridRecord[StreamRecord]):
     """Schema `subspacelens.map/1`, as it stands in `map.json`."""
 
     schema_: Literal["subspacelens.map/1"] = Field(alias="schema")
-    effects: dict[str, dict[str, StreamRecord]]
     captures: int = Field(ge=1)
 
 
-class InstantRecord(GridRecord):
+class InstantRecord(GridRecord[StreamScoresRecord]):
     """Schema `subspacelens.instant/1`, as it stands in `instant.json`."""
 
     schema_: Literal["subspacelens.instant/1"] = Field(alias="schema")
-    effects: dict[str, dict[str, StreamScoresRecord]]
     dim: int = Field(ge=1)
     refined: list[str]
     passes: int = Field(ge=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -85,14 +86,14 @@ def instant_map(
         for label, stream in product(labels, streams)
     }
     groups = _groups(lens, len(pairs), sites, memory)
-    scored: dict[Site, Score] = {}
-    for group in groups:
-        slopes = gradient_pass(lens, pairs, group, shifted=shifted, memory=memory)
-        scored |= _scores(slopes, dim)
+    passed = partial(gradient_pass, lens, pairs, shifted=shifted, memory=memory)
+    slopes = passed(groups[0])
+    clean, scored = slopes.clean, _scores(slopes, dim)
+    for group in groups[1:]:
+        scored |= _scores(passed(group), dim)
     chosen = _to_refine(scored, refine)
     for site, replay in _replays(lens, pairs, chosen, shifted, memory):
         scored[site] = Score.of(replay.difference, along_path(replay), dim)
-    clean = slopes.clean
     difference = clean.logit_diff.double().mean().item()
     for site, score in scored.items():
         cells, here = effects[site.label, site.stream], (site.layer, site.head or 0)
