@@ -125,10 +125,10 @@ def _rows(
             yield row
     memory = free_memory(lens.device) // 4
     for group in capture_groups(lens, train, missing, memory):
-        both = [capture(lens, split, group) for split in (train, test)]
+        fitted_on, judged_on = (capture(lens, split, group) for split in (train, test))
         for site in group:
             score = found.at(site)
-            row = _row(lens, task.name, site, *both, options, seed)
+            row = _row(lens, task.name, site, fitted_on, judged_on, options, seed)
             row |= dict(first=_predicted(score.whole, score.das, score.illusion), origin=origin)
             row["scale"] = found.clean_logit_diff
             write_atomically(folder / task.name / f"{site}.json", json.dumps(row).encode())
@@ -253,7 +253,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(spearmanr(a, b).statistic)
+    return float(spearmanr(a, b)[0])  # type: ignore[arg-type]
 
 
 def _slope(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -236,7 +237,7 @@ class _Pass:
             def read(x: Tensor) -> None:
                 each(x.detach(), keep)
                 if slope is not None:
-                    x.register_hook(lambda gradient: each(gradient, slope))
+                    x.register_hook(partial(each, give=slope))
 
             return read
 
