@@ -98,7 +98,7 @@ def curves(left: float) -> list[str]:
         style = f' stroke-dasharray="{dash}"' if dash else ""
         drawn += [
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{style}/>',
-            text(left + (0, 95, 180)[number] - 12, zero + 38, name, colour),
+            text(left + (0, 103, 188)[number] - 12, zero + 38, name, colour),
         ]
     return drawn
 
