@@ -4,13 +4,9 @@ map against fits."""
 from .audit import bench_audit
 from .engine import bench_engine, profile_step
 from .facts import bench_facts
-<<<<<<< HEAD
-from .figure import growth_figure, roc_figure
-from .fits import bench_fits
-=======
 from .figure import calibration_figure, growth_figure, roc_figure
+from .fits import bench_fits
 from .instant import bench_instant, instant_table
->>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
 from .table import audit_table
 
 __all__ = [
@@ -18,12 +14,9 @@ __all__ = [
     "bench_audit",
     "bench_engine",
     "bench_facts",
-<<<<<<< HEAD
     "bench_fits",
-=======
     "bench_instant",
     "calibration_figure",
->>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
     "growth_figure",
     "instant_table",
     "profile_step",

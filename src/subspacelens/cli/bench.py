@@ -176,32 +176,14 @@ def bench_facts_command(
     table.show()
 
 
-<<<<<<< HEAD
 @commands.command("fits")
 def bench_fits_command(
     model: Model = "smollm2",
-=======
-@commands.command("instant")
-def bench_instant_command(
-    model: Model = "smollm2",
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A task as for `audit`; may be given several times. By default ioi, agreement and "
-            "pronoun."
-        ),
-    ] = None,
-    sites: Annotated[int, typer.Option(min=1, help="Sites of each task.")] = 64,
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, and to judge on.")] = 64,
-    fit_option: FitOptions = None,
-    seed: Seed = 0,
->>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
     device: Device = None,
     dtype: Dtype = "float32",
     quick: Annotated[
         bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
     ] = False,
-<<<<<<< HEAD
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.")
     ] = None,
@@ -237,7 +219,27 @@ def bench_instant_command(
             *(f"{each['seconds']:.1f}" for each in recipes),
         )
     table.show()
-=======
+
+
+@commands.command("instant")
+def bench_instant_command(
+    model: Model = "smollm2",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task as for `audit`; may be given several times. By default ioi, agreement and "
+            "pronoun."
+        ),
+    ] = None,
+    sites: Annotated[int, typer.Option(min=1, help="Sites of each task.")] = 64,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, and to judge on.")] = 64,
+    fit_option: FitOptions = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-instant"),
 ) -> None:
     """Judge the instant map against fitted DAS and the replayed whole component.
@@ -269,7 +271,6 @@ def bench_instant_command(
     write_atomically(out / "instant.md", table.encode())
     write_atomically(out / "calibration.html", picture.to_html(include_plotlyjs=True).encode())
     say(table)
->>>>>>> 45aa112 (wip: bench, page, docs of the instant map)
 
 
 @commands.command("crash")
