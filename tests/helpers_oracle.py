@@ -78,7 +78,7 @@ def activation(lens: LensModel, prompt: Prompt, site: Site) -> Tensor:
     seen = {}
 
     def read(x: Tensor) -> Tensor:
-        seen["x"] = x.detach()
+        seen["x"] = x.detach().clone()  # Falcon goes on to change it in place.
         return x
 
     with torch.no_grad():

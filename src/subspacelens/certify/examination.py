@@ -314,7 +314,9 @@ class Examination:
         written: list[Tensor] = []
 
         def keep(where: list[Tensor]) -> Callable[[Tensor], None]:
-            return lambda x: where.append(x.detach().reshape(len(columns), len(ids), -1).cpu())
+            return lambda x: where.append(
+                x.detach().reshape(len(columns), len(ids), -1).cpu().clone()
+            )
 
         with ExitStack() as stack:
             stack.enter_context(adding(lens, self.site, columns, deltas))

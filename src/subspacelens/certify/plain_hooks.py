@@ -140,7 +140,9 @@ class Watched:
         activations, events = [], []
 
         def see(x: Tensor) -> None:
-            activations.append(x.detach().reshape(len(ids), -1)[:, part_of(lens, site)].cpu())
+            activations.append(
+                x.detach().clone().reshape(len(ids), -1)[:, part_of(lens, site)].cpu()
+            )
             events.append("site")
 
         def note(event: tuple[str, int]) -> Callable[[Tensor], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ class Passes:
         lengths = [self.needed(prompt) for prompt in prompts]
         deepest = max(site.layer for site in self.sites)
         streams, _ = self._run(prompts, lengths, (), deepest, None)
-        self._keep_activations(prompts, lengths, streams)
+        self._keep_activations(prompts, streams)
 
     def run_bases(self, prompts: Sequence[Prompt]) -> None:
         """One batch to the logits, with all that replays start from."""
@@ -66,7 +66,7 @@ class Passes:
         entries = tuple({entry for wanted in self.wanted.values() for entry in wanted})
         streams, output = self._run(prompts, lengths, entries, len(blocks) - 1, cache)
         streams["pre", len(blocks)] = output
-        self._keep_activations(prompts, lengths, streams)
+        self._keep_activations(prompts, streams)
         logits = self.lens.map.tail.logits(output[:, -1])
         for row, prompt in enumerate(prompts):
             key, start = prompt_key(prompt), output.shape[1] - lengths[row]
@@ -85,26 +85,36 @@ class Passes:
         cache: DynamicCache | None,
     ) -> tuple[dict[Entry | Site, Tensor], Tensor]:
         """The first `lengths` columns of the prompts through the blocks up to `deepest`: what stood
-        at every site and entry, (n, T, width) each, and the output of that block."""
+        at every entry, (n, T, d), and at every site, (n, width) in its column, and the output of
+        that block. A site is copied when it is seen: a model may go on to change it in place."""
         model_map, device = self.lens.map, self.lens.device
         cut = [p.ids[:length] for p, length in zip(prompts, lengths, strict=True)]
+        rows = torch.arange(len(prompts))
         ids, mask, positions = (tensor.to(device) for tensor in padded(cut))
         arguments = dict(input_ids=ids, attention_mask=mask, use_cache=cache is not None)
         if model_map.accepts_positions:
             arguments["position_ids"] = positions
         streams: dict[Entry | Site, Tensor] = {}
 
-        def keeping(name: Entry | Site, columns: slice = slice(None)) -> Callable[[Tensor], None]:
+        def keeping(entry: Entry) -> Callable[[Tensor], None]:
             def keep(x: Tensor) -> None:
-                streams[name] = x.reshape(*ids.shape, x.shape[-1])[..., columns]
+                streams[entry] = x.reshape(*ids.shape, x.shape[-1])
+
+            return keep
+
+        def keeping_columns(site: Site) -> Callable[[Tensor], None]:
+            part = model_map.head_slice(site) if site.stream == "head_z" else slice(None)
+            places = [p.columns[site.label] - n for p, n in zip(prompts, lengths, strict=True)]
+
+            def keep(x: Tensor) -> None:
+                streams[site] = x.reshape(*ids.shape, x.shape[-1])[rows, places][:, part]
 
             return keep
 
         with ExitStack() as stack:
             for site in self.sites:
                 where, module = place_of(model_map, site)
-                columns = model_map.head_slice(site) if site.stream == "head_z" else slice(None)
-                stack.enter_context(where(module, keeping(site, columns)))
+                stack.enter_context(where(module, keeping_columns(site)))
             for kind, layer in entries:
                 if layer < len(model_map.blocks):
                     stream = "resid_pre" if kind == "pre" else "resid_mid"
@@ -114,11 +124,10 @@ class Passes:
             model_map.inner(**arguments, past_key_values=cache)
         return streams, ending.output
 
-    def _keep_activations(self, prompts, lengths, streams) -> None:
-        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+    def _keep_activations(self, prompts: Sequence[Prompt], streams: Mapping) -> None:
+        for row, prompt in enumerate(prompts):
             self.activations[prompt_key(prompt)] = {
-                site: streams[site][row, prompt.columns[site.label] - length].clone()
-                for site in self.sites
+                site: streams[site][row].clone() for site in self.sites
             }
 
     def _trail(self, streams, cache, label: str, row: int, start: int, column: int) -> Trail:
