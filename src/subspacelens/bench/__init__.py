@@ -3,11 +3,12 @@ map against fits."""
 
 from .audit import bench_audit
 from .engine import bench_engine, profile_step
+from .environments import peer_pythons
 from .facts import bench_facts
 from .figure import calibration_figure, growth_figure, roc_figure
 from .fits import bench_fits
 from .instant import bench_instant, instant_table
-from .table import audit_table
+from .table import audit_table, fits_rows
 
 __all__ = [
     "audit_table",
@@ -17,8 +18,10 @@ __all__ = [
     "bench_fits",
     "bench_instant",
     "calibration_figure",
+    "fits_rows",
     "growth_figure",
     "instant_table",
+    "peer_pythons",
     "profile_step",
     "roc_figure",
 ]

@@ -1,12 +1,13 @@
-"""`bench_engine`: seconds of the engine, of plain hooks, of pyvene and of the bare products."""
+"""`bench_engine`: seconds of the engine, of its rivals and of the bare matrix products."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,38 +24,55 @@ from ..model.lens import LensModel
 from ..tasks import ioi
 from ..tasks.pairset import Pair, PairSet, Prompt
 from . import peers
+from .whole_fit import whole_fits
 
-SCHEMA = "subspacelens.bench.engine/1"
+SCHEMA = "subspacelens.bench.engine/2"
 STEP_SITES = ("L18.mlp_act@S2", "L17.resid_post@S2", "L20.mlp_act@END")
-FIT_SITE = "L20.mlp_act@END"
+FIT_SITES = ("L18.mlp_act@S2", "L20.mlp_act@END")
 MAP_LABELS = ("S2", "END")
 TEMPLATE = "wait"
 """The template whose prompts are 18 tokens long, as in the published prototype; from S2 on they
 have 5 columns, as have five of the six training templates."""
-PYVENE_EVERY = 3
-"""pyvene runs in one of so many repeats: its steps are long and vary little."""
+TRAIN, TEST = 64, 96
+"""Pairs of the template that are trained on and held out."""
 
 
-def bench_engine(lens: LensModel, *, quick: bool = False) -> dict:
+def bench_engine(
+    lens: LensModel,
+    *,
+    pythons: Mapping[str, Path] | None = None,
+    whole: bool = False,
+    quick: bool = False,
+) -> dict:
     """Times the engine in one run; `quick` is for trying it out, with numbers of no worth.
 
-    Seconds are medians of interleaved repeats. `steps`: forward, backward and update of a
-    one-dimensional DAS on 64 IOI pairs of one template. `fit`: capture and training until the
-    held-out loss that the engine reaches. `map`: the full patch of `resid_post` at every layer and
-    two labels. `growth`: seconds of an engine step against numbers of pairs, of directions, of
-    suffix columns (`L18.mlp_act`) and of prefix columns. `peak_rss_bytes`: of the process, before
-    hooks or pyvene have run. What is not installed is None.
+    `fits`: one direction, capture included, until the held-out FLDD is 99 % of the best, by us and
+    by each rival, with `whole` to the end of each (`whole_fits`); `pythons` says what the rivals
+    run in (`peer_pythons`). The others are medians of interleaved repeats in seconds. `steps`:
+    forward, backward and update of a one-dimensional DAS on 64 IOI pairs of one template. `map`:
+    the full patch of `resid_post` at every layer and two labels. `growth`: an engine step against
+    numbers of pairs, of directions, of suffix columns (`L18.mlp_act`) and of prefix columns.
+    `peak_rss_bytes`: of the process, before hooks have run.
 
     Raises `TaskError` if the tokenizer or the depth of the model does not fit.
     """
     if len(lens.map.blocks) <= 20:
         raise TaskError(f"bench engine needs more than 20 blocks, not {len(lens.map.blocks)}")
-    count, repeats = (8, 1) if quick else (64, 9)
-    train, test = _pairs(lens, count)
+    train, test = _pairs(lens, *((8, 8) if quick else (TRAIN, TEST)))
+    repeats = 1 if quick else 9
     sites = [Site.parse(text) for text in STEP_SITES]
     captured = capture(lens, train, sites)
     growth = _growth(lens, train, quick)
     peak = peak_rss_bytes()
+    fits = whole_fits(
+        lens,
+        train,
+        test,
+        [Site.parse(text) for text in FIT_SITES],
+        pythons or {},
+        whole=whole,
+        **({"steps": 4, "few": 2} if quick else {}),
+    )
     return {
         "schema": SCHEMA,
         "setting": {
@@ -63,13 +81,14 @@ def bench_engine(lens: LensModel, *, quick: bool = False) -> dict:
             "device": str(lens.device),
             "threads": torch.get_num_threads(),
             "template": TEMPLATE,
-            "pairs": count,
+            "pairs": len(train),
+            "held_out_pairs": len(test),
             "tokens": len(train[0].base.ids),
             "repeats": repeats,
         },
+        "fits": fits,
         "steps": {str(site): _steps(captured.at(site), repeats) for site in sites},
-        "fit": {FIT_SITE: _fit(lens, train, test, Site.parse(FIT_SITE), 2 if quick else 40)},
-        "map": _map(lens, train, 1 if quick else 3, 3 if quick else len(lens.map.blocks)),
+        "map": _map(lens, train, 3 if quick else len(lens.map.blocks)),
         "growth": growth,
         "peak_rss_bytes": peak,
     }
@@ -77,10 +96,9 @@ def bench_engine(lens: LensModel, *, quick: bool = False) -> dict:
 
 def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, float]:
     """Where the time of a DAS step at `site` goes: share of each operation, largest first, by
-    PyTorch's profiler, on the 64 pairs of `bench_engine`."""
-    train, _ = _pairs(lens, 64)
-    replay = capture(lens, train, [site]).at(site)
-    step = peers.engine_from(replay, replay).step
+    PyTorch's profiler, on the training pairs of `bench_engine`."""
+    train, _ = _pairs(lens, TRAIN, TEST)
+    step = peers.engine(capture(lens, train, [site]).at(site))
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(steps):
@@ -91,15 +109,12 @@ def profile_step(lens: LensModel, site: Site, *, steps: int = 5) -> dict[str, fl
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turns after one round that is not counted. What is named
-    pyvene runs in one round of `PYVENE_EVERY` only."""
+    """Median seconds of each, run in turns after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in track(range(-1, repeats), "bench " + ", ".join(runs)):
+    for _ in track(range(-1, repeats), "bench " + ", ".join(runs)):
         for name, run in runs.items():
-            if name == "pyvene" and round_ % PYVENE_EVERY:
-                continue
             seconds[name].append(_timed(run))
-    return {name: statistics.median(times[1:] or times) for name, times in seconds.items()}
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -109,9 +124,9 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _pairs(lens: LensModel, count: int) -> tuple[PairSet, PairSet]:
+def _pairs(lens: LensModel, count: int, held_out: int) -> tuple[PairSet, PairSet]:
     """Training and held-out pairs of the one template."""
-    task = ioi(lens.tokenizer, train=6 * count, test=6 * max(8, count // 2), held_out=0)
+    task = ioi(lens.tokenizer, train=6 * count, test=6 * held_out, held_out=0)
 
     def chosen(pairs: PairSet) -> PairSet:
         return PairSet("ioi", pairs.split, tuple(p for p in pairs if p.template == TEMPLATE))
@@ -127,50 +142,15 @@ def _seconds(times: dict[str, float], names: Sequence[str]) -> dict[str, float |
 
 
 def _steps(replay: Replay, repeats: int) -> dict[str, float | None]:
-    lens, pairs, site = replay.lens, replay.pairs, replay.site
     runs: dict[str, Callable[[], object]] = {
-        "engine": peers.engine_from(replay, replay).step,
+        "engine": peers.engine(replay),
+        "hooks": peers.hooks(replay.lens, replay.pairs, replay.site),
         "floor": peers.floor(replay),
-        "hooks": peers.hooks(lens, pairs, pairs, site).step,
     }
-    rival = peers.pyvene(lens, pairs, pairs, site)
-    if rival is not None:
-        runs["pyvene"] = rival.step
-    return _seconds(medians(runs, repeats), ("engine", "hooks", "pyvene", "floor"))
+    return _seconds(medians(runs, repeats), tuple(runs))
 
 
-def _fit(
-    lens: LensModel, train: PairSet, test: PairSet, site: Site, steps: int
-) -> dict[str, float | None]:
-    every = max(1, steps // 8)
-
-    def fit(make, target: float | None, most: int) -> tuple[float | None, float]:
-        """Seconds until the held-out loss is at most `target`, and the lowest one seen."""
-        started = time.perf_counter()
-        trainer = make(lens, train, test, site)
-        if trainer is None:
-            return None, 0.0
-        lowest = float("inf")
-        for step in track(range(1, most + 1), f"fit by {make.__name__}"):
-            trainer.step()
-            if step % every == 0:
-                lowest = min(lowest, trainer.held_out())
-                if target is not None and lowest <= target:
-                    return time.perf_counter() - started, lowest
-        return None if target is not None else time.perf_counter() - started, lowest
-
-    _, lowest = fit(peers.engine, None, steps)
-    target = lowest + 0.01 * abs(lowest)
-    seconds = {
-        make.__name__: fit(make, target, 2 * steps)[0]
-        for make in (peers.engine, peers.hooks, peers.pyvene)
-    }
-    return {f"{name}_seconds": value for name, value in seconds.items()} | {
-        "held_out_logit_difference": target
-    }
-
-
-def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str, float | None]:
+def _map(lens: LensModel, pairs: PairSet, layers: int) -> dict[str, float | None]:
     sites = [Site(layer, "resid_post", label) for layer in range(layers) for label in MAP_LABELS]
     base, source = (peers.ids_of(lens, pairs, side) for side in ("base", "source"))
     answers = answers_of(pairs).to(lens.device)
@@ -212,7 +192,7 @@ def _map(lens: LensModel, pairs: PairSet, repeats: int, layers: int) -> dict[str
             differences.append(logits[:, 0] - logits[:, 1])
         return torch.stack(differences)
 
-    times = medians({"engine": by_replay, "hooks": by_hooks}, repeats)
+    times = medians({"engine": by_replay, "hooks": by_hooks}, 1)
     return _seconds(times, ("engine", "hooks"))
 
 

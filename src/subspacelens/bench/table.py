@@ -1,4 +1,4 @@
-"""The scores of `bench_audit` as Markdown."""
+"""The scores of `bench_audit` as Markdown, and the rows of the fits of `bench_engine`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import partial
 
 from ..core.format import plain, with_interval
 from ..core.records import Estimate
+
+FITS_COLUMNS = ("site", "by", "seconds", "÷ ours", "steps", "s a step", "GiB", "FLDD", "run")
 
 
 def audit_table(result: dict) -> str:
@@ -81,3 +83,29 @@ def _rate(rate: dict) -> str:
         return "-"
     interval = f"[{rate['low']:.0%}, {rate['high']:.0%}]"
     return f"{rate['hits']} of {rate['of']}, {rate['value']:.0%} {interval}"
+
+
+def fits_rows(result: dict) -> list[tuple[str, ...]]:
+    """The whole fits of `bench_engine` under `FITS_COLUMNS`, plain hooks first and ours last."""
+    rows = []
+    for site, found in result["fits"].items():
+        fits = found["fits"]
+        for name, fit in fits.items():
+            if fit["run"] == "not run":
+                rows.append((site, name, *("-",) * 6, fit["why"]))
+                continue
+            own, seconds = fits["subspacelens"]["seconds"], fit["seconds"]
+            rows.append(
+                (
+                    site,
+                    name,
+                    plain(seconds),
+                    "-" if None in (own, seconds) else f"{seconds / own:.1f}",
+                    str(fit["steps"] or "-"),
+                    plain(fit["step_seconds"]),
+                    f"{fit['peak_rss_bytes'] / 2**30:.2f}",
+                    plain(fit["best_fldd"], 3),
+                    f"{fit['run']}: {fit['why']}" if fit["why"] else fit["run"],
+                )
+            )
+    return rows

@@ -22,6 +22,22 @@ def bench_engine_command(
     model: Model = "smollm2",
     device: Device = None,
     dtype: Dtype = "float32",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PYTHON",
+            help="The Python that has the rival NAME, transformer-lens or pyvene; may be repeated.",
+        ),
+    ] = None,
+    install_peers: Annotated[
+        bool,
+        typer.Option(
+            "--install-peers", help="Make what is missing, each an environment in the cache folder."
+        ),
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Run every rival to its end, also the slowest.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Try it out; numbers of no worth.")
     ] = False,
@@ -32,30 +48,47 @@ def bench_engine_command(
         Path | None, typer.Option(help="Write the picture of the growth to this .html file.")
     ] = None,
 ) -> None:
-    """Time the engine against plain hooks, pyvene (if installed) and the bare matrix products."""
+    """Time whole fits to the same held-out effect against plain hooks, TransformerLens and pyvene,
+    and the engine's steps against hooks and the bare matrix products.
+
+    A rival that neither --peer names nor is installed here is left out, unless --install-peers.
+    """
     import json
 
-    from ..bench import bench_engine, growth_figure
+    from ..bench import bench_engine, fits_rows, growth_figure, peer_pythons
+    from ..bench.table import FITS_COLUMNS
     from ..core.files import write_atomically
     from ..model.loading import load_model
 
+    given = {}
+    for text in peer or ():
+        name, mark, python = text.partition("=")
+        if not mark:
+            raise LensError(f"--peer {text}: give NAME=PYTHON")
+        given[name] = Path(python)
     with showing_progress():
-        result = bench_engine(load_model(model, device=device, dtype=dtype), quick=quick)
+        pythons = peer_pythons(given, install=install_peers)
+        lens = load_model(model, device=device, dtype=dtype)
+        result = bench_engine(lens, pythons=pythons, whole=whole, quick=quick)
     if json_file is not None:
         write_atomically(json_file, json.dumps(result, indent=1).encode())
     if plot is not None:
         write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
-    names = ("engine", "hooks", "pyvene", "floor")
+    fits = PlainTable(title="whole fits to 99 % of the best held-out FLDD")
+    for heading in FITS_COLUMNS:
+        fits.add_column(heading, overflow="fold")
+    for row in fits_rows(result):
+        fits.add_row(*row)
+    fits.show()
+    names = ("engine", "hooks", "floor")
     table = PlainTable(title="seconds, and ratios of seconds")
-    for heading in ("", *names, "engine / floor", "hooks / engine", "pyvene / engine"):
+    for heading in ("", *names, "engine / floor", "hooks / engine"):
         table.add_column(heading, overflow="fold")
     rows = {f"step {site}": times for site, times in result["steps"].items()}
-    rows |= {f"fit {site}": times for site, times in result["fit"].items()}
     rows["map"] = result["map"]
     for name, times in rows.items():
-        seconds = [times.get(f"{who}_seconds") for who in names]
-        engine, hooks, pyvene, floor = seconds
-        ratios = [(engine, floor), (hooks, engine), (pyvene, engine)]
+        engine, hooks, floor = seconds = [times.get(f"{who}_seconds") for who in names]
+        ratios = [(engine, floor), (hooks, engine)]
         table.add_row(
             name,
             *("-" if s is None else f"{s:.3f}" for s in seconds),

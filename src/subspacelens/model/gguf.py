@@ -36,7 +36,7 @@ def from_gguf(path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=target.parent, prefix=".building-"))
         try:
-            _write(model, tokenizer, building)
+            write_hub_folder(model, tokenizer, building)
             _put_in_place(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -49,7 +49,10 @@ def _is_whole(folder: Path) -> bool:
     return (folder / "complete").exists()
 
 
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_hub_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Configuration, tokenizer and weights in hub layout, in a folder that is there."""
     config = AutoConfig.for_model(**{**model.config.to_dict(), "quantization_config": None})
     delattr(config, "quantization_config")
     config.architectures = [type(model).__name__]
