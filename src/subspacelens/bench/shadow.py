@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,15 @@ def shadow(replay: Replay, job_file: Path) -> list[tuple[float, Tensor]]:
     layer.weight = job.start
     difference = replay.difference.float()
 
+    def direction() -> Tensor:
+        return cast(Tensor, layer.weight)
+
     def loss_of() -> Tensor:
-        delta = ((difference @ layer.weight) @ layer.weight.T)[None]
+        basis = direction()
+        delta = ((difference @ basis) @ basis.T)[None]
         parts = [piece.logit_diff(piece.of(delta)).sum() for piece in replay.pieces()]
         return torch.stack(parts).sum() / len(replay.pairs)
 
     kept = _Kept()
-    adam(loss_of, list(layer.parameters()), lambda: layer.weight, job, kept)
+    adam(loss_of, list(layer.parameters()), direction, job, kept)
     return kept.steps
