@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -62,21 +63,26 @@ def _parts_of(value: Replay | Capture, kind: Callable[..., Any]) -> Any:
 def by_ours(job: SimpleNamespace, reporter: Reporter, *, hooked: bool = False) -> None:
     """Capture and `das`, from the beginning for each of `BUDGETS`; a report is of a whole fit. The
     model is loaded anew for each, so that what the engine proves of a model once is counted."""
+    for budget in BUDGETS:
+        _fitted(job, reporter, budget, hooked)
+        gc.collect()
+
+
+def _fitted(job: SimpleNamespace, reporter: Reporter, budget: int | None, hooked: bool) -> None:
     site, das = Site.parse(job.site), named("das")
     pairs = _pairs(job, site)
-    for budget in BUDGETS:
-        began = time.perf_counter()
-        lens = load_model(job.model, device=job.device, dtype=job.dtype)
-        warm(lens.map.inner, job)
-        if budget == BUDGETS[0]:
-            reporter.ready(time.perf_counter() - began, ("torch", "transformers"))
-        reporter.start()
-        captured = capture(lens, pairs, [site])
-        if hooked:
-            captured = _parts_of(captured, HookedCapture)
-        found = das(lens, captured, site, **({} if budget is None else {"steps": budget}))
-        steps = found.fit.get("passes", found.fit["steps"])
-        reporter.step(found.fit["last_loss"], found.basis, round(steps))
+    began = time.perf_counter()
+    lens = load_model(job.model, device=job.device, dtype=job.dtype)
+    warm(lens.map.inner, job)
+    if budget == BUDGETS[0]:
+        reporter.ready(time.perf_counter() - began, ("torch", "transformers"))
+    reporter.start()
+    captured = capture(lens, pairs, [site])
+    if hooked:
+        captured = _parts_of(captured, HookedCapture)
+    found = das(lens, captured, site, **({} if budget is None else {"steps": budget}))
+    steps = found.fit.get("passes", found.fit["steps"])
+    reporter.step(found.fit["last_loss"], found.basis, round(steps))
 
 
 def _pairs(job: SimpleNamespace, site: Site) -> PairSet:

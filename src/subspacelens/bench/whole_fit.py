@@ -201,7 +201,9 @@ def _row(course: Course, target: float, further: Sequence[Point] = ()) -> dict:
     there, run, why = course.reaching(target), "whole", "never that good"
     if there is None and further:
         there = course.continued(further, target)
-        run, why = f"{len(course.points)} steps", "its losses are others, or never that good"
+        run = f"{len(course.points)} steps"
+        if _first(further, target) is not None:
+            why = "the replay's losses are others"
     return {
         "run": run,
         "why": None if there else why,
