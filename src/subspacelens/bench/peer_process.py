@@ -121,6 +121,14 @@ def adam(
         reporter.step(float(loss.detach()), direction())
 
 
+def begin_at(layer: torch.nn.Module, start: Tensor) -> None:
+    """Sets an orthogonally parametrised weight. PyTorch draws the frame that Adam then moves in, so
+    that steps can be repeated only from one seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer.weight = start
+
+
 def by_hooks(job: SimpleNamespace, reporter: Reporter) -> None:
     """Source activations are read once; a step is a full pass of the base with a hook, and only
     the last column meets the two rows of the unembedding that the loss needs."""
@@ -185,7 +193,7 @@ def by_pyvene(job: SimpleNamespace, reporter: Reporter) -> None:
     patched = pv.IntervenableModel(pv.IntervenableConfig([representation]), model)
     patched.set_device(job.device)
     layer = intervention.rotate_layer
-    layer.weight = job.start
+    begin_at(layer, job.start)
     warm(model, job)
     reporter.ready(time.perf_counter() - began, ("torch", "transformers", "pyvene"))
     columns = [[[column] for column in job.columns.tolist()]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from ..engine.replay import Replay
-from .peer_process import adam, read_job
+from .peer_process import adam, begin_at, read_job
 
 
 class _Kept:
@@ -26,7 +26,7 @@ def shadow(replay: Replay, job_file: Path) -> list[tuple[float, Tensor]]:
     parametrisation as pyvene's `LowRankRotatedSpaceIntervention` has it, for the same job."""
     job = read_job(str(job_file))
     layer = orthogonal(nn.Linear(1, len(job.start), bias=False, device=job.device))
-    layer.weight = job.start
+    begin_at(layer, job.start)
     difference = replay.difference.float()
 
     def direction() -> Tensor:
