@@ -81,8 +81,7 @@ def _fitted(job: SimpleNamespace, reporter: Reporter, budget: int | None, hooked
     if hooked:
         captured = _parts_of(captured, HookedCapture)
     found = das(lens, captured, site, **({} if budget is None else {"steps": budget}))
-    steps = found.fit.get("passes", found.fit["steps"])
-    reporter.step(found.fit["last_loss"], found.basis, round(steps))
+    reporter.step(found.fit["last_loss"], found.basis, round(found.fit["passes"]))
 
 
 def _pairs(job: SimpleNamespace, site: Site) -> PairSet:
