@@ -2,6 +2,7 @@
 map against fits."""
 
 from .audit import bench_audit
+from .commands import bench_commands
 from .engine import bench_engine, profile_step
 from .environments import peer_pythons
 from .facts import bench_facts
@@ -13,6 +14,7 @@ from .table import audit_table, fits_rows
 __all__ = [
     "audit_table",
     "bench_audit",
+    "bench_commands",
     "bench_engine",
     "bench_facts",
     "bench_fits",

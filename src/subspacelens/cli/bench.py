@@ -209,6 +209,44 @@ def bench_facts_command(
     table.show()
 
 
+@commands.command("commands")
+def bench_commands_command(
+    command: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One of help, doctor, map, instant, audit, given, ioi, facts, editing; "
+            "may be given several times. By default all."
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
+    before: Annotated[
+        str | None,
+        typer.Option(help="The Python of an environment with another version, to compare with."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Time whole commands, as a user types them, each in an empty folder."""
+    import json
+    import sys
+
+    from ..bench import bench_commands
+    from ..bench.commands import COMMANDS
+    from ..core.files import write_atomically
+
+    pythons = ({"before": before} if before else {}) | {"now": sys.executable}
+    with showing_progress():
+        result = bench_commands(command or tuple(COMMANDS), repeat=repeat, pythons=pythons)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    table = PlainTable(Column("command", no_wrap=True), "version", "seconds, median", "all")
+    for row in result["rows"]:
+        runs = ", ".join(f"{seconds:.1f}" for seconds in row["seconds"])
+        table.add_row(row["command"], row["python"], f"{row['median']:.2f}", runs)
+    table.show()
+
+
 @commands.command("fits")
 def bench_fits_command(
     model: Model = "smollm2",
