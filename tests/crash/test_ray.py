@@ -93,7 +93,7 @@ print(json.dumps({"done": tally.done, "failed": tally.failed}))
 @needs_ray
 def test_an_actor_that_hangs_is_killed_and_its_cell_fails_alone(tmp_path):
     grid, _ = small_grid(tmp_path)
-    fits = (FitSpec("das", steps=10**8), FitSpec("random"))
+    fits = (FitSpec("das", recipe="adam", steps=10**8), FitSpec("random"))
     grid = grid.model_copy(
         update={"seeds": (0,), "sites": ("L1.mlp_act@END",), "dims": (1,), "fits": fits}
     )

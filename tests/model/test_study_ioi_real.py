@@ -14,7 +14,7 @@ pytestmark = pytest.mark.model
 
 SMALL = Sizes(
     map=2, train=32, test=16, held_out=16, heads=8, fresh=48,
-    steps=40, control_steps=6, batch=16, seeds=2, random_mlps=1,
+    steps=40, control_steps=6, seeds=2, random_mlps=1,
 )  # fmt: skip
 
 
