@@ -270,7 +270,7 @@ def _never_faithful(evidence: Evidence) -> Reasoning | None:
         return _undetermined(
             "void", "whether random subspaces do as much is not known", OBJECTIONS["void"]
         )
-    if chance.value > CHANCE or (chance.control or 0) > 1 / 2:
+    if max(chance.value, chance.control or 0) > CHANCE:
         return _undetermined("chance", chance.reading, OBJECTIONS["chance"])
     return None
 

@@ -168,7 +168,8 @@ def auroc_interval(
     scores: np.ndarray | Tensor, z: np.ndarray | Tensor, units: np.ndarray
 ) -> Estimate:
     """AUROC with Newcombe's 95 % score interval (Newcombe 2006, method 5), in which the `units`
-    (n,) of the scores of either class are counted and not the scores. It has a width at 1 too; none for a single unit."""
+    (n,) of the scores of either class are counted and not the scores. It has a width at 1 too; a
+    single unit has none."""
     scores, z, units = np.asarray(scores, dtype=np.float64), np.asarray(z), np.asarray(units)
     value = auroc(scores, z)
     if len(np.unique(units)) < 2:

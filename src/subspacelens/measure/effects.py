@@ -50,11 +50,13 @@ def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
 class RandomEffects:
     """What random subspaces do: the mean over all draws, with the range of 95 % of them, and the
     drops of the logit difference in nats, (draws, pairs), of those that are `uniform` and of those
-    that are `natural`."""
+    that are `natural`. `alike` (draws,): how much of the latter lies in the subspace that they are
+    compared with, the mean squared cosine of the principal angles."""
 
     record: EffectRecord
     uniform: np.ndarray = field(repr=False)
     natural: np.ndarray = field(repr=False)
+    alike: np.ndarray = field(repr=False)
 
 
 def random_effects(
@@ -79,7 +81,8 @@ def random_effects(
     uniform = [written(each) for each in haar(width, k, draws, generator)]
     tiny = torch.finfo(ours.dtype).tiny
     scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
-    drawn = [written(each) for each in natural_draws(natural, k, draws, generator)]
+    of_nature = natural_draws(natural, k, draws, generator)
+    drawn = [written(each) for each in of_nature]
     outcomes = replay.delta_outcomes(torch.stack(scaled + drawn))
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
@@ -90,7 +93,8 @@ def random_effects(
         iia=_spread((outcomes.top.numpy() == targets).mean(1)),
         iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
     )
-    return RandomEffects(record, drops[:draws], drops[draws:])
+    alike = (basis.double().T @ of_nature).square().sum(dim=(1, 2)).numpy() / k
+    return RandomEffects(record, drops[:draws], drops[draws:], alike)
 
 
 def _spread(draws: np.ndarray) -> Estimate:

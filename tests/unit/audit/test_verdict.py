@@ -21,7 +21,7 @@ def found(bounds: tuple[float, float, float] | None, control: float | None = Non
     return Found(value=bounds[1], low=bounds[0], high=bounds[2], control=control, reading="read")
 
 
-def evidence(exact: bool, *, chance: tuple[float, float] = (0.02, 0.1), **changes) -> Evidence:
+def evidence(exact: bool, *, chance: tuple[float, float] = (0.02, 0.05), **changes) -> Evidence:
     values = USUAL | {"beyond": LOW} | changes.pop("tests", {})
     tests = {name: found(bounds) for name, bounds in values.items()}
     tests["chance"] = Found(value=chance[0], control=chance[1], reading="by chance")
@@ -89,8 +89,8 @@ def test_the_rule_elsewhere(tests, label, code):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        (dict(chance=(0.06, 0.1)), "chance"),
-        (dict(chance=(0.02, 0.6)), "chance"),
+        (dict(chance=(0.06, 0.0)), "chance"),
+        (dict(chance=(0.02, 0.06)), "chance"),
         (dict(whole=True), "whole"),
         (dict(axes=[axis(1, "faithful", 1.0), axis(2, "idle", 0.0, 3)]), "idle"),
     ],

@@ -25,6 +25,7 @@ from ..record import Test
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64
+SAME = 0.9
 DIGITS = 9
 """Of a cosine: the last bits of a gradient depend on where its memory lies."""
 
@@ -32,18 +33,21 @@ DIGITS = 9
 def chance(case: Case) -> Test:
     """Is the effect beyond a random subspace's? Share of uniformly random subspaces that write as
     much, with the true one among them, that do at least as much: the p-value of a Monte Carlo test.
-    Control: the share of subspaces drawn from the natural covariance that do."""
-    uniform, natural = case.random.uniform, case.random.natural
-    size = abs(case.drop[: uniform.shape[1]].mean())
+    Control: the share that do of subspaces drawn from the natural covariance, but for those that
+    are nearly the same subspace (`SAME`)."""
+    random = case.random
+    others = random.natural[random.alike < SAME]
+    size = abs(case.drop[: random.uniform.shape[1]].mean())
     above, natural_above = (
-        int((np.abs(drops.mean(axis=1)) >= size).sum()) for drops in (uniform, natural)
+        int((np.abs(drops.mean(axis=1)) >= size).sum()) for drops in (random.uniform, others)
     )
-    p = (1 + above) / (1 + len(uniform))
+    p = (1 + above) / (1 + len(random.uniform))
     return test_of(
         Estimate(value=p),
-        f"{above} of {len(uniform)} uniformly random subspaces that write as much do as much "
-        f"(p = {p:.2g}), and {natural_above} of {len(natural)} drawn from the natural covariance",
-        natural_above / len(natural),
+        f"{above} of {len(random.uniform)} uniformly random subspaces that write as much do as "
+        f"much (p = {p:.2g}), and {natural_above} of {len(others)} drawn from the natural "
+        "covariance",
+        natural_above / len(others) if len(others) else None,
     )
 
 
