@@ -7,8 +7,12 @@ import torch
 
 from helpers_real import FAITHFUL, ILLUSORY
 from subspacelens import audit, das
+from subspacelens.audit import judge
+from subspacelens.core.geometry import orthonormal
 from subspacelens.engine.patches import Full, SubspacePatch
-from subspacelens.fit import random
+from subspacelens.fit import mean_difference, random
+from subspacelens.fit.subspace import made_by
+from subspacelens.survey.residual import residual_illusions
 
 pytestmark = pytest.mark.model
 
@@ -53,20 +57,40 @@ def test_the_parts_of_a_read_split_and_both_directions_agree(audits):
 
 def test_random_direction_is_undetermined(lens, captures):
     for site in (ILLUSORY, FAITHFUL):
-        record = audit(lens, captures, random(lens, captures.train, site, seed=3)).record
-        assert abs(fldd(record, "subspace")) < 0.05
-        assert record.verdict.label == "undetermined"
+        judgement = judge(lens, captures, random(lens, captures.train, site, seed=3), budget="fast")
+        assert abs(judgement.effects["subspace"].fldd.value) < 0.05
+        assert judgement.verdict.label == "undetermined"
+
+
+def test_a_textbook_illusion_in_the_residual_stream_is_one(lens, captures):
+    train = captures.train.at(FAITHFUL)
+    direction = residual_illusions(train)["mean"][:, None]
+    built = made_by(lens, FAITHFUL, direction, train.pairs.sha256, {"method": "built"})
+    judgement = judge(lens, captures, built, budget="fast")
+    assert judgement.effects["subspace"].fldd.value > 0.2
+    assert judgement.verdict.label == "illusory"
+
+
+def test_how_the_classes_differ_is_faithful_and_noise_beside_it_idle(lens, captures):
+    direction = mean_difference(lens, captures.train, FAITHFUL)
+    assert judge(lens, captures, direction, budget="fast").verdict.label == "faithful"
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(direction.basis), 1, generator=generator)
+    both = orthonormal(torch.cat([direction.basis, noise], dim=1))
+    beside = made_by(lens, FAITHFUL, both, direction.data_sha256, {"method": "with noise"})
+    verdict = judge(lens, captures, beside, budget="fast").verdict
+    assert (verdict.label, verdict.code) == ("undetermined", "idle")
 
 
 @pytest.mark.parametrize("site", [ILLUSORY, FAITHFUL], ids=str)
-def test_fldd_equals_plain_hooks(lens, captures, subspaces, audits, site):
+def test_fldd_equals_plain_hooks(lens, captures, subspaces, site):
     """The same patches by plain hooks on the Hugging Face model, one batch a template length."""
     block = lens.model.model.layers[site.layer]
     module = block.mlp.down_proj if site.stream == "mlp_act" else block
-    test, basis = captures.test, subspaces[site].basis
-    for name, patch in (("full", Full()), ("subspace", SubspacePatch(basis))):
+    replay, basis = captures.test.at(site).subset(slice(24)), subspaces[site].basis
+    for patch in (Full(), SubspacePatch(basis)):
         clean, patched = [], []
-        for pair in test.pairs:
+        for pair in replay.pairs:
             column = pair.base.columns[site.label]
 
             def swap(_module, args, output, pair=pair, column=column, patch=patch):
@@ -95,7 +119,7 @@ def test_fldd_equals_plain_hooks(lens, captures, subspaces, audits, site):
                 handle.remove()
                 patched.append(float(logits[pair.answer] - logits[pair.target]))
         expected = 1 - sum(patched) / sum(clean)
-        assert fldd(audits[site], name) == pytest.approx(expected, abs=1e-3)
+        assert replay.effect(patch).fldd.value == pytest.approx(expected, abs=1e-3)
 
 
 def test_same_seed_same_numbers(lens, captures):

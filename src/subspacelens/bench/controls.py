@@ -1,4 +1,4 @@
-"""Controls on the model as it is: illusions built by hand, and DAS where the feature is."""
+"""Controls on the model as it is: illusions built by hand, and fits where the feature is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ..core.progress import track
 from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.task_capture import capture_task
-from ..fit import das
+from ..fit import das, mean_difference
 from ..fit.subspace import Subspace, made_by
 from ..model.lens import LensModel
 from ..survey.construct import constructions, sensed, targets, written_through
+from ..survey.residual import residual_illusions
 from ..tasks import ioi
 
 BUILT = (
@@ -28,15 +29,17 @@ PAIRS = 128
 
 
 def controls(lens: LensModel) -> list[dict]:
-    """Verdicts on IOI: of an illusion at each of `BUILT` (arXiv 2311.17030 §3), and of what DAS
-    finds at each of `FOUND`. Nothing is planted here, so that `expected` is what the literature
-    says and not the truth by construction."""
+    """Verdicts on IOI: of an illusion at each of `BUILT` (arXiv 2311.17030 §3), and at each of
+    `FOUND` of what DAS finds, of the difference of the class means, and of the illusions that can
+    be built there (`residual_illusions`). Nothing is planted here, so that `expected` is what the
+    literature says and not the truth by construction."""
     sites = [Site.parse(text) for text in (*BUILT, *FOUND)]
     behind = [_after(site) for site in sites]
     task = ioi(lens.tokenizer, train=PAIRS, test=PAIRS, held_out=0)
     captures = capture_task(lens, task, [*sites, *behind])
     rows = []
-    for expected, subspace in track(_subspaces(captures.train), "controls", total=len(sites)):
+    total = len(BUILT) + 5 * len(FOUND)
+    for expected, subspace in track(_subspaces(captures.train), "controls", total=total):
         judgement = judge(lens, captures, subspace, budget="fast")
         rows.append(
             {
@@ -63,6 +66,10 @@ def _subspaces(train: Capture) -> Iterator[tuple[str, Subspace]]:
         yield "illusory", made_by(lens, site, built.direction.T, train.pairs.sha256, fit)
     for site in map(Site.parse, FOUND):
         yield "faithful", das(lens, train, site)
+        yield "faithful", mean_difference(lens, train, site)
+        for lacks, direction in residual_illusions(train.at(site)).items():
+            fit = {"method": f"residual-illusion, off {lacks}"}
+            yield "illusory", made_by(lens, site, direction[:, None], train.pairs.sha256, fit)
 
 
 def _after(site: Site) -> Site:
