@@ -45,6 +45,8 @@ NO_FOLDERS = [
     "{plain}", "{plain}/child", "/dev/null", "/dev/null/child", "{fifo}", "{loop}", "{loop}/child",
     "{dangling}/child", "{out}/" + "a" * 300, "/proc/none", "{out}/\udcff",
 ]  # fmt: skip
+NO_CAPTURES = [folder for folder in NO_FOLDERS if "dangling" not in folder]
+"""A file is written through a symbolic link, whose folder is made."""
 NO_SITES = [
     *TEXTS, "L1.mlp_act", "L1.mlp_act@", "L-1.mlp_act@S2", "L4.mlp_act@S2",
     f"L{'9' * 30}.mlp_act@S2",
@@ -88,7 +90,7 @@ REFUSED: dict[tuple[str, ...], dict[str, list[str]]] = {
         "--task": NO_PAIRS, "--site": NO_SITES, "--seed": NO_SEEDS, "--memory": NO_SIZES,
         "--dim": [*NO_COUNTS, "57", "9" * 30], "--pairs": NO_COUNTS, "--subspace": NO_SUBSPACES,
         "--budget": TEXTS, "--tests": ["", ",", "x", "[/b]", "dormancy,x", "\x1b"], "--fit": TEXTS,
-        "--out": NO_FOLDERS, "--captures": NO_FOLDERS, "--test-pairs": NO_FILES,
+        "--out": NO_FOLDERS, "--captures": NO_CAPTURES, "--test-pairs": NO_FILES,
     },
     ("audit", *SMALL, *AT, "--subspace", "{two.npz}"): {
         "--key": ["c", "[/b]", "", "\x1b[31m", "a" * 5000], "--row": NO_INTEGERS,
@@ -96,7 +98,7 @@ REFUSED: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("audit", *SMALL, *AT, "--subspace", "{twice.npy}"): {"--row": ["-1", "56", "9" * 30]},
     ("fit", *SMALL, *AT, "--fit", "pca"): EVERYWHERE | {
         "--site": NO_SITES, "--seed": NO_SEEDS, "--memory": NO_SIZES, "--dim": NO_COUNTS,
-        "--pairs": NO_COUNTS, "--out": NO_FOLDERS, "--captures": NO_FOLDERS,
+        "--pairs": NO_COUNTS, "--out": NO_FOLDERS, "--captures": NO_CAPTURES,
     },
     ("map", *SMALL): EVERYWHERE | {
         "--stream": [*TEXTS, "mlp_hidden"], "--label": TEXTS, "--pairs": NO_COUNTS,

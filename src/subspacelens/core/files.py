@@ -32,7 +32,10 @@ def file_sha256(path: Path) -> str:
 def regular(path: Path) -> Path:
     """The path, if a regular file is there, behind symbolic links or not. Raises `OSError` for
     anything else: a FIFO would be waited for for ever, a device read for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path
 

@@ -9,7 +9,7 @@ from .errors import SiteError
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "mlp_act", "mlp_out", "attn_out", "head_z")
 
-_FORM = re.compile(r"L(\d{1,6})\.([a-z_]+)(?:\.(\d{1,6}))?@([^@\s/\\]+)")
+_FORM = re.compile(r"L([0-9]{1,6})\.([a-z_]+)(?:\.([0-9]{1,6}))?@([^@\s/\\]+)")
 
 LONGEST_LABEL = 64
 

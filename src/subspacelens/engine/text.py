@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..core.errors import LensError, ResultError, TaskError
-from ..core.files import cache_folder
+from ..core.files import cache_folder, regular
 from ..core.identity import Identity
 from ..core.progress import track
 from ..core.tensorfile import TensorFile
@@ -82,7 +82,7 @@ def read_corpus(
     Raises `TaskError` if it cannot be read, is not UTF-8, or is too short.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = regular(Path(path)).read_text(encoding="utf-8")
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror}): give a text file") from None
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ from ..engine.replay import Replay
 from .splits import Decomposition
 
 RANDOM_DRAWS = 50
-RANDOM_PAIRS = 32
+RANDOM_PAIRS = 16
 
 
 def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..core.errors import TaskError
+from ..core.files import regular
 from .pairset import Pair, PairSet, Prompt
 from .tokens import encode, tokenize_prompt
 
@@ -90,7 +91,7 @@ def read_facts(path: Path | str, *, limit: int | None = None) -> tuple[Fact, ...
     >>> facts = read_facts("counterfact.json", limit=100)
     """
     try:
-        rows = _ROWS.validate_json(Path(path).read_bytes())
+        rows = _ROWS.validate_json(regular(Path(path)).read_bytes())
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror}): give a JSON file") from None
     except ValidationError as error:

@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails
 from scipy.cluster.hierarchy import DisjointSet
 
 from ..core.errors import TaskError
+from ..core.files import regular
 from .pairset import Pair, PairSet, Task
 from .tokens import answer_token, tokenize_prompt
 
@@ -146,7 +147,7 @@ def _pair_set(name: str, split: str, rows: Sequence[_Row]) -> PairSet:
 
 def _read(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise TaskError(
             f"{path}: cannot be read ({error.strerror}): give a JSON Lines file of pairs"

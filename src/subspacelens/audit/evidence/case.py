@@ -34,7 +34,7 @@ from ...model.lens import LensModel
 from ..record import Test
 
 CONTROL_DRAWS = 50
-SUPPORT_PAIRS = 64
+SUPPORT_PAIRS = 32
 SMALLEST_NATS = 1e-4
 NO_EFFECT = "the subspace has no effect to compare with"
 
