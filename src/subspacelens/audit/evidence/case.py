@@ -146,8 +146,10 @@ class Case:
 
     @cached_property
     def taken_apart(self) -> dict[str, np.ndarray]:
-        """Drops in nats, (n,) each, of the parts of the write (`NaturalChange.parts`)."""
-        assert self.nature is not None
+        """Drops in nats, (n,) each, of the parts of the write (`NaturalChange.parts`); none where
+        what is natural is not known."""
+        if self.nature is None:
+            return {}
         parts = self.nature.parts(self.replay, self.basis)
         drops = drops_of(self.replay, torch.stack(list(parts.values())).to(self.replay.base))
         return dict(zip(parts, drops, strict=True))
