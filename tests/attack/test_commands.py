@@ -68,10 +68,10 @@ ODD_MODELS = [
 ]
 NO_DEVICES = ["warp", "cuda:99", "cpu:x", "[/b]", "meta:1:2", "\x1b[31m", "a" * 300, "-1"]
 NO_DTYPES = ["", "int3", "float", "torch.float32", "[/b]", "a" * 300]
-NO_PAIRS = [f"{{{name}}}" for name in PAIRS] + [
+ODD_PAIRS = ["{good.jsonl}", "{[red]pairs[/b].jsonl}", "{bom.jsonl}", "{label_markup.jsonl}"]
+NO_PAIRS = [text for name in PAIRS if (text := f"{{{name}}}") not in ODD_PAIRS] + [
     "{fifo.jsonl}", "{loop.jsonl}", "{folder.jsonl}", "{out}/none.jsonl", *TEXTS[:-1], "ioi2",
 ]  # fmt: skip
-ODD_PAIRS = ["{good.jsonl}", "{[red]pairs[/b].jsonl}", "{bom.jsonl}", "{label_markup.jsonl}"]
 NO_SUBSPACES = [
     f"{{{name}}}" for name in SUBSPACES if name not in ("halves.safetensors", "fp8.safetensors")
 ] + ["{fifo.npy}", "{fifo.safetensors}", "{loop.pt}", "{folder.npy}", *NO_FILES]
