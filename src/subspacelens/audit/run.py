@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -167,8 +168,24 @@ def _clean(case: Case) -> Clean:
     )
 
 
+def _task_notes(case: Case) -> list[str]:
+    """What the model says instead, where it gives the right answer in less than half of the
+    prompts."""
+    top = case.replay.clean.top.numpy()
+    right = top == np.array([pair.answer for pair in case.replay.pairs])
+    if right.mean() >= 1 / 2:
+        return []
+    token, count = Counter(top[~right].tolist()).most_common(1)[0]
+    tokenizer = case.lens.tokenizer
+    word = f"token {token}" if tokenizer is None else repr(tokenizer.decode([token]))
+    return [
+        f"the model gives the right answer in {right.mean():.0%} of the test prompts; most often "
+        f"({count} of {len(right)}) it says {word} instead"
+    ]
+
+
 def _notes(judgement: Judgement) -> list[str]:
-    case, notes = judgement.case, []
+    case, notes = judgement.case, _task_notes(judgement.case)
     if judgement.left_out:
         notes.append(
             f"{judgement.left_out} test pairs share their tokens up to {case.site.label}, or a "

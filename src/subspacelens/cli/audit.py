@@ -181,4 +181,6 @@ def _print_record(record) -> None:
         say(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
     for reason in record.verdict.reasons:
         paragraph(f"  - {reason}")
+    for text in record.notes:
+        paragraph(f"  note: {text}")
     say("")

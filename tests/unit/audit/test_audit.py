@@ -10,7 +10,7 @@ import torch
 
 from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
-from subspacelens.audit import judge
+from subspacelens.audit import audit, judge
 from subspacelens.audit.evidence import TESTS
 from subspacelens.audit.evidence.choice import halves_of
 from subspacelens.audit.evidence.downstream import held, value_range
@@ -105,6 +105,40 @@ def test_all_tests_say_something(lens, task, channels):
     assert "_proj" in found.tests["path"].reading
     assert found.tests["generalisation"].value is None
     assert set(found.effects) >= {"random", "reversed"}
+
+
+def test_a_task_that_the_model_does_not_do_is_said_first(lens, task):
+    captures = capture_task(lens, task, [SITE])
+    result = audit(lens, captures, mean_difference(lens, captures.train, SITE), budget="fast")
+    assert result.record.clean.top_answer.value < 0.5
+    assert result.record.notes[0].startswith("the model gives the right answer in ")
+    assert "it says token " in result.record.notes[0]
+
+
+@pytest.mark.parametrize("shared", [3, 12])
+def test_test_pairs_that_share_their_beginning_with_fitted_ones_are_left_out(lens, task, shared):
+    """Of 20 test pairs `shared` have the first five tokens of a training pair, label included."""
+
+    def begins_as(pair, other):
+        prompts = {
+            role: replace(getattr(pair, role), ids=getattr(other, role).ids[:5]
+                          + getattr(pair, role).ids[5:])
+            for role in ("base", "source")
+        }  # fmt: skip
+        return replace(pair, **prompts)
+
+    test = [
+        begins_as(pair, other) if number < shared else pair
+        for number, (pair, other) in enumerate(zip(task.test, task.train, strict=False))
+    ]
+    leaking = Task("random", task.train, PairSet("random", "test", tuple(test)))
+    captures = capture_task(lens, leaking, [SITE])
+    judgement = judge(lens, captures, mean_difference(lens, captures.train, SITE), budget="fast")
+    if shared == 3:
+        assert judgement.left_out == 3 and len(judgement.case.replay.pairs) == 17
+    else:  # Too few would be left.
+        assert judgement.left_out == 0 and len(judgement.case.replay.pairs) == 20
+        assert judgement.verdict.code == "leak" and "12 pairs" in judgement.verdict.reasons[0]
 
 
 def test_repeated_training_prompts_are_one_unit(lens, task, channels):
