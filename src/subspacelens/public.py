@@ -10,7 +10,7 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
-from .engine.recall import known_facts
+from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
@@ -66,6 +66,7 @@ __all__ = [
     "known_facts",
     "load_audit",
     "load_model",
+    "only_correct",
     "pairs_task",
     "patch",
     "patching",

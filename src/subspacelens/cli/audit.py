@@ -20,6 +20,7 @@ from .options import (
     FitOptions,
     Memory,
     Model,
+    OnlyCorrect,
     Pairs,
     Seed,
     Shifted,
@@ -59,6 +60,7 @@ def audit(
         int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
     ] = None,
     pairs: Pairs = None,
+    only_correct: OnlyCorrect = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -86,7 +88,9 @@ def audit(
     chosen_tests(budget, named)
     writable(out)
     with showing_progress():
-        lens, chosen = prepared(model, task, test_pairs, pairs, seed, device, dtype)
+        lens, chosen = prepared(
+            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
+        )
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
@@ -120,6 +124,7 @@ def fit_command(
     fit_option: FitOptions = None,
     dim: Dim = 1,
     pairs: Pairs = None,
+    only_correct: OnlyCorrect = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -138,7 +143,7 @@ def fit_command(
     find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
         sites = sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 

@@ -101,18 +101,25 @@ Shifted = Annotated[
     typer.Option("--shifted", help="Allow labels in different columns of base and source."),
 ]
 
+OnlyCorrect = Annotated[
+    bool,
+    typer.Option("--only-correct", help="Leave out pairs that the model itself does not answer."),
+]
+
 
 def prepared(
     model: str, task: str, test_pairs: Path | None, pairs: int | None, seed: int,
-    device: str | None, dtype: str,
+    device: str | None, dtype: str, *, only: bool = False,
 ):  # fmt: skip
-    """The model and the task."""
+    """The model and the task; `only` the pairs that the model answers."""
+    from ..engine.recall import only_correct
     from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
     check_task(task, test_pairs, pairs)
     lens = load_model(model, device=device, dtype=dtype)
-    return lens, named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed)
+    chosen = named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed)
+    return lens, only_correct(lens, chosen) if only else chosen
 
 
 def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.errors import TaskError
 from ..core.progress import track
 from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
 from ..tasks.facts import Fact, fact_prompt, object_token
-from ..tasks.pairset import Prompt
+from ..tasks.pairset import PairSet, Prompt, Task
 from .batches import padded, prompt_batches
 
 LOGIT_ROWS = 256
@@ -98,3 +99,32 @@ def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
     right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
     known = recall(lens, prompts, right[:, None], "facts").top == right
     return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
+
+
+def only_correct(lens: LensModel, task: Task) -> Task:
+    """The pairs of each split whose base prompt the model continues, as its most likely token over
+    the whole vocabulary, with the answer. Raises `TaskError` for a split of which none is left, but
+    leaves out held-out templates of which none is.
+
+    >>> task = only_correct(lens, pairs_task(lens.tokenizer, "pairs.jsonl"))
+    """
+
+    def right(pairs: PairSet) -> list[int]:
+        prompts, answers = [pair.base for pair in pairs], [pair.answer for pair in pairs]
+        said = recall(lens, prompts, torch.tensor(answers)[:, None], "answers").top.tolist()
+        return [
+            i for i, (top, answer) in enumerate(zip(said, answers, strict=True)) if top == answer
+        ]
+
+    kept = {split: right(pairs) for split, pairs in (("train", task.train), ("test", task.test))}
+    for split, left in kept.items():
+        if not left:
+            raise TaskError(
+                f"task {task.name}: the model gives the right answer to no {split} pair, so that "
+                "none is left"
+            )
+    train, test = task.train.at(kept["train"]), task.test.at(kept["test"])
+    held_out = right(task.held_out) if task.held_out else []
+    return Task(
+        task.name, train, test, task.held_out.at(held_out) if task.held_out and held_out else None
+    )

@@ -104,6 +104,13 @@ def test_fit_saves_only_the_subspace(run, tiny_folder, tmp_path, method):
     assert [p.name for p in (tmp_path / SITE).iterdir()] == ["subspace.safetensors"]
 
 
+def test_only_pairs_that_the_model_answers(run, tiny_folder, tmp_path):
+    """A random model answers none of IOI, and only the pairs that it would of its own making."""
+    line = ("--model", tiny_folder, *SMALL, "--fit", "pca", "--only-correct", "--out", tmp_path)
+    code, _, err = run("fit", *line)
+    assert code == 2 and "gives the right answer to no train pair" in err
+
+
 def test_fits_lists_every_fit_with_its_options(run):
     code, out, _ = run("fits")
     assert code == 0
