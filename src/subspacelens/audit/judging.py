@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ..certify import require
 from ..core.errors import LensError
 from ..core.progress import track
 from ..core.records import EffectRecord
 from ..core.site import Site
-from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
@@ -55,11 +55,14 @@ def judge(
     subspace.check(lens)
     require(lens, subspace.site)
     fast = budget == "fast"
-    replay, left_out = _apart(captures, subspace.site, lens)
+    whole = captures.test.at(subspace.site, lens)
+    chosen_pairs, left_out = _apart(captures, subspace.site)
+    replay = whole.subset(chosen_pairs)
     chosen = chosen_tests(budget, tests, linear=replay.writer is not None)
     case = Case(
         captures=captures,
         replay=replay,
+        chosen=chosen_pairs,
         subspace=subspace,
         nature=natural_change(captures.train.at(subspace.site), replay),
         explained=(SUPPORT_AT,) if fast else EXPLAINED,
@@ -96,14 +99,17 @@ def judge(
     )  # fmt: skip
 
 
-def _apart(captures: TaskCapture, site: Site, lens: LensModel) -> tuple[Replay, int]:
-    """The site on the test pairs that share nothing with the pairs to fit on, and how many do; on
-    all of them where too few are left."""
-    replay, free = captures.test.at(site, lens), _free(captures, site)
-    few = replay.subset(torch.tensor(free)) if free else replay
-    if few.units.count < min(SMALLEST_UNITS, replay.units.count):
-        return replay, 0
-    return few, len(replay.pairs) - len(free)
+def _apart(captures: TaskCapture, site: Site) -> tuple[Tensor, int]:
+    """Positions of the test pairs to judge on, and how many were left out: those that share nothing
+    with the pairs to fit on, or all where too few would be left. In an order drawn once, so that
+    the first few pairs, on which some tests rest, are of no one template."""
+    pairs = captures.test.pairs
+    free, label = pairs.apart_from(captures.train.pairs, site.label), site.label
+    enough = min(SMALLEST_UNITS, pairs.units_at(label).count)
+    few = not free or pairs.at(free).units_at(label).count < enough
+    chosen = torch.arange(len(pairs)) if few else torch.tensor(free)
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
+    return chosen[order], len(pairs) - len(chosen)
 
 
 def _free(captures: TaskCapture, site: Site) -> list[int]:

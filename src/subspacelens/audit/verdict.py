@@ -45,8 +45,8 @@ CRITERIA = {
     "full_component": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
     "row_effect": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
     "covariation": Criterion(Range(-inf, 1 / 3), Range(1 / 3, 2)),
-    "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
-    "beyond": Criterion(Range(2 / 3, inf), Range(-inf, 1 / 3)),
+    "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
+    "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
     "acting": Criterion(Range(-inf, 2 / 3), Range(2 / 3, inf)),
 }
 EXACT = ("full_component", "row_effect", "covariation")
@@ -177,11 +177,13 @@ def _reasoning(evidence: Evidence) -> Reasoning:
     if nothing is not None:
         return nothing
     weighed = _weighed(evidence.tests, evidence.exact)
-    of_axes = _mixed(evidence.axes)
-    if of_axes is not None:
-        return of_axes
+    mixed = _mixed(evidence.axes)
+    if mixed is not None and _by_chance(evidence) is None:
+        return mixed
     if weighed.verdict in ("faithful", "partial"):
-        return _never_faithful(evidence) or weighed
+        return _idle(evidence.axes) or _by_chance(evidence) or weighed
+    if weighed.verdict == "mixed":
+        return _by_chance(evidence) or weighed
     return weighed
 
 
@@ -255,16 +257,23 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
     return None
 
 
-def _never_faithful(evidence: Evidence) -> Reasoning | None:
-    """Why a subspace that meets the conditions is not called faithful all the same."""
-    idle = [axis for axis in evidence.axes if axis.label == "idle"]
+def _idle(axes: Sequence[Axis]) -> Reasoning | None:
+    """That some dimensions do nothing, or that it is not known whether they do."""
+    if any(axis.share.low is None for axis in axes):
+        return _undetermined("void", "what its axes do is not known", OBJECTIONS["void"])
+    idle = [axis for axis in axes if axis.label == "idle"]
     if idle:
-        count = sum(axis.dimensions for axis in evidence.axes)
+        count = sum(axis.dimensions for axis in axes)
         return _undetermined(
             "idle",
             f"{sum(axis.dimensions for axis in idle)} of {count} dimensions do nothing",
             OBJECTIONS["idle"],
         )
+    return None
+
+
+def _by_chance(evidence: Evidence) -> Reasoning | None:
+    """That random subspaces do as much, or that it is not known whether they do."""
     chance = evidence.tests.get("chance")
     if chance is None or chance.value is None:
         return _undetermined(
@@ -333,7 +342,8 @@ def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
     fails = {name for name, condition in conditions.items() if condition.fails}
     holds = {name for name, condition in conditions.items() if condition.holds}
     if "row_effect" in needed:
-        against = bool(fails) and not holds & {"row_effect", "covariation"}
+        told = {"row_effect", "covariation"}
+        against = bool(fails) and told <= conditions.keys() and not holds & told
     else:
         against = {"natural", "beyond", "acting"} <= fails
     if against:

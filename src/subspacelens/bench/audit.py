@@ -36,7 +36,9 @@ READOUT_SEED = 1000
 RESAMPLES = 1000
 SMALLEST_EFFECT = 0.02
 SILENT = 0.02
-SHARES = ("full_component", "row_effect", "covariation", "support")
+SHARES = ("full_component", "row_effect", "covariation", "support", "natural", "acting")
+USED = ("faithful", "partial")
+"""Verdicts that say that the model's own way was patched."""
 """Tests whose value is high for a faithful subspace; the others are ranked by their value."""
 
 
@@ -218,10 +220,10 @@ def summary(results: Sequence[Result]) -> dict:
             tier: _auroc([r for r in results if r.tier == tier and r.share in (0.0, 1.0)])
             for tier in ("i", "ii", "iii")
         },
-        "miss_rate": _rate(illusory, lambda r: r.verdict == "faithful"),
+        "miss_rate": _rate(illusory, lambda r: r.verdict in USED),
         "false_alarm_rate": _rate(faithful, lambda r: r.verdict == "illusory"),
         "undetermined_rate": _rate(enough, lambda r: r.verdict == "undetermined"),
-        "inactive_called_faithful": _rate(inactive, lambda r: r.verdict == "faithful"),
+        "inactive_called_faithful": _rate(inactive, lambda r: r.verdict in USED),
         "spearman_mixed": _spearman(mixed),
         "by_test": {
             name: _auroc([r for r in judged if r.tests.get(name) is not None], _of_test(name))
@@ -288,11 +290,11 @@ def _spearman(mixed: Sequence[Result]) -> float | None:
 def _same_write(results: Sequence[Result], noise: float, drift: float) -> dict:
     """Tier ii at one noise and drift: AUROC, wrong verdicts and undetermined ones."""
     chosen = [r for r in results if r.tier == "ii" and (r.noise, r.drift) == (noise, drift)]
-    wrong = {"faithful": "illusory", "illusory": "faithful"}
+    wrong = {"faithful": ("illusory",), "illusory": USED}
     return {
         "noise": noise,
         "drift": drift,
         "auroc": _auroc(chosen)["value"],
-        "wrong": _rate(chosen, lambda r: r.verdict == wrong[r.kind]),
+        "wrong": _rate(chosen, lambda r: r.verdict in wrong[r.kind]),
         "undetermined": _rate(chosen, lambda r: r.verdict == "undetermined"),
     }

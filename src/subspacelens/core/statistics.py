@@ -107,15 +107,21 @@ def _fieller(n: np.ndarray, d: np.ndarray) -> tuple[float, float] | tuple[None, 
 
 
 def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
-    """Mean over pairs with a 95 % interval over units, Student's where units are of one size."""
+    """Mean over pairs with Student's 95 % interval from the sums of each unit; none for a single
+    unit."""
     values = np.asarray(values, dtype=np.float64)
-    return ratio(values, np.ones_like(values), units)
+    value, count = float(values.mean()), units.count
+    if count < 2:
+        return Estimate(value=value)
+    rest = units.sums(values) - value * units.sums(np.ones_like(values))
+    error = np.sqrt((rest**2).sum() * count / (count - 1)) / len(values)
+    half = float(stats.t.ppf(0.975, count - 1) * error)
+    return Estimate(value=value, low=value - half, high=value + half)
 
 
 def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
     """Share of hits (n,), 0 to 1 each, with Wilson's 95 % score interval (Wilson 1927) over as many
-    independent draws as the variance between units is worth, of which there are never more than
-    hits; where all units have the same share, over as many as there are units.
+    independent draws as the variance between units is worth, never more than there are units.
 
     Hits that depend on one another, such as all cases of one planted model, belong to one unit:
 
@@ -128,7 +134,7 @@ def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
     rest = units.sums(hits) - share * sizes
     variance = float((rest**2).sum()) / len(hits) ** 2 * len(sizes) / max(1, len(sizes) - 1)
     spread = share * (1 - share)
-    draws = len(sizes) if variance < 1e-24 else min(len(hits), spread / variance)
+    draws = len(sizes) if variance < 1e-24 else min(len(sizes), spread / variance)
     low, high = _wilson(share, draws)
     return Estimate(value=share, low=low, high=high)
 

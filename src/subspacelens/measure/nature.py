@@ -61,8 +61,9 @@ class NaturalChange:
 def natural_change(train: Replay, test: Replay) -> NaturalChange | None:
     """What z changes at a site (`NaturalChange.of`); None where pairs carry no z or only one
     value of it."""
-    z = [pair.z for pair in (*train.pairs, *test.pairs)]
-    if None in z or len({value for both in z if both for value in both}) < 2:
+    if any(pair.z is None for pair in (*train.pairs, *test.pairs)):
+        return None
+    if len({value for pair in train.pairs for value in pair.z or ()}) < 2:
         return None
     return NaturalChange.of(train, test)
 

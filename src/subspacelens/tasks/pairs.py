@@ -9,8 +9,8 @@
 each is one token, written with its leading space if the prompt ends without one. `tokens` gives
 characters [start, end) for each label, which names the last token that they touch; `END`, the
 last token, is always there. Pairs of one `group` are no independent draws and stay on one side of a
-split. `tokens`, `template`, `z` and `group` may be left out; z is told by the answers where a file
-has no z and these are but two tokens.
+split. `tokens`, `template`, `z` and `group` may be left out; z is told by the answers where no pair
+has z and these are but two tokens.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_pairs(
     >>> read_pairs("pairs.jsonl", lens.tokenizer).labels
     """
     path = Path(path)
-    return _pair_set(path.stem, split, _read(path, tokenizer))
+    return _pair_set(path.stem, split, _with_z(_read(path, tokenizer)))
 
 
 def pairs_task(
@@ -126,9 +126,11 @@ def pairs_task(
     rows = _read(train_path, tokenizer)
     held_out_rows = [] if held_out is None else _read(Path(held_out), tokenizer)
     _refuse_shared_templates(rows, held_out_rows)
-    if test is not None:
-        test_rows = _read(Path(test), tokenizer)
-    else:
+    test_rows = [] if test is None else _read(Path(test), tokenizer)
+    told = _with_z([*rows, *test_rows, *held_out_rows])
+    rows, told = told[: len(rows)], told[len(rows) :]
+    test_rows, held_out_rows = told[: len(test_rows)], told[len(test_rows) :]
+    if test is None:
         if held_out is None:
             rows, held_out_rows = _divide_templates(rows)
         rows, test_rows = _divide_prompts(rows, train_path)
@@ -161,12 +163,12 @@ def _read(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
         rows.append(row)
     if not rows:
         raise TaskError(f"{path}: no pairs: write one JSON object a line")
-    return _with_z(rows)
+    return rows
 
 
 def _with_z(rows: list[_Row]) -> list[_Row]:
-    """Where no pair has z and all answers and targets are two tokens, z is 1 for the one with the
-    larger id."""
+    """Where no pair of a task has z and all its answers and targets are two tokens, z is 1 for the
+    one with the larger id."""
     pairs = [row.pair for row in rows]
     tokens = sorted({token for pair in pairs for token in (pair.answer, pair.target)})
     if len(tokens) != 2 or any(pair.z for pair in pairs):

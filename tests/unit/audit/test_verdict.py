@@ -40,7 +40,7 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({}, "faithful", "holds"),
         (dict.fromkeys(EXACT, LOW), "illusory", "fails"),
         ({"row_effect": LOW, "covariation": WIDE}, "illusory", "fails"),
-        ({"row_effect": LOW, "covariation": None}, "illusory", "fails"),
+        ({"row_effect": LOW, "covariation": None}, "undetermined", "void"),
         ({"full_component": LOW, "row_effect": WIDE, "covariation": WIDE}, "illusory", "fails"),
         # Another unit cancels the noise, or takes z back: what this one writes speaks for it.
         ({"covariation": LOW}, "undetermined", "conflict"),
@@ -70,6 +70,8 @@ def test_the_rule_at_exact_sites(tests, label, code):
         (ILLUSION, "illusory", "fails"),
         (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
         (ILLUSION | {"acting": WIDE}, "undetermined", "unsure"),
+        # What cancels: natural and beyond are both large, of opposite sign.
+        ({"natural": (2.5, 3.0, 3.5), "beyond": (-2.5, -2.0, -1.5)}, "undetermined", "unsure"),
         ({"natural": LOW}, "undetermined", "conflict"),
         ({"beyond": HIGH}, "undetermined", "conflict"),
         ({"full_component": LOW}, "undetermined", "conflict"),
@@ -106,6 +108,24 @@ def test_without_a_control_nothing_is_faithful():
     given = evidence(True)
     del given.tests["chance"]  # type: ignore[attr-defined]
     assert decide(given).code == "void"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_axes_of_which_nothing_is_known_leave_it_open(exact):
+    known, unknown = (
+        axis(1, "faithful", 1.0),
+        Axis(number=2, dimensions=1, share=Estimate(value=0.0), label="unjudged"),
+    )
+    assert decide(evidence(exact, axes=[known, unknown])).code == "void"
+
+
+def test_nothing_is_mixed_by_chance():
+    halves = {"natural": HALF, "beyond": HALF}
+    assert decide(evidence(False, tests=halves, chance=(0.5, 0.6))).code == "chance"
+    apart = [axis(1, "faithful"), axis(2, "illusory")]
+    illusory = dict.fromkeys(EXACT, LOW)
+    for tests, label in (({}, "undetermined"), (illusory, "illusory")):
+        assert decide(evidence(True, tests=tests, axes=apart, chance=(0.5, 0.6))).label == label
 
 
 def test_chance_does_not_excuse_an_illusion():

@@ -25,6 +25,23 @@ def test_units_that_all_agree_on_a_ratio_leave_no_doubt():
     assert ratio(values, 2 * values, apart(3)).model_dump() == dict(value=0.5, low=0.5, high=0.5)
 
 
+def test_units_of_any_size_leave_a_mean_its_interval():
+    sizes = [40, *[1] * 20]
+    units = Units(np.repeat(np.arange(21), sizes))
+    values = np.random.default_rng(0).normal(3, 1, 60)
+    estimate = mean(values, units)
+    assert estimate.low < values.mean() == estimate.value < estimate.high
+    assert mean(np.arange(10.0), apart(10)).low == pytest.approx(
+        4.5 - 2.2622 * np.arange(10).std(ddof=1) / 10**0.5, abs=1e-3
+    )
+
+
+def test_one_hit_tells_no_more_of_units_than_none():
+    units = Units(np.repeat(np.arange(7), 8))
+    none, one = (proportion(np.arange(56) < hits, units) for hits in (0, 1))
+    assert one.high - one.low > 0.8 * (none.high - none.low)
+
+
 def test_nothing_has_no_sign():
     zero = ratio(np.zeros(3), np.array([-1.0, -2.0, -1.0]), apart(3))
     assert f"{zero.value:.0%}" == "0%"

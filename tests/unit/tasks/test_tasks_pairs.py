@@ -387,6 +387,22 @@ def test_two_answers_tell_z(tmp_path):
     assert [pair.z for pair in pairs] == [(1, 0), None, None, None]
 
 
+def test_two_files_have_one_z(tmp_path):
+    """Two answers each, of three in all: neither file may tell z by its own two."""
+
+    def file(name: str, numbers: range, answer: str, target: str):
+        both = {"answer": answer, "target": target}
+        return write(tmp_path / name, *(numbered(n) | both for n in numbers))
+
+    train = file("train", range(4), " Paris", " Rome")
+    test = file("test", range(4, 8), " Rome", " word")
+    task = pairs_task(TOKENIZER, train, test)
+    assert {pair.z for pair in (*task.train, *task.test)} == {None}
+    same = file("same", range(4, 8), " Rome", " Paris")
+    task = pairs_task(TOKENIZER, train, same)
+    assert {pair.z for pair in task.train} == {pair.z[::-1] for pair in task.test}
+
+
 def test_the_largest_group_stays_in_train(tmp_path):
     lines = [numbered(n) | {"base": "word"} for n in range(20)] + [numbered(99)]
     task = pairs_task(TOKENIZER, write(tmp_path / "p", *lines))

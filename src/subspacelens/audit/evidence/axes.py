@@ -33,15 +33,15 @@ _CONDITIONS = {
 
 def axes(case: Case) -> tuple[Axis, ...]:
     """The principal axes of what nature does within V, Vᵀ E[ΔΔᵀ] V, largest first, each patched
-    alone and judged as the whole is. None for a subspace of one dimension."""
-    dim = case.basis.shape[1]
-    if dim == 1:
+    alone and judged as the whole is. None for a subspace of one dimension, or of all."""
+    width, dim = case.basis.shape
+    if dim in (1, width):
         return ()
     inside = case.captures.train.difference(case.site).cpu().double() @ case.basis
     _, _, turned = torch.linalg.svd(inside, full_matrices=True)
     columns = case.basis @ turned.T
     parts = columns.split([1] * min(dim, MOST) + [dim - MOST] * (dim > MOST), dim=1)
-    some = replace(case, replay=case.replay.subset(slice(PAIRS)))
+    some = replace(case, replay=case.replay.subset(slice(PAIRS)), proxies=False)
     return tuple(_axis(some, part, number) for number, part in enumerate(parts, 1))
 
 

@@ -63,14 +63,15 @@ class Natural:
 class Case:
     """One subspace under audit.
 
-    `replay` is its site on the test pairs, `nature` what z changes there, None where the pairs
-    carry no z. `explained` are the shares of natural variance at which the patch is split by
-    support, `draws` how many random subspaces of either kind are tried; without `proxies` there is
-    no row/null split where it would stand for some readers only.
+    `replay` is its site on the test pairs at the positions `chosen`, `nature` what z changes there,
+    None where the pairs carry no z. `explained` are the shares of natural variance at which the
+    patch is split by support, `draws` how many random subspaces of either kind are tried; without
+    `proxies` there is no row/null split where it would stand for some readers only.
     """
 
     captures: TaskCapture = field(repr=False)
     replay: Replay
+    chosen: Tensor = field(repr=False)
     subspace: Subspace
     nature: NaturalChange | None = field(repr=False)
     explained: Sequence[float] = EXPLAINED
@@ -137,7 +138,7 @@ class Case:
     @cached_property
     def reversed(self) -> Effect:
         """The patch with base and source exchanged."""
-        return self.captures.reversed.at(self.site).effect(self.patch)
+        return self.captures.reversed.at(self.site).subset(self.chosen).effect(self.patch)
 
     @cached_property
     def random(self) -> RandomEffects:
