@@ -3,6 +3,7 @@ map against fits."""
 
 from .audit import bench_audit
 from .commands import bench_commands
+from .coverage import bench_coverage
 from .engine import bench_engine, profile_step
 from .environments import peer_pythons
 from .facts import bench_facts
@@ -15,6 +16,7 @@ __all__ = [
     "audit_table",
     "bench_audit",
     "bench_commands",
+    "bench_coverage",
     "bench_engine",
     "bench_facts",
     "bench_fits",

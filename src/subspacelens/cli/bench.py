@@ -247,6 +247,37 @@ def bench_commands_command(
     table.show()
 
 
+@commands.command("coverage")
+def bench_coverage_command(
+    repeat: Annotated[int, typer.Option(min=1, help="Samples of each size.")] = 2000,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Simulate how often the library's 95 % intervals hold the truth."""
+    import json
+
+    from ..bench import bench_coverage
+    from ..bench.coverage import COUNTS
+    from ..core.files import write_atomically
+
+    with showing_progress():
+        result = bench_coverage(repeat, seed)
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    table = PlainTable(Column("interval", no_wrap=True), *(f"{count} units" for count in COUNTS))
+    for start in range(0, len(result["rows"]), len(COUNTS)):
+        rows = result["rows"][start : start + len(COUNTS)]
+        table.add_row(rows[0]["case"], *(_coverage(row) for row in rows))
+    table.show()
+
+
+def _coverage(row: dict) -> str:
+    covered = "-" if row["covered"] is None else f"{row['covered']:.3f}"
+    return covered if not row["unbounded"] else f"{covered} ({row['unbounded']:.0%} none)"
+
+
 @commands.command("fits")
 def bench_fits_command(
     model: Model = "smollm2",
