@@ -56,7 +56,8 @@ def judge(
     require(lens, subspace.site)
     fast = budget == "fast"
     whole = captures.test.at(subspace.site, lens)
-    chosen_pairs, left_out = _apart(captures, subspace.site)
+    chosen_pairs, sharing = _apart(captures, subspace.site)
+    left_out = len(whole.pairs) - len(chosen_pairs)
     replay = whole.subset(chosen_pairs)
     chosen = chosen_tests(budget, tests, linear=replay.writer is not None)
     case = Case(
@@ -89,7 +90,7 @@ def judge(
             exact=case.exact,
             axes=of_axes,
             whole=subspace.dim == case.basis.shape[0],
-            leaking=0 if left_out else len(captures.test.pairs) - len(_free(captures, case.site)),
+            leaking=sharing - left_out,
             rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
         )
     )
@@ -100,20 +101,16 @@ def judge(
 
 
 def _apart(captures: TaskCapture, site: Site) -> tuple[Tensor, int]:
-    """Positions of the test pairs to judge on, and how many were left out: those that share nothing
-    with the pairs to fit on, or all where too few would be left. In an order drawn once, so that
-    the first few pairs, on which some tests rest, are of no one template."""
-    pairs = captures.test.pairs
-    free, label = pairs.apart_from(captures.train.pairs, site.label), site.label
+    """Positions of the test pairs to judge on, and how many of all share something with the pairs
+    to fit on: these are left out, unless too few would be left. In an order drawn once, so that the
+    first few pairs, on which some tests rest, are of no one template."""
+    pairs, label = captures.test.pairs, site.label
+    free = pairs.apart_from(captures.train.pairs, label)
     enough = min(SMALLEST_UNITS, pairs.units_at(label).count)
     few = not free or pairs.at(free).units_at(label).count < enough
     chosen = torch.arange(len(pairs)) if few else torch.tensor(free)
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
-    return chosen[order], len(pairs) - len(chosen)
-
-
-def _free(captures: TaskCapture, site: Site) -> list[int]:
-    return captures.test.pairs.apart_from(captures.train.pairs, site.label)
+    return chosen[order], len(pairs) - len(free)
 
 
 def _table(case: Case, fast: bool) -> dict[str, EffectRecord]:

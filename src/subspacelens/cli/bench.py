@@ -53,7 +53,6 @@ def bench_engine_command(
 
     A rival that neither --peer names nor is installed here is left out, unless --install-peers.
     """
-    import json
 
     from ..bench import bench_engine, fits_rows, growth_figure, peer_pythons
     from ..bench.table import FITS_COLUMNS
@@ -70,8 +69,7 @@ def bench_engine_command(
         pythons = peer_pythons(given, install=install_peers)
         lens = load_model(model, device=device, dtype=dtype)
         result = bench_engine(lens, pythons=pythons, whole=whole, quick=quick)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    _write_json(json_file, result)
     if plot is not None:
         write_atomically(plot, growth_figure(result).to_html(include_plotlyjs=True).encode())
     fits = PlainTable(title="whole fits to 99 % of the best held-out FLDD")
@@ -173,11 +171,9 @@ def bench_facts_command(
 
     Plain hooks and products run three steps and are scaled to the whole. The error is in nats.
     """
-    import json
 
     from ..bench import bench_facts
     from ..core.errors import LensError
-    from ..core.files import write_atomically
     from ..model.loading import load_model
     from ..tasks.facts import embedded_facts
 
@@ -188,8 +184,7 @@ def bench_facts_command(
         count = len(lens.map.blocks)
         layers = layer or [0, count // 3, 2 * count // 3]
         timings = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(timings, indent=1).encode())
+    _write_json(json_file, timings)
     table = PlainTable(
         Column("site", no_wrap=True),
         "pairs",
@@ -228,18 +223,15 @@ def bench_commands_command(
     ] = None,
 ) -> None:
     """Time whole commands, as a user types them, each in an empty folder."""
-    import json
     import sys
 
     from ..bench import bench_commands
     from ..bench.commands import COMMANDS
-    from ..core.files import write_atomically
 
     pythons = ({"before": before} if before else {}) | {"now": sys.executable}
     with showing_progress():
         result = bench_commands(command or tuple(COMMANDS), repeat=repeat, pythons=pythons)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    _write_json(json_file, result)
     table = PlainTable(Column("command", no_wrap=True), "version", "seconds, median", "all")
     for row in result["rows"]:
         runs = ", ".join(f"{seconds:.1f}" for seconds in row["seconds"])
@@ -256,16 +248,13 @@ def bench_coverage_command(
     ] = None,
 ) -> None:
     """Simulate how often the library's 95 % intervals hold the truth."""
-    import json
 
     from ..bench import bench_coverage
     from ..bench.coverage import COUNTS
-    from ..core.files import write_atomically
 
     with showing_progress():
         result = bench_coverage(repeat, seed)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    _write_json(json_file, result)
     table = PlainTable(Column("interval", no_wrap=True), *(f"{count} units" for count in COUNTS))
     for start in range(0, len(result["rows"]), len(COUNTS)):
         rows = result["rows"][start : start + len(COUNTS)]
@@ -295,16 +284,13 @@ def bench_fits_command(
 
     The cosine is that of the largest angle between the two subspaces.
     """
-    import json
 
     from ..bench import bench_fits
-    from ..core.files import write_atomically
     from ..model.loading import load_model
 
     with showing_progress():
         result = bench_fits(load_model(model, device=device, dtype=dtype), quick=quick)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(result, indent=1).encode())
+    _write_json(json_file, result)
     table = PlainTable(
         Column("site", no_wrap=True), "dim", "FLDD: L-BFGS", "Adam", "ratio", "cosine",
         "passes: L-BFGS", "Adam", "seconds: L-BFGS", "Adam",
@@ -402,3 +388,12 @@ def bench_crash_command(
     table.show()
     if not all(report.passed for report in reports.values()):
         raise typer.Exit(1)
+
+
+def _write_json(path: Path | None, result: object) -> None:
+    import json
+
+    from ..core.files import write_atomically
+
+    if path is not None:
+        write_atomically(path, json.dumps(result, indent=1).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -49,7 +50,7 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class SiteGrid(Generic[E]):
+class SiteGrid(ABC, Generic[E]):
     """`effects[label, stream]` of one model on some pairs, on which the unpatched model prefers the
     answer by `clean_logit_diff` nats and gives it as its most likely token in a share
     `clean_top_answer` of the prompts."""
@@ -114,12 +115,14 @@ class SiteGrid(Generic[E]):
         """Reads a saved map; raises `ResultError` for a file that is missing or damaged."""
         return cls.from_json(read_whole(path), str(path))
 
+    @abstractmethod
     def to_json(self) -> str:
-        raise NotImplementedError
+        """What `save` writes."""
 
     @classmethod
+    @abstractmethod
     def from_json(cls, text: str | bytes, origin: str = "the text") -> Self:
-        raise NotImplementedError
+        """Reads what `to_json` wrote; `origin` is named in errors."""
 
     def _cells(self, kind: type[R]) -> dict[str, dict[str, R]]:
         """The effects as records, by label and stream."""
