@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +17,12 @@ from ..core.site import Site
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
-from ..measure.nature import natural_change
 from ..measure.support import EXPLAINED, SUPPORT_AT
 from ..model.lens import LensModel
-from .evidence import BUDGETS, TESTS, Case
+from .evidence import BUDGETS, TESTS, Case, Setting
 from .evidence.axes import axes
 from .record import PATCHES, Axis, Test, Verdict
-from .verdict import EXACT, OTHER, SMALLEST_UNITS, Evidence, decide
+from .verdict import EXACT, OTHER, SMALLEST_UNITS, Evidence, can_be_judged, decide
 
 FAST_DRAWS = 20
 """Random subspaces of either kind under the budget `fast`: p = .048 where none does as much."""
@@ -54,18 +54,15 @@ def judge(
     """The evidence and the verdict alone; arguments and errors as in `audit`."""
     subspace.check(lens)
     require(lens, subspace.site)
-    fast = budget == "fast"
     whole = captures.test.at(subspace.site, lens)
-    chosen_pairs, sharing = _apart(captures, subspace.site)
-    left_out = len(whole.pairs) - len(chosen_pairs)
-    replay = whole.subset(chosen_pairs)
-    chosen = chosen_tests(budget, tests, linear=replay.writer is not None)
+    chosen, sharing = set_apart(captures, subspace.site)
+    left_out = len(whole.pairs) - len(chosen)
+    setting = Setting(captures=captures, replay=whole.subset(chosen), chosen=chosen)
+    names = chosen_tests(budget, tests, linear=setting.replay.writer is not None)
+    fast = budget == "fast"
     case = Case(
-        captures=captures,
-        replay=replay,
-        chosen=chosen_pairs,
+        setting=setting,
         subspace=subspace,
-        nature=natural_change(captures.train.at(subspace.site), replay),
         explained=(SUPPORT_AT,) if fast else EXPLAINED,
         draws=FAST_DRAWS if fast else RANDOM_DRAWS,
         proxies=not fast,
@@ -73,34 +70,92 @@ def judge(
     )
     prepared = ["split", "effects", "random"] + ([] if fast else ["by_support", "reversed"])
     results: dict[str, Test] = {}
-    for stage in track([*prepared, *chosen], f"audit of {case.site}"):
+    for stage in track([*prepared, *names], f"audit of {case.site}"):
         if stage in TESTS:
             _, run = TESTS[stage]
             results[stage] = run(case)
         else:
             getattr(case, stage)
-    subspace_effect, parts = case.effects["subspace"], case.parts
     of_axes = axes(case)
-    verdict = decide(
-        Evidence(
-            tests=results,
-            effect=subspace_effect.nats,
-            fldd=subspace_effect.fldd,
-            units=min(case.units.count, captures.train.at(case.site).units.count),
-            exact=case.exact,
-            axes=of_axes,
-            whole=subspace.dim == case.basis.shape[0],
-            leaking=sharing - left_out,
-            rank_too_low=parts is not None and parts.exact and parts.rank_too_low,
-        )
-    )
     return Judgement(
-        case=case, effects=_table(case, fast), tests=results, axes=of_axes, verdict=verdict,
+        case=case,
+        effects=_table(case, fast),
+        tests=results,
+        axes=of_axes,
+        verdict=decide(_evidence(case, results, of_axes, sharing - left_out)),
         left_out=left_out,
-    )  # fmt: skip
+    )
 
 
-def _apart(captures: TaskCapture, site: Site) -> tuple[Tensor, int]:
+def judge_blind(
+    setting: Setting, subspace: Subspace, *, scored: bool = True, seed: int = 0
+) -> Blind:
+    """The verdict of the budget `fast` alone, with no more replayed than it takes: what the rule
+    does not come to is not computed. Not `scored`: what only the score rests on is not either."""
+    case = Case(
+        setting=setting,
+        subspace=subspace,
+        patches=("subspace", "row", *(("read_row", "read_null") if scored else ())),
+        explained=(SUPPORT_AT,),
+        draws=FAST_DRAWS,
+        proxies=False,
+        seed=seed,
+    )
+    tests = _OnDemand(case)
+    evidence = _evidence(case, tests, ())
+    if case.subspace.dim > 1 and can_be_judged(evidence):
+        evidence = replace(evidence, axes=axes(case))
+    return Blind(decide(evidence), case, tests)
+
+
+class Blind(NamedTuple):
+    """A verdict, and what it rests on, which is computed when it is asked for."""
+
+    verdict: Verdict
+    case: Case
+    tests: Mapping[str, Test]
+
+
+class _OnDemand(Mapping[str, Test]):
+    """The tests of a case, each run when it is first asked for."""
+
+    def __init__(self, case: Case) -> None:
+        self._case, self._known = case, dict[str, Test]()
+
+    def __getitem__(self, name: str) -> Test:
+        if name not in self._known:
+            _, run = TESTS[name]
+            self._known[name] = run(self._case)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TESTS)
+
+    def __len__(self) -> int:
+        return len(TESTS)
+
+
+def _evidence(
+    case: Case, tests: Mapping[str, Test], of_axes: tuple[Axis, ...], leaking: int = 0
+) -> Evidence:
+    effect, parts = case.effects["subspace"], case.parts
+    return Evidence(
+        tests=tests,
+        effect=effect.nats,
+        fldd=effect.fldd,
+        units=min(case.units.count, case.setting.fitted.units.count),
+        exact=case.exact,
+        axes=of_axes,
+        whole=case.basis.shape[0] == case.basis.shape[1],
+        leaking=leaking,
+        rank_too_low=case.setting.kernel
+        and parts is not None
+        and parts.exact
+        and parts.rank_too_low,
+    )
+
+
+def set_apart(captures: TaskCapture, site: Site) -> tuple[Tensor, int]:
     """Positions of the test pairs to judge on, and how many of all share something with the pairs
     to fit on: these are left out, unless too few would be left. In an order drawn once, so that the
     first few pairs, on which some tests rest, are of no one template."""

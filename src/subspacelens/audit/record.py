@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ..core.files import write_atomically
 from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
 
-SCHEMA = "subspacelens.audit/3"
-EARLIER = ("subspacelens.audit/1", "subspacelens.audit/2")
+SCHEMA = "subspacelens.audit/4"
+EARLIER = tuple(f"subspacelens.audit/{number}" for number in (1, 2, 3))
 
 
 PATCHES = ("full", "subspace", "row", "null", "read_row", "read_null", "random", "reversed")
@@ -53,7 +53,7 @@ class Clean(Record):
 VerdictName = Literal["faithful", "partial", "mixed", "illusory", "undetermined"]
 VerdictCode = Literal[
     "holds", "part", "mixed", "fails", "conflict", "unsure", "void", "chance", "idle", "whole",
-    "small", "task", "few", "leak",
+    "small", "task", "few", "leak", "controls",
 ]  # fmt: skip
 Told = Literal["faithful", "illusory", "undetermined"]
 AxisLabel = Literal["faithful", "illusory", "undetermined", "idle", "unjudged"]
@@ -80,6 +80,49 @@ class Verdict(Record):
     reasons: list[str]
     assumptions: list[str]
     objection: str
+
+
+class Spiked(Record):
+    """How one planted subspace was judged: `kind` is the truth (faithful, illusory or mixed),
+    `share` how much of what it writes does not go through what the model uses. `model` counts the
+    planted models."""
+
+    model: int
+    kind: str
+    share: Number | None
+    fldd: Number | None
+    label: VerdictName
+
+
+class Controls(Record):
+    """Spike-in controls: how the audit judged planted subspaces at the very site.
+
+    Shares are of planted models, with Clopper and Pearson's intervals, among spikes that do enough
+    to be judged: `false_faithful` illusions called faithful or partial, `false_illusory` faithful
+    ones called illusory, `right_faithful`, `right_illusory`. `likelihood_ratio`: how much likelier
+    this verdict is for a spike of its kind than for one of the other; `borne_out`: whether that is
+    enough, None for a verdict that says neither. `sees`: the smallest share of illusion that four
+    of five spikes betray. `void` says why this is no calibration, if it is none.
+    """
+
+    spikes: list[Spiked]
+    void: str
+    false_faithful: Estimate
+    false_illusory: Estimate
+    right_faithful: Estimate
+    right_illusory: Estimate
+    likelihood_ratio: Number | None
+    sees: Number | None
+    borne_out: bool | None
+
+    @classmethod
+    def without(cls, reason: str) -> Controls:
+        """None were planted."""
+        none = Estimate(value=None)
+        return cls(
+            spikes=[], void=reason, false_faithful=none, false_illusory=none, right_faithful=none,
+            right_illusory=none, likelihood_ratio=None, sees=None, borne_out=None,
+        )  # fmt: skip
 
 
 class Scatter(Record):
@@ -152,13 +195,14 @@ class Figures(Record):
 
 
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/3`. `effects` by the names of `PATCHES`; `no_op`: of no patch.
+    """Schema `subspacelens.audit/4`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
+    `controls`: None where none were asked for.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
     """
 
-    schema_: Literal["subspacelens.audit/3"] = SCHEMA
+    schema_: Literal["subspacelens.audit/4"] = SCHEMA
     model: ModelRecord
     task: TaskRecord
     site: str
@@ -168,6 +212,7 @@ class AuditRecord(Record):
     no_op: EffectRecord
     tests: dict[str, Test]
     axes: list[Axis]
+    controls: Controls | None = None
     verdict: Verdict
     notes: list[str]
     figures: Figures

@@ -19,6 +19,8 @@ from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.splits import READERS_IN_PROXY
 from ..model.lens import LensModel
+from .controls.run import controls as run_controls
+from .controls.words import tempered
 from .drawing import draw
 from .evidence import Case
 from .judging import Judgement, judge
@@ -80,6 +82,7 @@ def audit(
     *,
     budget: str = "standard",
     tests: Sequence[str] | None = None,
+    controls: bool | None = None,
     seed: int = 0,
     command: str = "",
 ) -> Audit:
@@ -88,7 +91,8 @@ def audit(
     Judges on the task's test pairs; what natural activations do is taken from its training prompts.
     `captures` must hold the subspace's site (`capture_task`). `budget` is `fast` (what the verdict
     rests on), `standard`, or `full` (the subspace is fitted again on halves of the data and in a
-    copy that knows nothing); `tests` names tests to run instead. `command` is kept in the record.
+    copy that knows nothing); `tests` names tests to run instead. With `controls`, by default under
+    `full`, known truth is planted at the site and audited too. `command` is kept in the record.
 
     How to read what comes back:
 
@@ -110,6 +114,8 @@ def audit(
     - `result.record.tests` has the evidence by name: `value`, `low`, `high` (95 % interval over
       base prompts), `control` (the same for random directions, or by chance), and a `reading` in
       words. None stands for what does not exist.
+    - `result.record.controls` says how often the audit was right on planted faithful and illusory
+      subspaces that are like this one. A verdict that they do not bear out is `undetermined`.
 
     Raises `SubspaceError` if the subspace belongs to another model, `ModelError` if the captures
     do, `SiteError` if its site was not captured or fails a proof, `LensError` for an unknown budget
@@ -123,7 +129,10 @@ def audit(
     """
     started = time.monotonic()
     judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
-    case = judgement.case
+    case, verdict, checked = judgement.case, judgement.verdict, None
+    if controls if controls is not None else budget == "full":
+        checked = run_controls(case, verdict.label, seed)
+        verdict = tempered(verdict, checked)
     record = AuditRecord(
         model=ModelRecord(
             id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
@@ -136,7 +145,8 @@ def audit(
         no_op=case.effects["no_op"].record,
         tests=judgement.tests,
         axes=list(judgement.axes),
-        verdict=judgement.verdict,
+        controls=checked,
+        verdict=verdict,
         notes=_notes(judgement),
         figures=draw(case),
         seconds=time.monotonic() - started,

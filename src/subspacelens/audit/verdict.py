@@ -147,6 +147,11 @@ class Evidence:
     rank_too_low: bool = False
 
 
+def can_be_judged(evidence: Evidence) -> bool:
+    """Whether the conditions decide, and not what comes before them."""
+    return _nothing_to_judge(evidence) is None
+
+
 def decide(evidence: Evidence) -> Verdict:
     """The verdict on one subspace.
 

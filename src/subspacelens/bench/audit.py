@@ -1,300 +1,226 @@
-"""`bench_audit`: the audit's own error rate, on planted models whose truth is known.
+"""`bench_audit`: the audit's own error rate, on planted truth, at places that nobody chose by hand.
 
-Truth comes from the construction (`planted.py`, `cases.py`), and each planted model must show by
-interventions on its channels that they do what they are meant to; one that does not is left out and
-listed. Every case is then audited blind, with the shipped rule and its thresholds.
+Channels whose roles are known are planted (`audit.controls`) at MLPs, heads and in the residual
+stream, with reading noise, drift, units that cancel and units in parallel, and subspaces of 1 to 8
+dimensions are audited blind, with the shipped rule and its cuts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from scipy import stats
 
-from ..audit import Judgement, judge
+from ..audit.controls.bed import Bed
+from ..audit.controls.run import Planted, planted_models
+from ..audit.controls.spikes import KINDS as TRUTHS
+from ..audit.controls.spikes import Plan, Spike
+from ..audit.evidence import Setting
+from ..audit.judging import Blind, judge_blind, set_apart
 from ..audit.verdict import SMALLEST_FLDD
-from ..core.errors import TaskError
+from ..core.errors import SiteError, TaskError
+from ..core.geometry import haar
 from ..core.progress import track
-from ..core.statistics import Units, proportion
-from ..engine.capture import capture
-from ..engine.replay import Replay
+from ..core.site import Site
 from ..engine.task_capture import capture_task
-from ..fit.subspace import made_by
+from ..fit.subspace import Subspace
 from ..model.lens import LensModel
-from ..tasks import Task, contrast, ioi
-from .cases import CALIBRATION, HELD_OUT, Place, Planted, Planting, plantings, subspaces
+from ..tasks import Task
+from .attacks import ATTACKS
 from .controls import controls
-from .planted import Bed, Channels, make_channels, planted
+from .places import KINDS, places
+from .scores import summary
 
-SCHEMA = "subspacelens.bench.audit/1"
-READOUT_PAIRS = 192
-TRAIN_PAIRS = 128
-READOUT_SEED = 1000
-RESAMPLES = 1000
-SMALLEST_EFFECT = 0.02
-SILENT = 0.02
-SHARES = ("full_component", "row_effect", "covariation", "support", "natural", "acting")
-USED = ("faithful", "partial")
-"""Verdicts that say that the model's own way was patched."""
-"""Tests whose value is high for a faithful subspace; the others are ranked by their value."""
+SCHEMA = "subspacelens.bench.audit/2"
+DIMENSIONS = (1, 2, 4, 8)
+EFFECTS = (0.3, 1.2)
+WITHIN = (0.03, 0.4)
+RANDOM_PAIRS = 48
+SIZES = (32, 64)
+"""Pairs to judge on, beside all of them, for the curves of power."""
+TESTS = (
+    "full_component",
+    "row_effect",
+    "covariation",
+    "read_source",
+    "natural",
+    "beyond",
+    "acting",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One audited case: what is true, and what the audit said."""
+    """One audited case: what is true, and what the audit said. `few`: the verdict on so many
+    pairs."""
 
-    half: str
+    model: str
     task: str
     site: str
-    tier: str
-    model: int
-    k: int
-    noise: float
-    drift: float
+    where: str
+    planted: int
+    plan: dict
     kind: str
     share: float | None
     fldd: float | None
     score: float
     verdict: str
+    code: str
     tests: dict[str, float | None]
+    few: dict[int, str]
     degenerate: bool
-
-    @classmethod
-    def of(
-        cls,
-        half: str,
-        place: Place,
-        planting: Planting,
-        model: int,
-        case: Planted,
-        judgement: Judgement,
-    ) -> Result:
-        fldd, low = judgement.effects["subspace"].fldd.value, judgement.effects["subspace"].nats.low
-        return cls(
-            half=half,
-            task=place.task,
-            site=str(place.site),
-            tier=planting.tier,
-            model=model,
-            k=planting.k,
-            noise=planting.plan.noise,
-            drift=planting.plan.drift,
-            kind=case.kind,
-            share=case.share,
-            fldd=fldd,
-            score=judgement.verdict.score,
-            verdict=judgement.verdict.label,
-            tests={name: test.value for name, test in judgement.tests.items()},
-            degenerate=fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0,
-        )
-
-    @property
-    def planted_model(self) -> tuple[str, str, int]:
-        """What cases share that were audited in one planted model."""
-        return self.task, self.site, self.model
 
 
 def bench_audit(
     lens: LensModel,
+    tasks: Mapping[str, Task],
     *,
-    places: Sequence[Place] = HELD_OUT,
-    calibration: Sequence[Place] = CALIBRATION,
-    cases: int | None = None,
-    controlled: bool = True,
+    count: int = 3,
+    models: int = 4,
+    blind: int = 0,
+    controlled: bool = False,
+    seed: int = 0,
 ) -> dict:
-    """Plants, audits and scores; `cases` ends each half early, `controlled` adds the controls on
-    the model as it is (`controls.py`). The result is made of JSON types.
+    """Plants `models` models at each of `count` places a task and kind of site, audits, scores.
+    At each site `blind` uniformly random subspaces are audited too, of 1 to all dimensions, in the
+    model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`). The result
+    is made of JSON types; `scores` are those of `summary`, over all and by kind of site.
 
-    `auroc`: of the score, illusory against faithful, over tiers i and iii of the held-out half,
-    with a 95 % bootstrap interval over planted models. `miss_rate`: illusory cases called faithful;
-    `false_alarm_rate`: faithful cases called illusory; `undetermined_rate`: of both; all three
-    among cases whose effect is large enough for a verdict, with intervals over planted models.
-    `spearman_mixed`: of the score and the true share on mixed cases. `by_test`: AUROC of each test
-    alone. `same_write`: tier ii.
-
-    Raises `TaskError` if the model is too shallow or its tokenizer lacks the tasks' words.
+    Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
-    deepest = max(place.site.layer for place in (*places, *calibration))
-    if len(lens.map.blocks) <= deepest:
-        raise TaskError(f"bench audit plants in block {deepest}; this model has fewer")
     results: list[Result] = []
+    attacks: list[dict] = []
+    random: list[dict] = []
     skipped: list[str] = []
-    for half, chosen in (("calibration", calibration), ("held_out", places)):
-        results += _half(lens, half, chosen, cases, skipped)
-    held = [r for r in results if r.half == "held_out"]
+    for name, task in tasks.items():
+        for number, setting in enumerate(track(_settings(lens, task, count), f"places of {name}")):
+            own = 1000 * seed + number
+            site = setting.replay.site
+            try:
+                bed = Bed.of(setting.captures.train, site)
+            except (SiteError, TaskError) as error:
+                skipped.append(f"{name}, {site}: {error}")
+                continue
+            results += _planted(lens, name, setting, bed, number, models, own)
+            random += _random(name, setting, blind, own)
+            if site.stream == "mlp_act":
+                attacks += _attacked(name, setting, bed, own)
     return {
         "schema": SCHEMA,
         "model": lens.id,
         "weights_sha256": lens.weights_sha256,
-        **summary(held),
-        "calibration": summary([r for r in results if r.half == "calibration"]),
+        "scores": {
+            "all": summary(results),
+            **{kind: summary([r for r in results if r.where == kind]) for kind in KINDS.values()},
+        },
+        "attacks": attacks,
+        "random": random,
         "controls": controls(lens) if controlled else [],
         "skipped": skipped,
-        "cases": [r.__dict__ for r in results],
+        "cases": [asdict(result) for result in results],
     }
 
 
-def _half(
-    lens: LensModel, half: str, places: Sequence[Place], cases: int | None, skipped: list[str]
-) -> list[Result]:
-    results: list[Result] = []
-    for number, place in enumerate(track(places, f"planted places, {half}")):
-        site = place.site
-        if cases is not None and len(results) >= cases:
-            break
-        streams = [replace(site, stream=stream) for stream in ("resid_mid", "resid_post")]
-        pairs = _task(lens, place.task, READOUT_PAIRS, 1, READOUT_SEED).train
-        bed = Bed.of(capture(lens, pairs, streams), site)
-        for index, planting in enumerate(track(list(plantings(number)), f"planted at {site}")):
-            model = 100 * number + index
-            channels = make_channels(bed, planting.plan, planting.per_role, seed=model)
-            task = _task(lens, place.task, TRAIN_PAIRS, planting.pairs, 0)
-            with planted(lens, site.layer, channels) as wide:
-                captures = capture_task(wide, task, [site])
-                wrong = role_errors(captures.test.at(site), channels, planting)
-                if wrong:
-                    skipped.append(f"{half}, {place.task}, {site}, tier {planting.tier}: {wrong}")
-                    continue
-                for case in subspaces(planting, channels, wide.map.dim(site), model):
-                    fit = {"method": "planted"}
-                    subspace = made_by(wide, site, case.basis, captures.train.pairs.sha256, fit)
-                    judgement = judge(wide, captures, subspace, budget="fast")
-                    results.append(Result.of(half, place, planting, model, case, judgement))
-    return results if cases is None else results[:cases]
+def _settings(lens: LensModel, task: Task, count: int) -> list[Setting]:
+    sites = places(lens, task, count)
+    captures = capture_task(lens, task, sites)
+    settings = []
+    for site in sites:
+        chosen, _ = set_apart(captures, site)
+        replay = captures.test.at(site).subset(chosen)
+        settings.append(Setting(captures=captures, replay=replay, chosen=chosen))
+    return settings
 
 
-def _task(lens: LensModel, name: str, train: int, test: int, seed: int) -> Task:
-    sizes = dict(train=train, test=test, held_out=0, seed=seed)
-    if name == "ioi":
-        return ioi(lens.tokenizer, **sizes)
-    return contrast(lens.tokenizer, name, **sizes)
+def _planted(
+    lens: LensModel, task: str, setting: Setting, bed: Bed, number: int, models: int, seed: int
+) -> Iterator[Result]:
+    generator, site = torch.Generator().manual_seed(seed), setting.replay.site
+    plans = [
+        Plan.drawn(
+            generator,
+            k=DIMENSIONS[(number + i) % len(DIMENSIONS)],
+            fldd=EFFECTS,
+            within=WITHIN,
+            beside=setting.replay.writer is not None,
+        )
+        for i in range(models)
+    ]
+    planted = planted_models(setting, bed, plans, TRUTHS, seed)
+    for which, model in enumerate(track(planted, f"planted at {site}", total=models)):
+        for spike in model.spikes:
+            judged = judge_blind(model.setting, model.subspace(spike))
+            yield _result(lens, task, site, which, model, spike, judged)
 
 
-def role_errors(replay: Replay, channels: Channels, planting: Planting) -> str:
-    """What is wrong with the planted channels, nothing if they do what they are meant to:
-    exchanged between base and source, faithful ones move the answer, sensors and dormant ones do
-    not; moved as faithful ones are, dormant ones do."""
-    clean, difference = replay.clean.logit_diff, replay.difference.cpu().double()
-    moves = {"woken": True, "sensor": False, "faithful": planting.plan.beside}
-    if planting.plan.drift <= 0.1:
-        moves["dormant"] = False
-    names, deltas = [], []
-    for channel in range(planting.per_role):
-        reads = {
-            role: channels.direction({channels.of(role)[channel]: 1.0}, difference.shape[1])
-            for role in ("faithful", "sensor", "dormant")
+def _random(task: str, setting: Setting, count: int, seed: int) -> Iterator[dict]:
+    """Uniformly random subspaces of 1, 2, 4 and so on to half, and of all dimensions."""
+    generator, train = torch.Generator().manual_seed(seed), setting.captures.train
+    width = setting.replay.base.shape[1]
+    sizes = [2**power for power in range(width.bit_length()) if 2**power <= width // 2] + [width]
+    few = setting.subset(slice(RANDOM_PAIRS))
+    for number in track(range(count), f"random at {setting.replay.site}"):
+        k = sizes[number % len(sizes)]
+        subspace = Subspace(
+            basis=haar(width, k, 1, generator)[0].float(),
+            site=setting.replay.site,
+            made_with=train.made_with,
+            data_sha256="",
+            fit={"method": "random"},
+        )
+        judged = judge_blind(few, subspace, scored=False)
+        yield {
+            "task": task,
+            "site": str(setting.replay.site),
+            "k": k,
+            "fldd": judged.case.effects["subspace"].fldd.value,
+            "verdict": judged.verdict.label,
+            "code": judged.verdict.code,
         }
-        for name in moves:
-            read, write = reads.get(name, reads["faithful"]), reads.get(name, reads["dormant"])
-            names.append(name)
-            deltas.append((difference @ read)[:, None] * write)
-    stacked = torch.stack(deltas).to(replay.base)
-    patched = replay.delta_outcomes(stacked).logit_diff.double().mean(dim=1)
-    for name, fldd in zip(names, (1 - patched / clean.double().mean()).tolist(), strict=True):
-        if moves[name] and fldd < SMALLEST_EFFECT:
-            return f"a {name} channel moves the answer by {fldd:.2f} only"
-        if not moves[name] and abs(fldd) > SILENT:
-            return f"a {name} channel moves the answer by {fldd:.2f}"
-    return ""
 
 
-def summary(results: Sequence[Result]) -> dict:
-    """The scores of one half (see `bench_audit`)."""
-    clear = [r for r in results if r.tier in ("i", "iii")]
-    judged = [r for r in clear if r.kind in ("faithful", "illusory")]
-    enough = [r for r in judged if not r.degenerate]
-    illusory = [r for r in enough if r.kind == "illusory"]
-    faithful = [r for r in enough if r.kind == "faithful"]
-    mixed = [r for r in clear if r.kind == "mixed" and not r.degenerate]
-    inactive = [r for r in results if r.kind in ("sensor", "dormant", "random")]
-    names = sorted({name for r in judged for name in r.tests})
-    return {
-        "auroc": _auroc(judged),
-        "auroc_same_write": _auroc(
-            [r for r in results if r.tier == "ii" and r.noise >= 0.3 and r.drift <= 0.1]
-        ),
-        "auroc_by_tier": {
-            tier: _auroc([r for r in results if r.tier == tier and r.share in (0.0, 1.0)])
-            for tier in ("i", "ii", "iii")
-        },
-        "miss_rate": _rate(illusory, lambda r: r.verdict in USED),
-        "false_alarm_rate": _rate(faithful, lambda r: r.verdict == "illusory"),
-        "undetermined_rate": _rate(enough, lambda r: r.verdict == "undetermined"),
-        "inactive_called_faithful": _rate(inactive, lambda r: r.verdict in USED),
-        "spearman_mixed": _spearman(mixed),
-        "by_test": {
-            name: _auroc([r for r in judged if r.tests.get(name) is not None], _of_test(name))
-            for name in names
-        },
-        "all_tiers": _auroc(results),
-        "by_test_all_tiers": {
-            name: _auroc([r for r in results if r.tests.get(name) is not None], _of_test(name))
-            for name in names
-        },
-        "same_write": [
-            _same_write(results, noise, drift)
-            for noise, drift in sorted({(r.noise, r.drift) for r in results if r.tier == "ii"})
-        ],
-        "count": len(results),
-    }
+def _attacked(task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict]:
+    for name, (plan, kind) in ATTACKS.items():
+        for model in planted_models(setting, bed, [plan], (kind,), seed):
+            (spike,) = model.spikes
+            judged = judge_blind(model.setting, model.subspace(spike))
+            yield {
+                "task": task,
+                "site": str(setting.replay.site),
+                "name": name,
+                "truth": kind,
+                "fldd": judged.case.effects["subspace"].fldd.value,
+                "verdict": judged.verdict.label,
+                "code": judged.verdict.code,
+            }
 
 
-def _of_test(name: str) -> Callable[[Result], float]:
-    sign = -1.0 if name in SHARES else 1.0
-    return lambda r: sign * float(r.tests[name] or 0.0)
-
-
-def _auroc(
-    results: Sequence[Result], score: Callable[[Result], float] = lambda r: r.score
-) -> dict[str, float | None]:
-    """Illusory against faithful, with a bootstrap interval over planted models."""
-    chosen = [r for r in results if r.kind in ("faithful", "illusory")]
-    truth = np.array([r.kind == "illusory" for r in chosen], dtype=int)
-    if not 0 < truth.sum() < len(truth):
-        return {"value": None, "low": None, "high": None}
-    ones, zeros = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
-    scores = np.array([score(r) for r in chosen])
-    above = (1 + np.sign(scores[ones][:, None] - scores[zeros])) / 2
-    units = Units.of(r.planted_model for r in chosen)
-    rng = np.random.default_rng(0)
-    draws = []
-    while len(draws) < RESAMPLES:
-        drawn = np.bincount(rng.integers(units.count, size=units.count), minlength=units.count)
-        times = drawn[units.of_pair]
-        weight = np.outer(times[ones], times[zeros])
-        if weight.any():
-            draws.append((weight * above).sum() / weight.sum())
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": float(above.mean()), "low": float(low), "high": float(high)}
-
-
-def _rate(results: Sequence[Result], hit: Callable[[Result], bool]) -> dict:
-    """Share of cases, with an interval over planted models: cases of one are not independent."""
-    if not results:
-        return {"value": None, "low": None, "high": None, "hits": 0, "of": 0}
-    hits = np.array([hit(r) for r in results])
-    share = proportion(hits, Units.of(r.planted_model for r in results))
-    return share.model_dump() | {"hits": int(hits.sum()), "of": len(results)}
-
-
-def _spearman(mixed: Sequence[Result]) -> float | None:
-    if len({r.share for r in mixed}) < 2 or len({r.score for r in mixed}) < 2:
-        return None
-    correlation = stats.spearmanr([r.share for r in mixed], [r.score for r in mixed])
-    return float(correlation[0])  # type: ignore[arg-type]
-
-
-def _same_write(results: Sequence[Result], noise: float, drift: float) -> dict:
-    """Tier ii at one noise and drift: AUROC, wrong verdicts and undetermined ones."""
-    chosen = [r for r in results if r.tier == "ii" and (r.noise, r.drift) == (noise, drift)]
-    wrong = {"faithful": ("illusory",), "illusory": USED}
-    return {
-        "noise": noise,
-        "drift": drift,
-        "auroc": _auroc(chosen)["value"],
-        "wrong": _rate(chosen, lambda r: r.verdict in wrong[r.kind]),
-        "undetermined": _rate(chosen, lambda r: r.verdict == "undetermined"),
-    }
+def _result(
+    lens: LensModel, name: str, site: Site, which: int, model: Planted, spike: Spike, judged: Blind
+) -> Result:
+    effect = judged.case.effects["subspace"]
+    fldd, low = effect.fldd.value, effect.nats.low
+    small = fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0
+    few = {}
+    if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
+        for size in SIZES:
+            fewer = model.setting.subset(slice(size))
+            few[size] = judge_blind(fewer, model.subspace(spike), scored=False).verdict.label
+    return Result(
+        model=lens.id,
+        task=name,
+        site=str(site),
+        where=KINDS[site.stream],
+        planted=which,
+        plan=asdict(model.plan),
+        kind=spike.kind,
+        share=spike.share,
+        fldd=fldd,
+        score=judged.verdict.score,
+        verdict=judged.verdict.label,
+        code=judged.verdict.code,
+        tests={test: judged.tests[test].value for test in TESTS} if not small else {},
+        few=few,
+        degenerate=small,
+    )

@@ -43,38 +43,42 @@ def growth_figure(result: dict) -> Figure:
 
 
 def roc_figure(result: dict) -> Figure:
-    """Receiver operating characteristic on the held-out cases of `bench_audit`, all tiers: share of
-    illusory cases above a cut against share of faithful ones, for the score and single tests."""
-    import plotly.graph_objects as go
+    """Receiver operating characteristic on the cases of `bench_audit`, by kind of site: share of
+    illusory cases above a cut against share of faithful ones, for the score and for the single
+    tests that exist there."""
+    from plotly.subplots import make_subplots
     from sklearn.metrics import roc_curve
 
-    cases = [
-        case
-        for case in result["cases"]
-        if case["half"] == "held_out" and case["kind"] in ("faithful", "illusory")
-    ]
+    cases = [c for c in result["cases"] if c["kind"] in ("faithful", "illusory") and c["tests"]]
+    kinds = list(dict.fromkeys(case["where"] for case in cases))
     tests = {
-        "row/null split alone": "row_effect",
-        "whole component alone": "full_component",
-        "covariation alone": "covariation",
-        "natural support alone": "support",
+        "whole component alone": ("full_component", -1),
+        "row/null split alone": ("row_effect", -1),
+        "covariation alone": ("covariation", -1),
+        "what senses alone": ("read_source", 1),
+        "natural part alone": ("natural", -1),
+        "part beyond nature alone": ("beyond", 1),
     }
-    curves = {"audit score": [(case["kind"], case["score"]) for case in cases]}
-    for name, test in tests.items():
-        values = [(case["kind"], case["tests"][test]) for case in cases]
-        curves[name] = [(kind, -value) for kind, value in values if value is not None]
-    figure = go.Figure()
-    for name, points in curves.items():
-        truth = [kind == "illusory" for kind, _ in points]
-        if 0 < sum(truth) < len(truth):
-            false, true, _ = roc_curve(truth, [value for _, value in points])
-            figure.add_scatter(x=false, y=true, mode="lines", name=name, line_shape="hv")
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="chance", line=dict(color="#888888", dash="dot")
-    )
-    figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1])
-    figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02])
-    figure.update_layout(template="plotly_white", width=640, height=400, margin_t=20)
+    colours = ("#3a86c8", "#d5692a", "#8d6cc9", "#b8922a", "#4a9d6f", "#868d97", "#c44e72")
+    figure = make_subplots(rows=1, cols=max(1, len(kinds)), subplot_titles=kinds)
+    for col, where in enumerate(kinds, 1):
+        there = [case for case in cases if case["where"] == where]
+        curves = {"audit score": [(case["kind"], case["score"]) for case in there]}
+        for name, (test, sign) in tests.items():
+            values = [(case["kind"], case["tests"].get(test)) for case in there]
+            curves[name] = [(kind, sign * v) for kind, v in values if v is not None]
+        for (name, points), colour in zip(curves.items(), colours, strict=True):
+            truth = [kind == "illusory" for kind, _ in points]
+            if 0 < sum(truth) < len(truth):
+                false, true, _ = roc_curve(truth, [value for _, value in points])
+                figure.add_scatter(
+                    x=false, y=true, mode="lines", name=name, line_shape="hv", legendgroup=name,
+                    line=dict(color=colour, width=3 if name == "audit score" else 1.5),
+                    showlegend=col == 1, row=1, col=col,
+                )  # fmt: skip
+        figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1], col=col)
+    figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02], col=1)
+    figure.update_layout(template="plotly_white", width=1000, height=400, legend_orientation="h")
     return figure
 
 

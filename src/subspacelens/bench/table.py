@@ -11,52 +11,51 @@ FITS_COLUMNS = ("site", "by", "seconds", "÷ ours", "steps", "s a step", "GiB", 
 
 
 def audit_table(result: dict) -> str:
-    """Scores of both halves, tests alone, and tier ii over noise and drift."""
-    halves = {"held out": result, "calibration": result["calibration"]}
-    lines = ["| score | " + " | ".join(halves) + " |", "|---|---|---|"]
+    """Scores over all and by kind of site, single tests beside the score, power, and the controls
+    on the model as it is."""
+    scores = {name: each for name, each in result["scores"].items() if each["count"]}
+    lines = [f"| {len(result['cases'])} cases | " + " | ".join(scores) + " |"]
+    lines.append("|---|" + "---|" * len(scores))
     rows = {
-        "AUROC, tiers i and iii": lambda half: _estimate(half["auroc"]),
-        "AUROC, tier i": lambda half: _estimate(half["auroc_by_tier"]["i"]),
-        "AUROC, tier iii": lambda half: _estimate(half["auroc_by_tier"]["iii"]),
-        "AUROC, tiers i to iii": lambda half: _estimate(half["all_tiers"]),
-        "AUROC, tier ii": lambda half: _estimate(half["auroc_by_tier"]["ii"]),
-        "AUROC, tier ii, noise from .3, drift to .1": lambda half: _estimate(
-            half["auroc_same_write"]
+        "AUROC of the score": lambda each: _estimate(each["auroc"]),
+        "illusory called faithful": lambda each: _rate(each["miss_rate"]),
+        "faithful called illusory": lambda each: _rate(each["false_alarm_rate"]),
+        "sensors, dormants called faithful": lambda each: _rate(each["inactive_called_faithful"]),
+        "illusory called illusory": lambda each: _rate(each["right_illusory"]),
+        "faithful called faithful or partial": lambda each: _rate(each["right_faithful"]),
+        "undetermined, of FLDD .3 or more": lambda each: _rate(each["undetermined_rate"]),
+        "verdicts on mixed cases": lambda each: ", ".join(
+            f"{count} {label}" for label, count in each["mixed"].items()
         ),
-        "illusory called faithful": lambda half: _rate(half["miss_rate"]),
-        "faithful called illusory": lambda half: _rate(half["false_alarm_rate"]),
-        "undetermined": lambda half: _rate(half["undetermined_rate"]),
-        "sensors, dormants, random called faithful": lambda half: _rate(
-            half["inactive_called_faithful"]
-        ),
-        "Spearman, mixed cases": lambda half: plain(half["spearman_mixed"]),
-        "cases": lambda half: str(half["count"]),
+        "Spearman, score and share, mixed cases": lambda each: plain(each["spearman_mixed"]),
     }
     for name, cell in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(half) for half in halves.values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(each) for each in scores.values()) + " |")
+    lines += ["", "| AUROC, one test alone | " + " | ".join(scores) + " |"]
+    lines.append("|---|" + "---|" * len(scores))
+    for name in scores["all"]["by_test"]:
+        cells = (each["by_test"].get(name) for each in scores.values())
+        lines.append(f"| {name} | " + " | ".join(_estimate(c) if c else "-" for c in cells) + " |")
     lines += [
         "",
-        "| AUROC, one test alone | tiers i and iii | tiers i to iii |",
+        "| judged on | illusory called illusory | faithful called faithful |",
         "|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {_estimate(auroc)} | {_estimate(result['by_test_all_tiers'][name])} |"
-        for name, auroc in result["by_test"].items()
-    ]
-    lines += [
-        "",
-        "| tier ii: noise | drift | AUROC | wrong | undetermined |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["same_write"]:
-        cells = (
-            f"{row['noise']:.1f}",
-            f"{row['drift']:.2f}",
-            plain(row["auroc"]),
-            _rate(row["wrong"]),
-            _rate(row["undetermined"]),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    power = scores["all"]["power"]
+    for size in power["illusory"]:
+        cells = (_rate(power[kind].get(size, power["illusory"][size])) for kind in power)
+        lines.append(f"| {size} pairs | " + " | ".join(cells) + " |")
+    if result["random"]:
+        found = [(row["verdict"], row["code"]) for row in result["random"]]
+        counted = ", ".join(f"{found.count(v)} {v[0]} ({v[1]})" for v in dict.fromkeys(found))
+        lines += ["", f"{len(found)} uniformly random subspaces, in the model as it is: {counted}."]
+    if result["attacks"]:
+        lines += ["", "| attack | site | FLDD | verdict |", "|---|---|---|---|"]
+        lines += [
+            f"| {row['name']} | `{row['site']}` | {plain(row['fldd'])} | "
+            f"{row['verdict']} ({row['code']}) |"
+            for row in result["attacks"]
+        ]
     if result["controls"]:
         lines += [
             "",
@@ -69,7 +68,7 @@ def audit_table(result: dict) -> str:
             for row in result["controls"]
         ]
     if result["skipped"]:
-        lines += ["", "Left out, because a planted channel does not do what it is meant to:", ""]
+        lines += ["", "Left out:", ""]
         lines += [f"- {text}" for text in result["skipped"]]
     return "\n".join(lines) + "\n"
 
@@ -82,7 +81,9 @@ def _rate(rate: dict) -> str:
     if rate["value"] is None:
         return "-"
     interval = f"[{rate['low']:.0%}, {rate['high']:.0%}]"
-    return f"{rate['hits']} of {rate['of']}, {rate['value']:.0%} {interval}"
+    return (
+        f"{rate['hits']} of {rate['of']}, {rate['value']:.0%} {interval}, {rate['models']} models"
+    )
 
 
 def fits_rows(result: dict) -> list[tuple[str, ...]]:

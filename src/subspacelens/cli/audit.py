@@ -13,6 +13,7 @@ from ..core.site import Site
 from .options import (
     BudgetName,
     Captures,
+    Controls,
     Device,
     Dim,
     Dtype,
@@ -69,6 +70,7 @@ def audit(
     captures: Captures = None,
     budget: BudgetName = "standard",
     tests: Tests = None,
+    controls: Controls = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory, or what else.
@@ -100,8 +102,8 @@ def audit(
                 raise refused[where]
             direction = given or find(lens, activations.train, where)
             result = run_audit(
-                lens, activations, direction, budget=budget, tests=named, seed=seed,
-                command=command_line(),
+                lens, activations, direction, budget=budget, tests=named, controls=controls,
+                seed=seed, command=command_line(),
             )  # fmt: skip
             result.save(out)
             return result.record
@@ -167,6 +169,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit`
 
 
 def _print_record(record) -> None:
+    from ..audit.controls.words import in_words
     from ..report.words import AXIS_WORDS
 
     metrics = ("nats", "fldd", "iia", "iia_pair")
@@ -186,6 +189,8 @@ def _print_record(record) -> None:
         say(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
     for reason in record.verdict.reasons:
         paragraph(f"  - {reason}")
+    for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():
+        paragraph(f"  controls: {text}")
     for text in record.notes:
         paragraph(f"  note: {text}")
     say("")

@@ -119,31 +119,49 @@ def bench_profile_command(
 @commands.command("audit")
 def bench_audit_command(
     model: Model = "smollm2",
-    cases: Annotated[
-        int | None, typer.Option(help="Stop either half after so many cases; by default all.")
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task by name, or a .jsonl file of pairs; may be repeated."),
     ] = None,
+    places: Annotated[int, typer.Option(help="Layers and labels of each task.")] = 3,
+    models: Annotated[int, typer.Option(help="Planted models at each place and kind.")] = 4,
+    pairs: Annotated[int, typer.Option(help="Pairs to fit on, and as many to judge on.")] = 128,
+    random: Annotated[
+        int, typer.Option(help="Random subspaces at each site, in the model as it is.")
+    ] = 20,
+    controls: Annotated[
+        bool, typer.Option(help="Also audit SmolLM2 on IOI, as it is, where much is known.")
+    ] = False,
+    seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-audit"),
 ) -> None:
     """Measure the audit against planted truth: models in which faithful and illusory directions
-    are known by construction.
+    are known by construction, at MLPs, heads and in the residual stream.
 
-    Writes OUT/audit.json, OUT/audit.md and OUT/roc.html. All cases take about half an hour on 2
-    cores.
+    It chooses its own places, in any model and for any pairs that carry z. By default the tasks
+    are agreement and pronoun. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html.
     """
     import json
 
     from ..bench import audit_table, bench_audit, roc_figure
     from ..core.files import write_atomically
     from ..model.loading import load_model
+    from ..tasks.named import check_task, named_task
 
-    if cases is not None and cases < 1:
-        raise LensError(f"--cases {cases}: at least one case is needed")
+    if min(places, models) < 1:
+        raise LensError("--places and --models: at least 1")
+    names = task or ["agreement", "pronoun"]
+    for name in names:
+        check_task(name, pairs=pairs)
     writable(out)
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        result = bench_audit(lens, cases=cases, controlled=cases is None)
+        tasks = {Path(name).stem: named_task(lens.tokenizer, name, pairs=pairs) for name in names}
+        result = bench_audit(
+            lens, tasks, count=places, models=models, blind=random, controlled=controls, seed=seed
+        )
     table = audit_table(result)
     write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "audit.md", table.encode())

@@ -32,7 +32,7 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="`ioi`, `agreement`, `pronoun`, or a JSON Lines file of base/source pairs.",
+        help="`ioi`, `agreement`, `pronoun`, `animacy`, or a JSON Lines file of base/source pairs.",
     ),
 ]
 TestPairs = Annotated[
@@ -88,6 +88,14 @@ BudgetName = Annotated[
 Tests = Annotated[
     str | None,
     typer.Option(help="Run these tests only, by name, separated by commas."),
+]
+Controls = Annotated[
+    bool | None,
+    typer.Option(
+        "--controls/--no-controls",
+        help="Plant faithful and illusory subspaces at the very site and audit them blind, to see "
+        "how often the audit is right there. By default under `--budget full`.",
+    ),
 ]
 Captures = Annotated[
     Path | None,

@@ -139,6 +139,15 @@ def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
     return Estimate(value=share, low=low, high=high)
 
 
+def exact_proportion(hits: int, count: int) -> Estimate:
+    """`hits` of `count` independent draws, with Clopper and Pearson's exact 95 % interval; no value
+    of no draws."""
+    if count == 0:
+        return Estimate(value=None)
+    interval = stats.binomtest(hits, count).proportion_ci(0.95, method="exact")
+    return Estimate(value=hits / count, low=float(interval.low), high=float(interval.high))
+
+
 def _wilson(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of `count` draws (Wilson 1927)."""
     z = stats.norm.ppf(0.975)

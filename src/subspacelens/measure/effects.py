@@ -17,6 +17,8 @@ from .splits import Decomposition
 
 RANDOM_DRAWS = 50
 RANDOM_PAIRS = 16
+NAMED = ("no_op", "subspace", "row", "null", "read_row", "read_null")
+"""The patches of the effect table that belong to one subspace."""
 
 
 def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..certify import centred
 from ..core.geometry import Split, orthonormal
 from ..core.site import Site
 from ..engine.patches import SubspacePatch
@@ -72,13 +71,11 @@ def exact_split(lens: LensModel, site: Site, basis: Tensor, *, centred: bool) ->
     return Decomposition(Split.of(weight, centred=centred), True, basis.double())
 
 
-def split_at(replay: Replay, basis: Tensor) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
-    """The split of a site's space and of `basis` (dim, k) in it: exact where the site has a linear
-    writer, else by the readers that carry the effect of the patch, all of which are returned too.
-    None where no attention reads what the site writes."""
-    if replay.writer is not None:
-        lens = replay.lens
-        return exact_split(lens, replay.site, basis, centred=centred(lens)), ()
+def split_by_readers(
+    replay: Replay, basis: Tensor
+) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
+    """The split of `basis` (dim, k) by the attention readers that carry the effect of its patch,
+    and all readers; no split where no attention reads what the site writes."""
     some = replay.subset(slice(READER_PAIRS))
     readers = attribute_readers(some, SubspacePatch(basis).delta(some.base, some.source))
     if not any(share.reader.attention for share in readers):

@@ -244,6 +244,53 @@ def support(record: AuditRecord) -> go.Figure:
     return _hide_inner_ticks(figure)
 
 
+_SAID = {
+    "faithful": (BLUE, "circle"),
+    "partial": (BLUE, "circle-open"),
+    "mixed": (PURPLE, "diamond"),
+    "undetermined": (GREY, "x-thin-open"),
+    "illusory": (ORANGE, "square"),
+}
+
+
+def controls(record: AuditRecord) -> go.Figure | None:
+    """Every planted subspace at its FLDD, in the row of its truth, marked by what the audit said;
+    None where none was planted."""
+    if record.controls is None or not record.controls.spikes:
+        return None
+    figure = blank(height=260)
+    truths = ["faithful", "mixed", "illusory"]
+    for label, (colour, symbol) in _SAID.items():
+        rows = [row for row in record.controls.spikes if row.label == label]
+        if rows:
+            figure.add_scatter(
+                x=[row.fldd for row in rows],
+                y=[truths.index(row.kind) + (row.model % 5 - 2) * 0.09 for row in rows],
+                mode="markers",
+                name=f"called {label}",
+                marker={
+                    "symbol": symbol,
+                    "size": 10,
+                    "color": colour,
+                    "line": {"width": 1.5, "color": colour},
+                },
+                hovertemplate="FLDD %{x:.2f}<extra></extra>",
+            )
+    own = record.effect("subspace").fldd.value
+    if own is not None:
+        figure.add_vline(
+            x=own, line={"color": TEXT, "width": 1.3, "dash": "dot"},
+            annotation={"text": f"this subspace: {record.verdict.label}", "xanchor": "left"},
+            annotation_position="top",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="FLDD", rangemode="tozero")
+    figure.update_yaxes(
+        tickvals=[0, 1, 2], ticktext=[f"planted: {kind}" for kind in truths], range=[-0.6, 2.6],
+        showgrid=False, zeroline=False,
+    )  # fmt: skip
+    return figure.update_layout(margin_t=60)
+
+
 def patch_order(record: AuditRecord) -> list[str]:
     """The eight patches, then whatever else the record has."""
     return [*PATCHES, *(name for name in record.effects if name not in PATCHES)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from scipy.stats import false_discovery_control
 
+from ..audit.controls.words import in_words
 from ..audit.failure import Failure, load_failures
 from ..audit.record import AuditRecord, Scatter, Test, load_audit
 from ..core.errors import ResultError
@@ -159,6 +160,7 @@ def _plots(record: AuditRecord) -> dict[str, Plot | None]:
             f"{_range(support.share)}",
         ),
     }
+    plots["controls"] = figures.controls(record), _controls_label(record)
     for part, scatter in drawn.items():
         label = f"Histograms of the projection on the {part}: {spread(scatter)}" if scatter else ""
         plots[part] = (figures.projection(record, part), label)
@@ -166,6 +168,11 @@ def _plots(record: AuditRecord) -> dict[str, Plot | None]:
         name: None if figure is None else Plot.of(figure, f"{site}. {label}")
         for name, (figure, label) in plots.items()
     }
+
+
+def _controls_label(record: AuditRecord) -> str:
+    sentences = in_words(record.controls, record.task.test_pairs) if record.controls else []
+    return f"Planted subspaces by FLDD, truth and verdict. {' '.join(sentences)}"
 
 
 def _unique(values: Iterator[str]) -> list[str]:
@@ -191,6 +198,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 _FILTERS = {
+    "in_words": in_words,
     "spread": spread,
     "ordered_tests": ordered_tests,
     "patch_order": figures.patch_order,

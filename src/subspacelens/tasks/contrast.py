@@ -3,8 +3,9 @@
 `agreement`: "The keys near the bank" goes on with " are", "The key near the bank" with " is"; z is
 the number of the subject (label SUBJ). `pronoun`: "Then Mary left the bank because" goes on with
 " she", with John it goes on with " he"; z is the gender that the name (label NAME) is usual for.
-Base and source differ in that word alone: answer = what is right for the base, target = for the
-source.
+`animacy`: "They told me about the teacher at the bank," goes on with " who", with the lamp it goes
+on with " which"; z is whether the noun (label NOUN) is a person. Base and source differ in that
+word alone: answer = what is right for the base, target = for the source.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .tokens import answer_token, encode, tokenize_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONTRASTS = ("agreement", "pronoun")
+CONTRASTS = ("agreement", "pronoun", "animacy")
 _MIN_WORDS = 4
 
 

@@ -10,12 +10,12 @@ import torch
 
 from helpers_models import tiny_lens
 from helpers_oracle import random_pairs
+from helpers_planted import Channels, planted
 from subspacelens.audit import audit, judge
 from subspacelens.audit.evidence import TESTS
 from subspacelens.audit.evidence.choice import halves_of
 from subspacelens.audit.evidence.downstream import held, value_range
 from subspacelens.audit.judging import chosen_tests
-from subspacelens.bench.planted import Channels, planted
 from subspacelens.core.errors import LensError
 from subspacelens.core.site import Site
 from subspacelens.core.statistics import auroc, auroc_interval
@@ -60,7 +60,7 @@ def channels(lens) -> Channels:
     reads, writes = draw(3, lens.map.d_model), 30 * draw(lens.map.d_model, 3)
     reads[2], writes[:, 1] = 0, 0
     mixing, _ = torch.linalg.qr(draw(3, 3))
-    return Channels(reads, torch.zeros(3), writes, mixing, ("faithful", "sensor", "dormant"))
+    return Channels(reads, torch.zeros(3), writes, mixing)
 
 
 def judged(lens, task: Task, channels: Channels, weights: dict[int, float], **options):

@@ -20,7 +20,9 @@ SIZES = dict(train=40, test=40, held_out=12)
 def tiny_tokenizer():
     path = files("subspacelens.tasks").joinpath("data/contrasts.json")
     data = json.loads(path.read_text(encoding="utf-8"))
-    return bpe_tokenizer(" the " + " ".join(re.findall(r"[\w,]+", str(data))) + " is are he she")
+    return bpe_tokenizer(
+        " the " + " ".join(re.findall(r"[\w,]+", str(data))) + " is are he she who which"
+    )
 
 
 @pytest.fixture(scope="module", params=CONTRASTS)
@@ -29,7 +31,7 @@ def task(request, tiny_tokenizer):
 
 
 def test_base_and_source_differ_in_the_labelled_token_alone(task):
-    label = {"agreement": "SUBJ", "pronoun": "NAME"}[task.name]
+    label = {"agreement": "SUBJ", "pronoun": "NAME", "animacy": "NOUN"}[task.name]
     for pairs in (task.train, task.test, task.held_out):
         for pair in pairs:
             column = pair.base.columns[label]

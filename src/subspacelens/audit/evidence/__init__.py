@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..record import Test
 from . import choice, downstream, effects, elsewhere, landing, natural, nature, path
-from .case import Case, Natural
+from .case import Case, Natural, Setting
 
 BUDGETS = ("fast", "standard", "full")
 
@@ -41,4 +41,4 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "vacuity": ("full", choice.vacuity),
 }
 
-__all__ = ["BUDGETS", "TESTS", "Case", "Natural"]
+__all__ = ["BUDGETS", "TESTS", "Case", "Natural", "Setting"]

@@ -37,11 +37,13 @@ def axes(case: Case) -> tuple[Axis, ...]:
     width, dim = case.basis.shape
     if dim in (1, width):
         return ()
-    inside = case.captures.train.difference(case.site).cpu().double() @ case.basis
+    inside = case.setting.fitted.difference.cpu().double() @ case.basis
     _, _, turned = torch.linalg.svd(inside, full_matrices=True)
     columns = case.basis @ turned.T
     parts = columns.split([1] * min(dim, MOST) + [dim - MOST] * (dim > MOST), dim=1)
-    some = replace(case, replay=case.replay.subset(slice(PAIRS)), proxies=False)
+    some = replace(
+        case, setting=case.setting.subset(slice(PAIRS)), patches=("subspace", "row"), proxies=False
+    )
     return tuple(_axis(some, part, number) for number, part in enumerate(parts, 1))
 
 

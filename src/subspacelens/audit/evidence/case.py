@@ -1,34 +1,37 @@
-"""What all tests of one subspace share, each part computed once, when it is first asked for."""
+"""What all tests of one subspace share, and what all subspaces of one site do: each part is
+computed once, when it is first asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.geometry import haar
+from ...certify import centred
+from ...core.geometry import Split, haar
 from ...core.records import Estimate
 from ...core.site import Site
 from ...core.statistics import Units, ratio
 from ...engine.effect import Effect
-from ...engine.patches import SubspacePatch
+from ...engine.patches import Full, SubspacePatch
 from ...engine.replay import Replay
 from ...engine.task_capture import TaskCapture
 from ...fit.subspace import Subspace
 from ...measure.effects import (
+    NAMED,
     RANDOM_DRAWS,
     RandomEffects,
     drops_of,
     named_patches,
     random_effects,
 )
-from ...measure.nature import NaturalChange
+from ...measure.nature import NaturalChange, natural_change
 from ...measure.readers import ReaderShare
-from ...measure.splits import Decomposition, split_at
+from ...measure.splits import Decomposition, split_by_readers
 from ...measure.support import EXPLAINED, SupportSplit, split_by_support
 from ...model.lens import LensModel
 from ..record import Test
@@ -60,24 +63,78 @@ class Natural:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """One subspace under audit.
-
-    `replay` is its site on the test pairs at the positions `chosen`, `nature` what z changes there,
-    None where the pairs carry no z. `explained` are the shares of natural variance at which the
-    patch is split by support, `draws` how many random subspaces of either kind are tried; without
-    `proxies` there is no row/null split where it would stand for some readers only.
-    """
+class Setting:
+    """One site of one task: what audits of all its subspaces share. `replay` is the site on the
+    test pairs at the positions `chosen`; without `kernel` the row/null split decides nothing, as
+    where a site has a kernel by what was planted only."""
 
     captures: TaskCapture = field(repr=False)
     replay: Replay
     chosen: Tensor = field(repr=False)
+    kernel: bool = True
+
+    @cached_property
+    def fitted(self) -> Replay:
+        """The site on the training pairs."""
+        return self.captures.train.at(self.replay.site)
+
+    @cached_property
+    def train(self) -> Natural:
+        return Natural.of(self.fitted)
+
+    @cached_property
+    def test(self) -> Natural:
+        return Natural.of(self.replay)
+
+    @cached_property
+    def nature(self) -> NaturalChange | None:
+        """What z changes, None where the pairs carry none."""
+        return natural_change(self.fitted, self.replay)
+
+    @cached_property
+    def full(self) -> Effect:
+        """The patch of the whole component."""
+        return self.replay.effect(Full())
+
+    @cached_property
+    def split(self) -> Split | None:
+        """What is read of the component and what is not, None where it has no linear writer."""
+        weight = self.replay.writer
+        return None if weight is None else Split.of(weight, centred=centred(self.replay.lens))
+
+    def subset(self, pairs: slice) -> Setting:
+        """The same for some of its pairs; what was computed of the training pairs is kept."""
+        smaller = replace(self, replay=self.replay.subset(pairs), chosen=self.chosen[pairs])
+        kept = ("fitted", "train", "nature", "split")
+        smaller.__dict__.update((name, x) for name, x in self.__dict__.items() if name in kept)
+        return smaller
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """One subspace under audit.
+
+    `patches` names the patches of the effect table to replay, beside that of the whole component.
+    `explained` are the shares of natural variance at which the patch is split by support, `draws`
+    how many random subspaces of either kind are tried; without `proxies` there is no row/null
+    split where it would stand for some readers only.
+    """
+
+    setting: Setting
     subspace: Subspace
-    nature: NaturalChange | None = field(repr=False)
+    patches: Collection[str] = NAMED
     explained: Sequence[float] = EXPLAINED
     draws: int = RANDOM_DRAWS
     proxies: bool = True
     seed: int = 0
+
+    @property
+    def captures(self) -> TaskCapture:
+        return self.setting.captures
+
+    @property
+    def replay(self) -> Replay:
+        return self.setting.replay
 
     @property
     def lens(self) -> LensModel:
@@ -92,6 +149,18 @@ class Case:
         """What intervals are over."""
         return self.replay.units
 
+    @property
+    def train(self) -> Natural:
+        return self.setting.train
+
+    @property
+    def test(self) -> Natural:
+        return self.setting.test
+
+    @property
+    def nature(self) -> NaturalChange | None:
+        return self.setting.nature
+
     @cached_property
     def basis(self) -> Tensor:
         """V, float64 (dim, k)."""
@@ -102,18 +171,10 @@ class Case:
         return SubspacePatch(self.basis)
 
     @cached_property
-    def train(self) -> Natural:
-        return Natural.of(self.captures.train.at(self.site))
-
-    @cached_property
-    def test(self) -> Natural:
-        return Natural.of(self.replay)
-
-    @cached_property
     def split(self) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
-        if self.replay.writer is None and not self.proxies:
-            return None, ()
-        return split_at(self.replay, self.basis)
+        if self.setting.split is not None:
+            return Decomposition(self.setting.split, True, self.basis), ()
+        return split_by_readers(self.replay, self.basis) if self.proxies else (None, ())
 
     @property
     def parts(self) -> Decomposition | None:
@@ -123,7 +184,8 @@ class Case:
     @property
     def exact(self) -> bool:
         """Whether the row/null split is by construction and says something."""
-        return self.parts is not None and self.parts.exact and not self.parts.degenerate
+        parts = self.parts
+        return self.setting.kernel and parts is not None and parts.exact and not parts.degenerate
 
     @property
     def readers(self) -> tuple[ReaderShare, ...]:
@@ -132,17 +194,20 @@ class Case:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Effects of the patches of `named_patches` that exist here."""
-        return self.replay.effects(named_patches(self.parts, self.basis))
+        """Effects of the patches of `named_patches` that are asked for and exist here."""
+        named = named_patches(self.parts, self.basis)
+        wanted = {name: patch for name, patch in named.items() if name in self.patches}
+        return {"full": self.setting.full} | self.replay.effects(wanted)
 
     @cached_property
     def reversed(self) -> Effect:
         """The patch with base and source exchanged."""
-        return self.captures.reversed.at(self.site).subset(self.chosen).effect(self.patch)
+        reversed_ = self.captures.reversed.at(self.site)
+        return reversed_.subset(self.setting.chosen).effect(self.patch)
 
     @cached_property
     def random(self) -> RandomEffects:
-        natural = self.captures.train.difference(self.site).cpu().double()
+        natural = self.setting.fitted.difference.cpu().double()
         return random_effects(self.replay, natural, self.basis, self.draws, self.seed)
 
     @cached_property

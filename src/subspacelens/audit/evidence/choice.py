@@ -54,7 +54,7 @@ def chance(case: Case) -> Test:
 def gradient_agreement(case: Case) -> Test:
     """Would the model's own gradient choose it? Largest cosine of a direction in V with the leading
     axis of the per-pair gradients of the logit difference (training pairs)."""
-    some = case.captures.train.at(case.site).subset(slice(GRADIENT_PAIRS))
+    some = case.setting.fitted.subset(slice(GRADIENT_PAIRS))
     slopes = some.gradients().cpu().double()
     if float(slopes.norm()) == 0:
         return void("the gradient is zero")

@@ -123,7 +123,7 @@ def covariation(case: Case) -> Test:
         )
     read = within @ mix.T[:, keep]
     written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
-    units = Units(case.captures.train.at(case.site).units.of_prompts)
+    units = Units(case.setting.fitted.units.of_prompts)
     slope = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
     if slope.value is None:
         return void("the reading does not vary within the classes")

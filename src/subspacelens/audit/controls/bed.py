@@ -1,0 +1,158 @@
+"""What planted channels are made of: how a site varies at equal z, and what moves the answer behind
+it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.site import Site
+from ...engine.capture import Capture
+from ...engine.replay import Replay
+from ...fit.closed_form import by_class
+from ...measure.nature import acting_directions, turned
+from ...measure.planting import Channels, plant
+
+PAIRS = 64
+"""Pairs whose gradients say what moves the answer."""
+MOVED = 16
+"""Pairs that are moved to see how far."""
+AXES = 40
+STEPS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.6, 2.5, 4.0)
+WEAK = 0.1
+"""A direction that moves the answer less than this share of the gradient's is not written along."""
+KEPT = 0.5
+"""A planted model keeps this share of the model's own logit difference."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bed:
+    """Of the pairs to fit on: `centre` (dim,) of the activation, `axes` (r, dim), readings of unit
+    standard deviation at equal z; and of the residual stream behind the site, or of the site where
+    it is that stream: `pull` (d,), minus the mean gradient turned to z, `acting` (d, r), where the
+    answer reacts, and `classes` (d,), what of the difference of the class means lies there.
+    `column` is the length of a typical column of the writer, 1 where there is none. All float64."""
+
+    centre: Tensor = field(repr=False)
+    axes: Tensor = field(repr=False)
+    pull: Tensor = field(repr=False)
+    acting: Tensor = field(repr=False)
+    classes: Tensor = field(repr=False)
+    column: float
+    _stream: Replay = field(repr=False)
+
+    @classmethod
+    def of(cls, train: Capture, site: Site) -> Bed:
+        """Raises `TaskError` where a pair has no z or one class is empty, `SiteError` where no
+        channel can be planted."""
+        replay = train.at(site)
+        x, z = by_class(replay)
+        x = x.cpu().double()
+        centre = x.mean(dim=0)
+        within = torch.cat([x[z == side] - x[z == side].mean(dim=0) for side in (0, 1)])
+        _, s, vh = torch.linalg.svd(within, full_matrices=False)
+        kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
+        axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
+        indices = torch.arange(min(PAIRS, len(replay.pairs)))
+        some = train.select(replay.pairs.at(indices.tolist()), indices)
+        stream, width = some.at(site), train.lens.map.d_model
+        if replay.writer is not None:
+            stream = plant(some, site, _open(len(centre), width)).at(site)
+        slopes = stream.gradients().cpu().double()[:, -width:]
+        weight, acting = replay.writer, acting_directions(slopes)
+        return cls(
+            centre,
+            axes,
+            -(turned(stream)[:, None] * slopes).mean(dim=0),
+            acting,
+            acting @ (acting.T @ _class_difference(stream)),
+            1.0 if weight is None else float(weight.norm(dim=0).median()),
+            stream.subset(slice(MOVED)),
+        )
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """A reading (dim,) of unit standard deviation at equal z."""
+        mix = torch.randn(len(self.axes), generator=generator, dtype=torch.float64)
+        return mix / mix.norm() @ self.axes
+
+    def written(self, kind: str, generator: torch.Generator) -> Tensor:
+        """A unit vector (d,) of the stream that moves the answer: along the `gradient`, along the
+        difference of the `classes`, or along a random `half` of what either has where the answer
+        reacts. The difference of the classes is left for the gradient where it moves little."""
+        count = self.acting.shape[1]
+        direction = self.pull if kind == "gradient" else self.classes
+        if direction @ self.pull < WEAK * direction.norm() * self.pull.norm():
+            direction = self.pull
+        if kind == "half":
+            chosen = torch.randperm(count, generator=generator)[: (count + 1) // 2]
+            axes = self.acting[:, chosen]
+            direction = axes @ (axes.T @ (direction if self._of_stream else self.pull))
+        return direction / direction.norm()
+
+    def dormant(self, generator: torch.Generator) -> Tensor:
+        """The like, of the gradient, and off the difference of the classes where the stream itself
+        is planted in: what is along it is taken out."""
+        direction = self.written("half", generator)
+        if self._of_stream:
+            count = self.acting.shape[1]
+            axes = self.acting[:, torch.randperm(count, generator=generator)[: (count + 1) // 2]]
+            direction = axes @ (axes.T @ self.pull)
+            classes = self.classes / self.classes.norm()
+            direction = direction - (direction @ classes) * classes
+        return direction / direction.norm()
+
+    @property
+    def _of_stream(self) -> bool:
+        return self._stream.writer is None
+
+    def length(self, direction: Tensor, fldd: float, *, replacing: bool = False) -> float:
+        """How far the stream of either class must lie along a unit vector (d,), so that its
+        exchange lowers the logit difference by the share `fldd`, or as much as can be. `replacing`
+        what is along it; the model must go on doing the task then."""
+        stream, width, turn = self._stream, len(self.pull), turned(self._stream)
+        clean = stream.clean.logit_diff.double()
+        first = fldd * float(clean.mean()) / (2 * max(1e-9, float(direction @ self.pull)))
+        lengths = first * np.array(STEPS)
+        along = torch.zeros(len(turn), dtype=torch.float64)
+        if replacing:
+            along = -((stream.base.cpu().double() - self.centre) @ direction)
+        sides = torch.tensor([-1.0, 1.0] if replacing else [2.0]).double()
+        moved = along + sides[:, None, None] * turn * torch.tensor(lengths)[:, None]
+        deltas = torch.zeros(*moved.shape, stream.base.shape[1], dtype=torch.float64)
+        deltas[..., -width:] = moved[..., None] * direction
+        outcomes = stream.delta_outcomes(deltas.flatten(0, 1).to(stream.base)).logit_diff
+        left = outcomes.double().mean(dim=1).unflatten(0, moved.shape[:2]).numpy()
+        before = left[0] if replacing else np.full(len(lengths), float(clean.mean()))
+        reached = 1 - left[-1] / np.maximum(before, 1e-9)
+        reached[before < KEPT * float(clean.mean())] = -np.inf
+        enough = np.flatnonzero(reached >= fldd)
+        if len(enough) == 0:
+            return float(lengths[np.argmax(reached)])
+        first_enough = int(enough[0])
+        ends = [max(0, first_enough - 1), first_enough]
+        if not np.isfinite(reached[ends]).all():
+            return float(lengths[first_enough])
+        return float(np.exp(np.interp(fldd, reached[ends], np.log(lengths[ends]))))
+
+
+def _class_difference(replay: Replay) -> Tensor:
+    """Of the residual stream that the base prompts have where a patch enters, (d,)."""
+    stream = torch.empty(len(replay.pairs), replay.lens.map.d_model, dtype=torch.float64)
+    for bucket in replay.buckets:
+        stream[bucket.pairs] = bucket.entries[replay.entry][:, 0].cpu().double()
+    first = turned(replay) > 0
+    return stream[~first].mean(dim=0) - stream[first].mean(dim=0)
+
+
+def _open(dim: int, width: int) -> Channels:
+    """Channels without value, one for each dimension of the stream: to patch it through them."""
+    return Channels(
+        follow=torch.zeros(width, dtype=torch.float64),
+        reads=torch.zeros(width, dim, dtype=torch.float64),
+        centre=torch.zeros(dim, dtype=torch.float64),
+        writes=torch.eye(width, dtype=torch.float64),
+        silent=torch.zeros(width, dtype=torch.bool),
+    )

@@ -1,0 +1,227 @@
+"""Runs the controls of one audit: plants, audits blind, and says what the audit's verdict is worth.
+
+The unit is the planted model. In each one a faithful subspace, an illusion and a mixture are judged
+by the rule, the pairs and the cuts by which the user's own subspace was judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ...core.progress import track
+from ...core.statistics import exact_proportion
+from ...engine.capture import Capture
+from ...fit.subspace import Subspace
+from ...measure.planting import can_be_planted, planted_task
+from ..evidence import Case, Setting
+from ..judging import judge_blind
+from ..record import Controls, Spiked, VerdictName
+from ..verdict import SMALLEST_FLDD
+from .bed import KEPT, Bed
+from .spikes import Plan, Spike, channels_of, spikes
+from .words import USED
+
+MODELS = 12
+"""Planted models that a calibration takes at least."""
+TRIED = 18
+PAIRS = 96
+"""Pairs of either split on which spikes are judged: with more of them an audit errs less often."""
+MOST_DIMENSIONS = 8
+SPREAD = 1.5
+"""Spikes are drawn from what is so many times less to so many times more than the audited one."""
+LEAST_WITHIN = 0.01
+AUDITED = ("faithful", "illusory", "mixed")
+MOST_WRONG = 1
+LEAST_RATIO = 3.0
+"""A verdict is borne out where at most `MOST_WRONG` spikes of the other kind got it, and it is so
+many times likelier for its own."""
+SEEN = 0.8
+LEAST_SEEN = 3
+TOLD = ("illusory", "mixed")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One planted model, ready to be audited."""
+
+    plan: Plan
+    setting: Setting
+    spikes: tuple[Spike, ...]
+
+    def subspace(self, spike: Spike) -> Subspace:
+        """A spike as the audit takes it, without a hint of what it is."""
+        train = self.setting.captures.train
+        return Subspace(
+            basis=spike.basis.float(),
+            site=self.setting.replay.site,
+            made_with=train.made_with,
+            data_sha256=train.pairs.sha256,
+            fit={"method": "planted"},
+        )
+
+
+def planted_models(
+    setting: Setting, bed: Bed, plans: Sequence[Plan], kinds: tuple[str, ...], seed: int
+) -> Iterator[Planted]:
+    """Each plan planted at the site of a setting, but for those in which the model does not do the
+    task any more."""
+    site, beside = setting.replay.site, setting.replay.writer is not None
+    clean = float(setting.replay.clean.logit_diff.mean())
+    for number, plan in enumerate(plans):
+        generator = torch.Generator().manual_seed(1000 * seed + number)
+        channels = channels_of(bed, plan, generator, beside=beside)
+        captures = planted_task(setting.captures, site, channels)
+        replay = captures.test.at(site).subset(setting.chosen)
+        if float(replay.clean.logit_diff.mean()) < KEPT * clean:
+            continue
+        own = Setting(
+            captures=captures, replay=replay, chosen=setting.chosen, kernel=has_kernel(setting)
+        )
+        yield Planted(plan, own, tuple(spikes(plan, channels, beside=beside, kinds=kinds)))
+
+
+def has_kernel(setting: Setting) -> bool:
+    """Whether the component, as it is, writes nothing along some directions."""
+    split, writer = setting.split, setting.replay.writer
+    return split is not None and writer is not None and split.rank < writer.shape[1]
+
+
+def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
+    """The error rate of the audit at the site of one subspace that got the verdict `label`, for
+    spikes like it: as many dimensions, an effect and a within-class share like its own."""
+    lacking = _lacking(case)
+    if lacking:
+        return Controls.without(lacking)
+    fldd, within = case.effects["subspace"].fldd.value or 0.0, _within(case)
+    setting = _smaller(case.setting)
+    beside = setting.replay.writer is not None
+    generator = torch.Generator().manual_seed(seed)
+    plans = [
+        Plan.drawn(
+            generator,
+            k=case.subspace.dim,
+            fldd=(fldd / SPREAD, fldd * SPREAD),
+            within=(_between(within / SPREAD), _between(within * SPREAD)),
+            beside=beside,
+        )
+        for _ in range(TRIED)
+    ]
+    bed = Bed.of(setting.captures.train, case.site)
+    planted = planted_models(setting, bed, plans, AUDITED, seed)
+    models = track(islice(planted, MODELS), f"controls at {case.site}", total=MODELS)
+    rows = [_audited(model, spike, n) for n, model in enumerate(models) for spike in model.spikes]
+    return summed(rows, label, fldd)
+
+
+def _lacking(case: Case) -> str:
+    """Why no spikes like the subspace can be planted; nothing where they can."""
+    if case.train.z is None or case.test.z is None:
+        return "the pairs carry no z"
+    if not can_be_planted(case.lens, case.site):
+        return "a norm follows the site, so that no channels can be planted there"
+    if case.subspace.dim > MOST_DIMENSIONS:
+        return f"spikes have at most {MOST_DIMENSIONS} dimensions"
+    if (case.effects["subspace"].fldd.value or 0.0) < SMALLEST_FLDD:
+        return "the subspace does too little to be judged"
+    return ""
+
+
+def _within(case: Case) -> float:
+    """Share of the variance of what the subspace reads that lies within the classes of z."""
+    reading, z = (case.train.x @ case.basis).numpy(), case.train.z
+    total = reading.var(axis=0).sum()
+    inside = sum((z == side).mean() * reading[z == side].var(axis=0).sum() for side in (0, 1))
+    return float(inside / total) if total > 0 else 1.0
+
+
+def _between(share: float) -> float:
+    return min(0.9, max(LEAST_WITHIN, share))
+
+
+def _smaller(setting: Setting) -> Setting:
+    """The first `PAIRS` pairs of the splits to fit and to judge on."""
+    captures, first = setting.captures, setting.chosen[:PAIRS]
+
+    def some(captured: Capture, indices: Tensor) -> Capture:
+        return captured.select(captured.pairs.at(indices.tolist()), indices)
+
+    train = some(captures.train, torch.arange(min(PAIRS, len(captures.train.pairs))))
+    test, swapped = some(captures.test, first), some(captures.reversed, first)
+    captures = replace(captures, train=train, test=test, reversed=swapped, held_out=None)
+    return Setting(
+        captures=captures,
+        replay=test.at(setting.replay.site),
+        chosen=torch.arange(len(first)),
+        kernel=setting.kernel,
+    )
+
+
+def _audited(model: Planted, spike: Spike, number: int) -> Spiked:
+    judged = judge_blind(model.setting, model.subspace(spike), scored=False)
+    return Spiked(
+        model=number,
+        kind=spike.kind,
+        share=spike.share,
+        fldd=judged.case.effects["subspace"].fldd.value,
+        label=judged.verdict.label,
+    )
+
+
+def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
+    """What the verdict `label` on a subspace of this `fldd` is worth, by how spikes were judged."""
+    judged = [row for row in rows if row.fldd is not None and row.fldd >= SMALLEST_FLDD]
+    faithful, illusory = (
+        [row.label for row in judged if row.kind == kind] for kind in ("faithful", "illusory")
+    )
+
+    def said(labels: Sequence[VerdictName], what: Collection[VerdictName]) -> int:
+        return sum(each in what for each in labels)
+
+    own = USED if label in USED else (label,)
+    truth = {"faithful": faithful, "partial": faithful, "illusory": illusory}.get(label)
+    right = wrong = ratio = None
+    if truth is not None and faithful and illusory:
+        other = illusory if truth is faithful else faithful
+        right, wrong = said(truth, own), said(other, own)
+        ratio = ((right + 0.5) / (len(truth) + 1)) / ((wrong + 0.5) / (len(other) + 1))
+    sizes = [row.fldd for row in judged if row.kind in ("faithful", "illusory") and row.fldd]
+    outside = ""
+    if min(len(faithful), len(illusory)) < MODELS:
+        outside = (
+            f"only {len(faithful)} planted channels and {len(illusory)} planted illusions do "
+            f"enough to be judged, {MODELS} of either are needed"
+        )
+    elif not min(sizes) <= fldd <= max(sizes):
+        outside = (
+            f"its FLDD, {fldd:.2f}, is none of the spikes' ({min(sizes):.2f} to {max(sizes):.2f})"
+        )
+    return Controls(
+        spikes=list(rows),
+        void=outside,
+        false_faithful=exact_proportion(said(illusory, USED), len(illusory)),
+        false_illusory=exact_proportion(said(faithful, ("illusory",)), len(faithful)),
+        right_faithful=exact_proportion(said(faithful, USED), len(faithful)),
+        right_illusory=exact_proportion(said(illusory, ("illusory",)), len(illusory)),
+        likelihood_ratio=ratio,
+        sees=_sees(judged),
+        borne_out=None
+        if right is None or wrong is None
+        else wrong <= MOST_WRONG and ratio >= LEAST_RATIO,
+    )
+
+
+def _sees(rows: Sequence[Spiked]) -> float | None:
+    """The smallest share of illusion from which on `SEEN` of the mixed spikes with as much of it
+    are called illusory or mixed; None where there is no such share."""
+    mixed = [row for row in rows if row.kind == "mixed" and row.share]
+    told = sorted(((row.share, row.label in TOLD) for row in mixed), reverse=True)
+    smallest = None
+    for count in range(LEAST_SEEN, len(told) + 1):
+        if sum(seen for _, seen in told[:count]) >= SEEN * count:
+            smallest = told[count - 1][0]
+    return smallest

@@ -1,0 +1,177 @@
+"""Spike-in controls: what they count, what they say, and what they do to a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers_models import tiny_lens
+from helpers_oracle import random_pairs
+from subspacelens.audit import audit
+from subspacelens.audit.controls.run import MODELS, controls, summed
+from subspacelens.audit.controls.words import USED, in_words, tempered
+from subspacelens.audit.evidence import Setting
+from subspacelens.audit.judging import judge_blind
+from subspacelens.audit.record import Controls, Spiked, Verdict
+from subspacelens.core.site import Site
+from subspacelens.engine.task_capture import capture_task
+from subspacelens.fit import das
+from subspacelens.fit.subspace import Subspace, made_by
+from subspacelens.measure.planting import Channels, planted_task
+from subspacelens.tasks import Task
+from subspacelens.tasks.pairset import PairSet
+
+
+def spiked(kind: str, label: str, fldd: float = 0.5, share: float | None = None, model: int = 0):
+    truth = {"faithful": 0.0, "illusory": 1.0}.get(kind, share)
+    return Spiked(model=model, kind=kind, share=truth, fldd=fldd, label=label)
+
+
+def rows(faithful: list[str], illusory: list[str], mixed: list[tuple[float, str]] = ()):
+    sizes = (0.4, 0.6)
+    return [
+        *(spiked("faithful", label, sizes[i % 2]) for i, label in enumerate(faithful)),
+        *(spiked("illusory", label, sizes[i % 2]) for i, label in enumerate(illusory)),
+        *(spiked("mixed", label, 0.5, share) for share, label in mixed),
+    ]
+
+
+RIGHT = rows(["faithful"] * MODELS, ["illusory"] * MODELS)
+
+
+def test_a_rule_that_is_right_bears_its_verdicts_out():
+    for label in ("faithful", "partial", "illusory"):
+        found = summed(RIGHT, label, 0.5)
+        assert found.borne_out and not found.void and found.likelihood_ratio > 20
+        assert found.false_faithful.value == 0 and 0.2 < found.false_faithful.high < 0.3
+    assert summed(RIGHT, "undetermined", 0.5).borne_out is None
+    assert summed(RIGHT, "mixed", 0.5).borne_out is None
+
+
+@pytest.mark.parametrize(
+    ("label", "faithful", "illusory", "borne_out"),
+    [
+        ("faithful", ["faithful"] * 12, ["faithful"] * 1 + ["illusory"] * 11, True),
+        ("faithful", ["faithful"] * 12, ["partial"] * 2 + ["illusory"] * 10, False),
+        ("illusory", ["illusory"] * 2 + ["faithful"] * 10, ["illusory"] * 12, False),
+        ("illusory", ["undetermined"] * 12, ["illusory"] * 12, True),
+        ("faithful", ["undetermined"] * 12, ["undetermined"] * 12, False),
+        ("faithful", ["faithful"] * 2 + ["undetermined"] * 10, ["faithful"] + ["illusory"] * 11,
+         False),
+    ],
+)  # fmt: skip
+def test_a_verdict_needs_spikes_of_its_kind_and_none_of_the_other(
+    label, faithful, illusory, borne_out
+):
+    assert summed(rows(faithful, illusory), label, 0.5).borne_out is borne_out
+
+
+def test_no_calibration_where_too_few_do_enough_or_none_is_alike():
+    few = summed(rows(["faithful"] * 11, ["illusory"] * 12), "faithful", 0.5)
+    assert "only 11 planted channels" in few.void
+    weak = [*RIGHT[:-1], spiked("illusory", "undetermined", 0.1)]
+    assert "11 planted illusions" in summed(weak, "faithful", 0.5).void
+    assert "none of the spikes'" in summed(RIGHT, "faithful", 0.9).void
+    none = Controls.without("the pairs carry no z")
+    assert in_words(none, 40) == ["No calibration: the pairs carry no z."]
+
+
+def test_the_smallest_share_that_is_seen():
+    seen = [(0.6, "illusory"), (0.5, "mixed"), (0.4, "mixed"), (0.3, "illusory")]
+    unseen = [(0.2, "faithful"), (0.1, "undetermined")]
+    both = ["faithful"] * 12, ["illusory"] * 12
+    assert summed(rows(*both, seen + unseen), "faithful", 0.5).sees == 0.2
+    assert summed(rows(*both, seen + unseen[:1]), "faithful", 0.5).sees == 0.2
+    assert summed(rows(*both, seen[:3] + unseen), "faithful", 0.5).sees == 0.4
+    assert summed(rows(*both, seen[:2]), "faithful", 0.5).sees is None
+
+
+def test_words_count_what_was_planted():
+    found = summed(
+        rows(["faithful"] * 11 + ["illusory"], ["illusory"] * 10 + ["undetermined", "faithful"]),
+        "faithful",
+        0.5,
+    )
+    first, sees, ratio = in_words(found, 60)
+    assert "right on 21 of 24" in first and "undecided on 1" in first
+    assert "1 illusion called faithful, 1 faithful one called illusory" in first
+    assert "60 pairs" in sees and "times as likely" in ratio
+    assert "no illusion called faithful" in in_words(summed(RIGHT, "faithful", 0.5), 60)[0]
+
+
+def test_a_verdict_that_is_not_borne_out_is_undetermined():
+    verdict = Verdict(
+        label="faithful", code="holds", score=0.1, reasons=["why"], assumptions=[], objection=""
+    )
+    kept = tempered(verdict, summed(RIGHT, "faithful", 0.5))
+    assert kept == verdict == tempered(verdict, Controls.without("no z"))
+    wrong = summed(rows(["faithful"] * 12, ["faithful"] * 12), "faithful", 0.5)
+    found = tempered(verdict, wrong)
+    assert (found.label, found.code) == ("undetermined", "controls")
+    assert 1 / 3 <= found.score <= 2 / 3 and found.reasons[1] == "why"
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """z says which of two tokens is right."""
+
+    def split(name: str, count: int, seed: int) -> PairSet:
+        pairs = random_pairs([(9, 4)] * count, seed)
+        marked = (
+            replace(p, z=(i % 2, 1 - i % 2), answer=(5, 6)[i % 2], target=(6, 5)[i % 2])
+            for i, p in enumerate(pairs)
+        )
+        return PairSet("random", name, tuple(marked))
+
+    return Task("random", split("train", 40, 1), split("test", 32, 2))
+
+
+def one_that_knows(task: Task, site: Site) -> tuple[Setting, Subspace]:
+    """A model that says which token it is by one channel, and the channel's direction."""
+    lens = tiny_lens("llama")
+    rows = lens.map.tail.head.weight.double()
+    write, dim = (rows[6] - rows[5])[:, None], lens.map.dim(site)
+    beside = lens.map.writer(site) is not None
+    channels = Channels(
+        follow=torch.tensor([12.0 if beside else 60.0]).double(),
+        reads=0.2 * torch.randn(1, dim, generator=torch.Generator().manual_seed(0)).double(),
+        centre=torch.zeros(dim).double(),
+        writes=write if beside else write / write.norm(),
+        silent=torch.tensor([False]),
+    )
+    captures = planted_task(capture_task(lens, task, [site]), site, channels)
+    direction = channels.direction({0: 1.0}, beside)[:, None]
+    subspace = made_by(captures.train.lens, site, direction, "", {"method": "given"})
+    replay = captures.test.at(site)
+    chosen = torch.arange(len(replay.pairs))
+    return Setting(captures=captures, replay=replay, chosen=chosen), subspace
+
+
+@pytest.mark.parametrize("name", ["L2.mlp_act@END", "L2.resid_post@END", "L2.head_z.2@END"])
+def test_an_audit_shows_its_own_error_rate(task, name):
+    setting, subspace = one_that_knows(task, Site.parse(name))
+    lens = setting.replay.lens
+    before, judged = lens.weights_sha256, judge_blind(setting, subspace)
+    assert judged.case.effects["subspace"].fldd.value > 0.3
+    first, second = (controls(judged.case, judged.verdict.label) for _ in range(2))
+    assert first == second and lens.weights_sha256 == before
+    assert 0 < len({row.model for row in first.spikes}) <= MODELS
+    assert {row.kind for row in first.spikes} == {"faithful", "illusory", "mixed"}
+    assert not any(row.kind == "illusory" and row.label in USED for row in first.spikes)
+    assert in_words(first, len(task.test))[0].startswith("Here the audit was right on ")
+
+
+def test_without_z_or_an_effect_nothing_is_planted(task):
+    lens, site = tiny_lens("llama"), Site.parse("L1.mlp_act@X")
+    captures = capture_task(lens, task, [site])
+    subspace = das(lens, captures.train, site)
+    found = audit(lens, captures, subspace, budget="fast", controls=True).record.controls
+    assert "too little" in found.void
+    bare = Task("bare", *(PairSet("bare", s.split, tuple(replace(p, z=None) for p in s))
+                          for s in (task.train, task.test)))  # fmt: skip
+    captures = capture_task(lens, bare, [site])
+    subspace = das(lens, captures.train, site)
+    found = audit(lens, captures, subspace, budget="fast", controls=True).record.controls
+    assert found.void == "the pairs carry no z" and not found.spikes

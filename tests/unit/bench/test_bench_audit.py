@@ -1,0 +1,173 @@
+"""The benchmark plants what it says, scores as it should, and finds the audit right where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers_models import tiny_lens
+from helpers_oracle import random_pairs
+from subspacelens.audit.controls.bed import Bed
+from subspacelens.audit.controls.spikes import KINDS, Plan, channels_of, spikes
+from subspacelens.bench import audit_table, bench_audit, roc_figure
+from subspacelens.bench.audit import Result
+from subspacelens.bench.scores import summary
+from subspacelens.core.site import Site
+from subspacelens.engine.capture import capture
+from subspacelens.engine.effect import fldd_of
+from subspacelens.engine.patches import SubspacePatch
+from subspacelens.measure.planting import plant
+from subspacelens.tasks import Task
+from subspacelens.tasks.pairset import PairSet
+
+SITES = [Site.parse(text) for text in ("L1.mlp_act@X", "L2.head_z.1@X", "L1.resid_post@X")]
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny_lens("llama")
+
+
+@pytest.fixture(scope="module")
+def task(lens) -> Task:
+    """Pairs whose answer the model prefers, so that there is a logit difference to lose."""
+
+    def split(name: str, count: int, seed: int) -> PairSet:
+        pairs = random_pairs([(9, 4)] * count, seed)
+        ids = torch.tensor([pair.base.ids for pair in pairs])
+        with torch.no_grad():
+            ranked = lens.model(ids).logits[:, -1].argsort(dim=1)
+        return PairSet(
+            "random",
+            name,
+            tuple(
+                replace(p, z=(i % 2, 1 - i % 2), answer=int(row[-1]), target=int(row[40]))
+                for i, (p, row) in enumerate(zip(pairs, ranked, strict=True))
+            ),
+        )
+
+    return Task("random", split("train", 48, 1), split("test", 40, 2))
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_each_kind_does_what_it_is_meant_to(lens, task, site, k):
+    """Sensors and dormants alone do nothing to speak of; what reads the one and writes the other
+    does; a channel does; and values have the noise that was asked for."""
+    captured = capture(lens, task.train, [site])
+    bed = Bed.of(captured, site)
+    beside = lens.map.writer(site) is not None
+    plan = Plan(
+        k=k, fldd=0.5, within=0.2, shared=0.5, drift=0.01, angle=40, mix=45, write="gradient"
+    )
+    channels = channels_of(bed, plan, torch.Generator().manual_seed(0), beside=beside)
+    planted = plant(captured, site, channels).at(site)
+    clean = planted.clean.logit_diff.double().numpy()
+    found = {spike.kind: spike for spike in spikes(plan, channels, beside=beside)}
+    assert tuple(found) == KINDS
+    fldd = {}
+    for kind, spike in found.items():
+        gram = spike.basis.T @ spike.basis
+        torch.testing.assert_close(gram, torch.eye(k).double())
+        fldd[kind] = float(fldd_of(planted.effect(SubspacePatch(spike.basis)).drop, clean))
+    assert abs(fldd["sensor"]) < 1e-6 and abs(fldd["dormant"]) < 0.05
+    assert fldd["faithful"] > 0.15 and fldd["illusory"] > 0.15
+    assert 0 < found["mixed"].share < 1
+    reading = planted.base.double() @ found["sensor"].basis[:, 0]
+    z = torch.tensor([pair.z[0] for pair in task.train])
+    within = sum(float((z == side).double().mean() * reading[z == side].var()) for side in (0, 1))
+    assert within / float(reading.var()) == pytest.approx(0.2, abs=0.15)
+
+
+def test_halves_have_an_illusion_beside_every_faithful_dimension(lens, task):
+    site = SITES[0]
+    bed = Bed.of(capture(lens, task.train, [site]), site)
+    plan = Plan(k=1, fldd=0.5, within=0.2, shared=0, drift=0.1, angle=45, mix=45, write="half")
+    channels = channels_of(bed, plan, torch.Generator().manual_seed(0), beside=True)
+    (halves,) = spikes(plan, channels, beside=True, kinds=("halves",))
+    parts = spikes(plan, channels, beside=True, kinds=("faithful", "illusory"))
+    torch.testing.assert_close(halves.basis, torch.cat([part.basis for part in parts], dim=1))
+
+
+def test_it_chooses_its_own_places_and_scores_them(lens, task):
+    """A model without a tokenizer and pairs of random tokens: all that it takes is z."""
+    result = bench_audit(lens, {"random": task}, count=1, models=2, blind=6)
+    sites = {case["site"] for case in result["cases"]}
+    assert len({site.split(".")[1].split("@")[0] for site in sites}) == 3
+    assert {case["kind"] for case in result["cases"]} == set(KINDS)
+    assert {case["where"] for case in result["cases"]} == {"MLP", "head", "residual"}
+    assert len(result["random"]) == 18
+    assert not any(row["verdict"] in ("faithful", "partial") for row in result["random"])
+    assert {row["truth"] for row in result["attacks"]} == {"faithful", "illusory", "halves"}
+    scores = result["scores"]["all"]
+    assert scores["count"] == len(result["cases"]) == 30
+    text = audit_table(result)
+    assert "| AUROC of the score |" in text and "uniformly random" in text
+    assert roc_figure(result).data
+
+
+def made(kind: str, verdict: str, score: float, model: int, **changes) -> Result:
+    share = {"faithful": 0.0, "illusory": 1.0, "mixed": 0.5}.get(kind)
+    values = dict(
+        model="m", task="t", site=f"s{model % 2}", where="MLP", planted=model, plan={}, kind=kind,
+        share=share, fldd=0.5, score=score, verdict=verdict, code="fails",
+        tests={"row_effect": 1 - score}, few={}, degenerate=False,
+    )  # fmt: skip
+    return Result(**(values | changes))
+
+
+def test_scores_are_counted_as_they_should_be():
+    results = [
+        made("faithful", "faithful", 0.1, 0),
+        made("faithful", "illusory", 0.9, 1),
+        made("illusory", "illusory", 1.0, 0),
+        made("illusory", "faithful", 0.2, 2),
+        made("illusory", "undetermined", 0.5, 3),
+        made("illusory", "undetermined", 0.6, 3, degenerate=True),
+        made("sensor", "faithful", 0.0, 0),
+        *(made("mixed", "faithful", s, 0, share=s) for s in (0.2, 0.4, 0.6)),
+    ]
+    scores = summary(results)
+    assert scores["miss_rate"]["hits"] == 1 and scores["miss_rate"]["of"] == 3
+    assert scores["false_alarm_rate"]["value"] == 0.5
+    assert scores["undetermined_rate"]["value"] == pytest.approx(1 / 5)
+    assert scores["inactive_called_faithful"]["value"] == 1
+    assert scores["right_illusory"]["hits"] == scores["right_faithful"]["hits"] == 1
+    assert scores["mixed"] == {"faithful": 3}
+    assert scores["spearman_mixed"] == pytest.approx(1)
+    # Of the 6 couples, the faithful case at 0.1 is below all three, that at 0.9 below one.
+    assert scores["auroc"]["value"] == pytest.approx(4 / 6)
+    assert scores["by_test"]["row_effect"]["value"] == pytest.approx(4 / 6)
+    assert scores["auroc"]["low"] <= 4 / 6 <= scores["auroc"]["high"]
+
+
+def test_cases_of_one_planted_model_are_one_unit_of_a_rate():
+    def width(rate: dict) -> float:
+        return rate["high"] - rate["low"]
+
+    def miss_rate(cases: int) -> dict:
+        verdicts = ["faithful"] * 3 + ["illusory"] * 9
+        results = [made("illusory", v, 0.5, m) for m, v in enumerate(verdicts)]
+        return summary(results * cases)["miss_rate"]
+
+    assert miss_rate(8)["of"] == 8 * miss_rate(1)["of"] == 96
+    assert width(miss_rate(8)) == pytest.approx(width(miss_rate(1)))
+    never = summary([made("illusory", "illusory", 0.5, m) for m in (0, 1) for _ in range(50)])
+    assert never["miss_rate"]["high"] > 0.5
+
+
+def test_the_table_names_controls_and_what_was_left_out():
+    scores = summary([made("faithful", "faithful", 0.1, 0), made("illusory", "faithful", 0.9, 1)])
+    row = dict(
+        site="L1.mlp_act@X", kind="das", fldd=0.5, expected="faithful", verdict="illusory",
+        score=0.75,
+    )  # fmt: skip
+    bare = {"scores": {"all": scores}, "cases": [{}, {}], "random": [], "attacks": []}
+    text = audit_table(bare | {"controls": [row], "skipped": ["one model"]})
+    assert "| illusory called faithful | 1 of 1, 100%" in text
+    assert "| `L1.mlp_act@X` | das | 0.50 | faithful | illusory | 0.75 |" in text
+    assert "- one model" in text
+    text = audit_table(bare | {"controls": [], "skipped": []})
+    assert "expected" not in text and "Left out" not in text
