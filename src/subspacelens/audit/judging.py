@@ -103,7 +103,9 @@ def judge_blind(
     )
     tests = _OnDemand(case)
     evidence = _evidence(case, tests, ())
-    if case.subspace.dim > 1 and can_be_judged(evidence):
+    if not can_be_judged(evidence):
+        evidence = replace(evidence, tests={})
+    elif case.subspace.dim > 1:
         evidence = replace(evidence, axes=axes(case))
     return Blind(decide(evidence), case, tests)
 

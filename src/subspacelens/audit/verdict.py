@@ -5,7 +5,7 @@ Each condition is a share that a faithful subspace has and an illusory one lacks
 
 Where the site writes by one linear map, its kernel is disconnected by construction. *Illusory*: a
 condition fails, and neither the connected part alone nor what nature writes speaks for the
-subspace. *Faithful*: all three hold. Elsewhere the effect is taken apart. *Illusory*: what nature
+subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
 would have written does little of it, what is beyond nature does most, and little is left where only
 what acts is read. *Faithful*: what nature would have written does most of it, and the rest little.
 
@@ -44,18 +44,20 @@ class Criterion(NamedTuple):
 CRITERIA = {
     "full_component": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
     "row_effect": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
-    "covariation": Criterion(Range(-inf, 1 / 3), Range(1 / 3, 2)),
+    "covariation": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
+    "read_source": Criterion(Range(inf, inf), Range(-inf, 1 / 2)),
     "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
     "acting": Criterion(Range(-inf, 2 / 3), Range(2 / 3, inf)),
 }
-EXACT = ("full_component", "row_effect", "covariation")
+EXACT = ("full_component", "row_effect", "covariation", "read_source")
 OTHER = ("full_component", "natural", "beyond", "acting")
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
 MIXED = 1 / 3
 """Mixed: at least this share of the effect is natural, and as much is beyond nature."""
 CHANCE = 0.05
+NATURAL_CHANCE = 0.2
 SMALLEST_FLDD = 0.15
 SMALLEST_UNITS = 16
 BANDS: dict[VerdictName, int] = {
@@ -99,6 +101,7 @@ class Condition:
     low: float
     high: float
     reading: str
+    control: float = 0.0
 
     @classmethod
     def of(cls, name: str, test: Test | None) -> Condition | None:
@@ -107,15 +110,23 @@ class Condition:
             return None
         low = -inf if test.low is None else test.low
         high = inf if test.high is None else test.high
-        return cls(name, test.value, low, high, test.reading)
+        return cls(name, test.value, low, high, test.reading, test.control or 0.0)
 
     @property
     def fails(self) -> bool:
-        return CRITERIA[self.name].fails.holds(self.low, self.high)
+        return CRITERIA[self.name].fails.holds(*self._ends)
 
     @property
     def holds(self) -> bool:
-        return CRITERIA[self.name].holds.holds(self.low, self.high)
+        return CRITERIA[self.name].holds.holds(*self._ends)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The interval; of `read_source`, from 0 for what the control has to 1 for all."""
+        if self.name != "read_source":
+            return self.low, self.high
+        unit = max(1e-9, 1 - self.control)
+        return (self.low - self.control) / unit, (self.high - self.control) / unit
 
     @property
     def reason(self) -> str:
@@ -284,7 +295,7 @@ def _by_chance(evidence: Evidence) -> Reasoning | None:
         return _undetermined(
             "void", "whether random subspaces do as much is not known", OBJECTIONS["void"]
         )
-    if max(chance.value, chance.control or 0) > CHANCE:
+    if chance.value > CHANCE or (chance.control or 0) > NATURAL_CHANCE:
         return _undetermined("chance", chance.reading, OBJECTIONS["chance"])
     return None
 
@@ -373,5 +384,5 @@ def _left(evidence: Evidence) -> float:
         return 0.5 if value is None else min(1.0, max(0.0, value / unit))
 
     if evidence.exact:
-        return prod(share(name, 1 / 2) for name in EXACT) * (1 - share("read_source"))
+        return prod(share(name, 1 / 2) for name in EXACT[:3]) * (1 - share("read_source"))
     return share("full_component", 1 / 2) * share("natural") * (1 - share("beyond"))

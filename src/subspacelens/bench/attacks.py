@@ -7,7 +7,15 @@ from dataclasses import replace
 from ..audit.controls.spikes import Plan
 
 PLAIN = Plan(
-    k=1, fldd=0.6, within=0.1, shared=0.0, drift=0.02, angle=45.0, mix=45.0, write="gradient"
+    k=1,
+    fldd=0.6,
+    within=0.1,
+    shared=0.0,
+    drift=0.02,
+    angle=45.0,
+    mix=45.0,
+    column=2.0,
+    write="gradient",
 )
 ATTACKS: dict[str, tuple[Plan, str]] = {
     "faithful, another unit cancels its noise": (replace(PLAIN, cancels="noise"), "faithful"),

@@ -18,7 +18,7 @@ from ..audit.controls.spikes import KINDS as TRUTHS
 from ..audit.controls.spikes import Plan, Spike
 from ..audit.evidence import Setting
 from ..audit.judging import Blind, judge_blind, set_apart
-from ..audit.verdict import SMALLEST_FLDD
+from ..audit.verdict import EXACT, OTHER, SMALLEST_FLDD
 from ..core.errors import SiteError, TaskError
 from ..core.geometry import haar
 from ..core.progress import track
@@ -35,7 +35,7 @@ from .scores import summary
 SCHEMA = "subspacelens.bench.audit/2"
 DIMENSIONS = (1, 2, 4, 8)
 EFFECTS = (0.3, 1.2)
-WITHIN = (0.03, 0.4)
+WITHIN = (0.05, 0.4)
 RANDOM_PAIRS = 48
 SIZES = (32, 64)
 """Pairs to judge on, beside all of them, for the curves of power."""
@@ -196,6 +196,11 @@ def _attacked(task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict
             }
 
 
+def _tests(judged: Blind) -> tuple[str, ...]:
+    """Those on which verdict and score rest at the site."""
+    return (*EXACT, "read_source") if judged.case.exact else OTHER
+
+
 def _result(
     lens: LensModel, name: str, site: Site, which: int, model: Planted, spike: Spike, judged: Blind
 ) -> Result:
@@ -220,7 +225,7 @@ def _result(
         score=judged.verdict.score,
         verdict=judged.verdict.label,
         code=judged.verdict.code,
-        tests={test: judged.tests[test].value for test in TESTS} if not small else {},
+        tests={} if small else {name: judged.tests[name].value for name in _tests(judged)},
         few=few,
         degenerate=small,
     )

@@ -11,22 +11,23 @@ from ..tasks import Task
 
 KINDS = {"mlp_act": "MLP", "head_z": "head", "resid_post": "residual"}
 PAIRS = 32
-MOVABLE = 0.5
-"""A place is one where, to first order, DAS could lower the logit difference by this share of it:
-where nothing moves the answer nothing can be planted that does."""
+REFINED = 12
+MOVABLE = 0.3
+"""A place is one where the residual stream, or what DAS would find in it, lowers the logit
+difference by this share of it: where nothing moves the answer nothing can be planted that does."""
 
 
 def places(lens: LensModel, task: Task, count: int) -> list[Site]:
     """`count` pairs of layer and label, spread evenly over those that are movable, and at each an
     MLP's activation, a single head and the residual stream behind the block, where the model has
     them. Raises `TaskError` where there is no such place."""
-    found = instant_map(lens, task.train, ["resid_post"], limit=PAIRS)
+    found = instant_map(lens, task.train, ["resid_post"], limit=PAIRS, refine=REFINED)
     movable = [
         score.site
         for label in found.labels
         for score in found.sites()
         if score.site.label == label
-        and score.das_fldd >= MOVABLE
+        and max(score.das_fldd, score.whole_fldd) >= MOVABLE
         and score.site.layer < len(lens.map.blocks) - 1
     ]
     if not movable:

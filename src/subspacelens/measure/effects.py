@@ -52,13 +52,11 @@ def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
 class RandomEffects:
     """What random subspaces do: the mean over all draws, with the range of 95 % of them, and the
     drops of the logit difference in nats, (draws, pairs), of those that are `uniform` and of those
-    that are `natural`. `alike` (draws,): how much of the latter lies in the subspace that they are
-    compared with, the mean squared cosine of the principal angles."""
+    that are `natural`."""
 
     record: EffectRecord
     uniform: np.ndarray = field(repr=False)
     natural: np.ndarray = field(repr=False)
-    alike: np.ndarray = field(repr=False)
 
 
 def random_effects(
@@ -66,8 +64,9 @@ def random_effects(
 ) -> RandomEffects:
     """Effects, on the first `RANDOM_PAIRS` pairs, of `draws` random subspaces of as many dimensions
     as `basis` (dim, k), and of as many more that are drawn from the covariance of the differences
-    `natural` (n, dim). The first are uniform (Haar), and their patches are scaled to write as much
-    as that of `basis` (root mean square; W δ at a site with a linear writer)."""
+    `natural` (n, dim), of what they have orthogonal to `basis`. The first are uniform (Haar), and
+    their patches are scaled to write as much as that of `basis` (root mean square; W δ at a site
+    with a linear writer)."""
     replay = replay.subset(slice(RANDOM_PAIRS))
     generator = torch.Generator().manual_seed(seed)
     width, k = basis.shape
@@ -83,8 +82,8 @@ def random_effects(
     uniform = [written(each) for each in haar(width, k, draws, generator)]
     tiny = torch.finfo(ours.dtype).tiny
     scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
-    of_nature = natural_draws(natural, k, draws, generator)
-    drawn = [written(each) for each in of_nature]
+    others = natural.double() - (natural.double() @ basis.double()) @ basis.double().T
+    drawn = [written(each) for each in natural_draws(others, k, draws, generator)]
     outcomes = replay.delta_outcomes(torch.stack(scaled + drawn))
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
@@ -95,8 +94,7 @@ def random_effects(
         iia=_spread((outcomes.top.numpy() == targets).mean(1)),
         iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
     )
-    alike = (basis.double().T @ of_nature).square().sum(dim=(1, 2)).numpy() / k
-    return RandomEffects(record, drops[:draws], drops[draws:], alike)
+    return RandomEffects(record, drops[:draws], drops[draws:])
 
 
 def _spread(draws: np.ndarray) -> Estimate:

@@ -45,7 +45,9 @@ class NaturalChange:
 
     def parts(self, replay: Replay, basis: Tensor) -> dict[str, Tensor]:
         """Changes (n, d) of the pairs of `replay`, parts of the patch of `basis` (d, k): `natural`
-        is c m, `beyond` the rest, and `acting` what V writes where it reads along A alone."""
+        is c m, `beyond` the rest, `acting` what V writes where it reads along A alone, and `along`
+        what of the write lies in A, which does what the whole write does if A is what it should
+        be."""
         difference = replay.difference.cpu().double()
         basis, acting = basis.double(), self.acting
         write = (difference @ basis) @ basis.T
@@ -55,7 +57,12 @@ class NaturalChange:
         amount = ((write @ acting) * visible).sum(dim=1) / size
         natural = amount.clamp(0, 1)[:, None] * change
         read = (difference @ acting) @ (acting.T @ basis)
-        return {"natural": natural, "beyond": write - natural, "acting": read @ basis.T}
+        return {
+            "natural": natural,
+            "beyond": write - natural,
+            "acting": read @ basis.T,
+            "along": (write @ acting) @ acting.T,
+        }
 
 
 def natural_change(train: Replay, test: Replay) -> NaturalChange | None:

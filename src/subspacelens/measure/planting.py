@@ -15,6 +15,7 @@ that has these channels at the label's column: no weight is touched, and no prom
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ from ..core.errors import SiteError
 from ..core.site import Site
 from ..engine.buckets import Bucket, entry_of
 from ..engine.capture import Capture
+from ..engine.outcomes import Outcomes
 from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture
 from ..fit.closed_form import by_class
 from ..model.lens import LensModel
 from ..model.mapping.values import Block, ModelMap, Reader
 from ..model.mapping.ways import Way, Within
+from ..tasks.pairset import PairSet
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,7 +39,9 @@ class Channels:
     """p channels at one site.
 
     The value of each for a prompt with activation h and feature z is follow·(2z - 1) +
-    reads·(h - centre): `follow` (p,), `reads` (p, dim), `centre` (dim,). `writes` (d_model, p) is
+    reads·(h - centre): `follow` (p,), `reads` (p, dim), `centre` (dim,). Of `groups` (p,) channels
+    follow z in those pairs alone whose common tokens are of their group, one of as many as there
+    are; all do where there is one. `writes` (d_model, p) is
     what each adds to the residual stream per unit of its value, at a site with a linear writer; at
     others `writes` are orthonormal directions (dim, p) of the activation itself, and `silent` (p,)
     says which of them nobody reads. All float64.
@@ -47,10 +52,23 @@ class Channels:
     centre: Tensor = field(repr=False)
     writes: Tensor = field(repr=False)
     silent: Tensor
+    groups: Tensor
 
-    def values(self, h: Tensor, z: Tensor) -> Tensor:
-        """(n, p), of prompts with activations h (n, dim) and z (n,)."""
-        return (2 * z[:, None] - 1) * self.follow + (h - self.centre) @ self.reads.T
+    def values(self, h: Tensor, z: Tensor, group: Tensor) -> Tensor:
+        """(n, p), of prompts with activations h (n, dim), z (n,) and a group (n,)."""
+        return self.feature(z, group) + (h - self.centre) @ self.reads.T
+
+    def feature(self, z: Tensor, group: Tensor) -> Tensor:
+        """The part (n, p) of the values that follows z."""
+        return (2 * z[:, None] - 1) * self.follow * (group[:, None] == self.groups)
+
+    def groups_of(self, pairs: PairSet) -> Tensor:
+        """The group (n,) of each pair, by the tokens that base and source have in common."""
+        count = int(self.groups.max()) + 1
+        common = (
+            [a for a, b in zip(p.base.ids, p.source.ids, strict=False) if a == b] for p in pairs
+        )
+        return torch.tensor([crc32(str(ids).encode()) % count for ids in common])
 
     def direction(self, weights: dict[int, float], beside: bool) -> Tensor:
         """The direction of the planted activation, float64 (dim,) or, `beside` the component's own
@@ -130,15 +148,19 @@ def planted_lens(lens: LensModel, site: Site, channels: Channels) -> LensModel:
     return replace(lens, map=_PlantedMap(**kept, site=site, wide=wide))
 
 
-def plant(captured: Capture, site: Site, channels: Channels) -> Capture:
-    """The capture of one site in the model that has these channels there, unpatched answers
-    included. Raises `TaskError` for pairs without z, `SiteError` where none can be planted.
+def plant(captured: Capture, site: Site, channels: Channels, *, answered: bool = True) -> Capture:
+    """The capture of one site in the model that has these channels there. `answered`: what it says
+    unpatched is replayed, else it is NaN.
+
+    Raises `TaskError` for pairs without z, `SiteError` where no channels can be planted.
 
     >>> planted = plant(captures.test, site, channels).at(site)
     """
     lens, replay = planted_lens(captured.lens, site, channels), captured.at(site)
     x, z = by_class(replay)
-    base, source = _activations(replay, channels, x.cpu().double(), z.double()).chunk(2)
+    group = channels.groups_of(captured.pairs).repeat(2)
+    values = channels.values(x.cpu().double(), z.double(), group)
+    base, source = _activations(replay, channels, x.cpu().double(), values).chunk(2)
     entry = entry_of(lens.map, site)
     added = _added(replay, channels, base).to(replay.base)
     only = replace(
@@ -149,20 +171,25 @@ def plant(captured: Capture, site: Site, channels: Channels) -> Capture:
         source={site: source.to(replay.base)},
         buckets={site.label: tuple(_shifted(each, entry, added) for each in replay.buckets)},
     )
+    if not answered:
+        count = len(replay.pairs)
+        unknown = Outcomes(torch.full((count,), torch.nan), torch.full((count,), -1))
+        return replace(only, clean=unknown)
     planted = only.at(site)
     return replace(only, clean=planted.delta_outcomes(torch.zeros_like(planted.base)))
 
 
 def planted_task(captures: TaskCapture, site: Site, channels: Channels) -> TaskCapture:
-    """The same of all splits but the templates held out (`plant`)."""
-    train, test, swapped = (
-        plant(each, site, channels) for each in (captures.train, captures.test, captures.reversed)
+    """The same of all splits but the templates held out (`plant`); only the test split is answered,
+    which is all that an audit asks for."""
+    train, swapped = (
+        plant(each, site, channels, answered=False) for each in (captures.train, captures.reversed)
     )
+    test = plant(captures.test, site, channels)
     return replace(captures, train=train, test=test, reversed=swapped, held_out=None)
 
 
-def _activations(replay: Replay, channels: Channels, h: Tensor, z: Tensor) -> Tensor:
-    values = channels.values(h, z)
+def _activations(replay: Replay, channels: Channels, h: Tensor, values: Tensor) -> Tensor:
     if replay.writer is not None:
         return torch.cat([h, values], dim=1)
     along = (h - channels.centre) @ channels.writes

@@ -60,7 +60,15 @@ def test_each_kind_does_what_it_is_meant_to(lens, task, site, k):
     bed = Bed.of(captured, site)
     beside = lens.map.writer(site) is not None
     plan = Plan(
-        k=k, fldd=0.5, within=0.2, shared=0.5, drift=0.01, angle=40, mix=45, write="gradient"
+        k=k,
+        fldd=0.5,
+        within=0.2,
+        shared=0.5,
+        drift=0.01,
+        angle=40,
+        mix=45,
+        column=2.0,
+        write="gradient",
     )
     channels = channels_of(bed, plan, torch.Generator().manual_seed(0), beside=beside)
     planted = plant(captured, site, channels).at(site)
@@ -84,7 +92,9 @@ def test_each_kind_does_what_it_is_meant_to(lens, task, site, k):
 def test_halves_have_an_illusion_beside_every_faithful_dimension(lens, task):
     site = SITES[0]
     bed = Bed.of(capture(lens, task.train, [site]), site)
-    plan = Plan(k=1, fldd=0.5, within=0.2, shared=0, drift=0.1, angle=45, mix=45, write="half")
+    plan = Plan(
+        k=1, fldd=0.5, within=0.2, shared=0, drift=0.1, angle=45, mix=45, column=2.0, write="half"
+    )
     channels = channels_of(bed, plan, torch.Generator().manual_seed(0), beside=True)
     (halves,) = spikes(plan, channels, beside=True, kinds=("halves",))
     parts = spikes(plan, channels, beside=True, kinds=("faithful", "illusory"))

@@ -18,10 +18,10 @@ from ...measure.planting import Channels, plant
 
 PAIRS = 64
 """Pairs whose gradients say what moves the answer."""
-MOVED = 16
+MOVED = 12
 """Pairs that are moved to see how far."""
 AXES = 40
-STEPS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.6, 2.5, 4.0)
+STEPS = (0.1, 0.25, 0.5, 1.0, 1.7, 3.0)
 WEAK = 0.1
 """A direction that moves the answer less than this share of the gradient's is not written along."""
 KEPT = 0.5
@@ -32,7 +32,8 @@ KEPT = 0.5
 class Bed:
     """Of the pairs to fit on: `centre` (dim,) of the activation, `axes` (r, dim), readings of unit
     standard deviation at equal z; and of the residual stream behind the site, or of the site where
-    it is that stream: `pull` (d,), minus the mean gradient turned to z, `acting` (d, r), where the
+    it is that stream: `pull` (d,), minus the mean gradient, turned to z, at the base and half way
+    to the other class, `acting` (d, r), where the
     answer reacts, and `classes` (d,), what of the difference of the class means lies there.
     `column` is the length of a typical column of the writer, 1 where there is none. All float64."""
 
@@ -61,14 +62,18 @@ class Bed:
         stream, width = some.at(site), train.lens.map.d_model
         if replay.writer is not None:
             stream = plant(some, site, _open(len(centre), width)).at(site)
-        slopes = stream.gradients().cpu().double()[:, -width:]
-        weight, acting = replay.writer, acting_directions(slopes)
+        difference, turn = _class_difference(stream), turned(stream)
+        half = torch.zeros(stream.base.shape, dtype=torch.float64)
+        half[:, -width:] = turn[:, None] * difference / 2
+        ends = torch.stack([stream.gradients(), stream.gradients(half.to(stream.base))])
+        slopes = ends.cpu().double()[..., -width:]
+        weight, acting = replay.writer, acting_directions(slopes.flatten(0, 1))
         return cls(
             centre,
             axes,
-            -(turned(stream)[:, None] * slopes).mean(dim=0),
+            -(turn[:, None] * slopes).mean(dim=(0, 1)),
             acting,
-            acting @ (acting.T @ _class_difference(stream)),
+            acting @ (acting.T @ difference),
             1.0 if weight is None else float(weight.norm(dim=0).median()),
             stream.subset(slice(MOVED)),
         )
@@ -114,8 +119,12 @@ class Bed:
         what is along it; the model must go on doing the task then."""
         stream, width, turn = self._stream, len(self.pull), turned(self._stream)
         clean = stream.clean.logit_diff.double()
-        first = fldd * float(clean.mean()) / (2 * max(1e-9, float(direction @ self.pull)))
-        lengths = first * np.array(STEPS)
+        slope = float(direction @ self.pull)
+        if slope > WEAK * float(self.pull.norm()):
+            typical = fldd * float(clean.mean()) / (2 * slope)
+        else:
+            typical = float((direction @ self.classes).abs()) / 2
+        lengths = typical * np.array(STEPS)
         along = torch.zeros(len(turn), dtype=torch.float64)
         if replacing:
             along = -((stream.base.cpu().double() - self.centre) @ direction)
@@ -155,4 +164,5 @@ def _open(dim: int, width: int) -> Channels:
         centre=torch.zeros(dim, dtype=torch.float64),
         writes=torch.eye(width, dtype=torch.float64),
         silent=torch.zeros(width, dtype=torch.bool),
+        groups=torch.zeros(width, dtype=torch.long),
     )

@@ -29,7 +29,7 @@ from .words import USED
 MODELS = 12
 """Planted models that a calibration takes at least."""
 TRIED = 18
-PAIRS = 96
+PAIRS = 64
 """Pairs of either split on which spikes are judged: with more of them an audit errs less often."""
 MOST_DIMENSIONS = 8
 SPREAD = 1.5

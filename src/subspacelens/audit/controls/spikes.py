@@ -1,9 +1,9 @@
 """Planted models and the subspaces to audit in each, of which the truth is known.
 
-Each role has k channels. *Channels* follow z and write what moves the answer; *sensors* follow z
-and nobody reads them; *dormants* do not follow z and write what moves the answer. What reads along
-a channel and writes along it is faithful; what reads along a sensor and writes along a dormant is
-an illusion; what does both is mixed.
+Each role has k channels, each of which speaks in some prompts. *Channels* follow z and write what
+moves the answer; *sensors* follow z and nobody reads them; *dormants* do not follow z and write
+what moves the answer. What reads along a channel and writes along it is faithful; what reads along
+a sensor and writes along a dormant is an illusion; what does both is mixed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Plan:
     share of the variance of a reading of z that lies within the classes. `shared`: correlation of a
     sensor's noise with its channel's. `drift`: standard deviation of dormants, in units of half the
     distance of the classes along the sensor. `angle`: of the illusion, 0 all sensor, in degrees; of
-    the mixture, 0 all channel, `mix`. `write`: what channels write, see `Bed.written`; `same`: a
+    the mixture, 0 all channel, `mix`. `column`: how long a unit's column is, in units of a typical
+    one. `write`: what channels write, see `Bed.written`; `same`: a
     dormant writes what its channel does. `parallel`: so many channels write the same, of which one
     is audited. `cancels`: another unit takes back the `noise` of the channels, or most of their
     `feature`."""
@@ -40,6 +41,7 @@ class Plan:
     drift: float
     angle: float
     mix: float
+    column: float
     write: str
     same: bool = False
     parallel: int = 1
@@ -75,6 +77,7 @@ class Plan:
             drift=log_uniform(0.01, 1),
             angle=uniform(30, 60),
             mix=one_of(25, 45, 65),
+            column=log_uniform(1, 3),
             write=one_of(*WRITES),
             same=beside and one_of(True, False),
             parallel=one_of(1, 1, 2, 4) if beside and k == 1 else 1,
@@ -107,16 +110,17 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
     wakes = uses if plan.same else [bed.dormant(generator) for _ in range(k)]
     if not beside:
         uses, wakes, silent = _orthogonal(bed, uses, wakes, own[k : 2 * k])
+    column = bed.column * plan.column if beside else 1.0
     sine = math.sin(math.radians(2 * plan.angle)) / 2
     follow, reads, writes = [], [], []
 
     def add(amount: float, of_z: float, of_noise: Tensor, write: Tensor) -> None:
         follow.append(amount * of_z)
         reads.append(amount * of_noise)
-        writes.append(bed.column * write if beside else write)
+        writes.append(column * write)
 
-    sizes = [bed.length(each, plan.fldd / k, replacing=not beside) / bed.column for each in uses]
-    woken = [bed.length(each, plan.fldd / k) / bed.column / sine for each in wakes]
+    sizes = [bed.length(each, plan.fldd, replacing=not beside) / column for each in uses]
+    woken = [bed.length(each, plan.fldd) / column / sine for each in wakes]
     for j in range(k):
         add(sizes[j], 1.0, noise * own[j], uses[j])
     for j in range(k):
@@ -130,14 +134,17 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
         add(sizes[0], 0.0, -0.9 * noise * own[0], uses[0])
     elif plan.cancels == "feature":
         add(sizes[0], -0.8, torch.zeros(dim, dtype=torch.float64), uses[0])
-    heard = torch.zeros(len(follow), dtype=torch.bool)
-    heard[k : 2 * k] = not beside
+    silent_ones = torch.zeros(len(follow), dtype=torch.bool)
+    silent_ones[k : 2 * k] = not beside
+    groups = torch.zeros(len(follow), dtype=torch.long)
+    groups[: 3 * k] = torch.arange(k).repeat(3)
     return Channels(
         follow=torch.tensor(follow, dtype=torch.float64),
         reads=torch.stack(reads),
         centre=bed.centre,
         writes=torch.stack(writes, dim=1),
-        silent=heard,
+        silent=silent_ones,
+        groups=groups,
     )
 
 

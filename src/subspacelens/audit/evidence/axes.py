@@ -25,6 +25,7 @@ IDLE = 0.25
 _CONDITIONS = {
     "row_effect": effects.row_effect,
     "covariation": nature.covariation,
+    "read_source": effects.read_source,
     "natural": natural.natural,
     "beyond": natural.beyond,
     "acting": natural.acting,
@@ -42,7 +43,10 @@ def axes(case: Case) -> tuple[Axis, ...]:
     columns = case.basis @ turned.T
     parts = columns.split([1] * min(dim, MOST) + [dim - MOST] * (dim > MOST), dim=1)
     some = replace(
-        case, setting=case.setting.subset(slice(PAIRS)), patches=("subspace", "row"), proxies=False
+        case,
+        setting=case.setting.subset(slice(PAIRS)),
+        patches=("subspace", "row", "read_row", "read_null"),
+        proxies=False,
     )
     return tuple(_axis(some, part, number) for number, part in enumerate(parts, 1))
 

@@ -25,7 +25,6 @@ from ..record import Test
 from .case import Case, test_of, void
 
 GRADIENT_PAIRS = 64
-SAME = 0.9
 DIGITS = 9
 """Of a cosine: the last bits of a gradient depend on where its memory lies."""
 
@@ -33,21 +32,21 @@ DIGITS = 9
 def chance(case: Case) -> Test:
     """Is the effect beyond a random subspace's? Share of uniformly random subspaces that write as
     much, with the true one among them, that do at least as much: the p-value of a Monte Carlo test.
-    Control: the share that do of subspaces drawn from the natural covariance, but for those that
-    are nearly the same subspace (`SAME`)."""
+    Control: the share that do of subspaces drawn from the natural covariance of what is orthogonal
+    to this one."""
     random = case.random
-    others = random.natural[random.alike < SAME]
     size = abs(case.drop[: random.uniform.shape[1]].mean())
     above, natural_above = (
-        int((np.abs(drops.mean(axis=1)) >= size).sum()) for drops in (random.uniform, others)
+        int((np.abs(drops.mean(axis=1)) >= size).sum())
+        for drops in (random.uniform, random.natural)
     )
     p = (1 + above) / (1 + len(random.uniform))
     return test_of(
         Estimate(value=p),
         f"{above} of {len(random.uniform)} uniformly random subspaces that write as much do as "
-        f"much (p = {p:.2g}), and {natural_above} of {len(others)} drawn from the natural "
-        "covariance",
-        natural_above / len(others) if len(others) else None,
+        f"much (p = {p:.2g}), and {natural_above} of {len(random.natural)} drawn from the natural "
+        "covariance of the rest",
+        natural_above / len(random.natural),
     )
 
 

@@ -83,15 +83,16 @@ def null_effect(case: Case) -> Test:
 
 
 def read_source(case: Case) -> Test:
-    """Which part senses? E(read null, write V) / E(V)."""
-    null, row = case.share_of("read_null"), case.share_of("read_row")
-    if null.value is None or row.value is None:
+    """Which part senses? E(read null, write V) / E(V). Control: the share of the dimensions that
+    are disconnected, which is what a direction reads through them that knows nothing of them."""
+    null, row, parts = case.share_of("read_null"), case.share_of("read_row"), case.parts
+    if null.value is None or row.value is None or parts is None:
         return void("no split exists at this site, or the subspace has no effect")
     return test_of(
         null,
         f"reading only the null part gives {null.value:.0%} of the effect, only the row part "
-        f"{row.value:.0%}; faithful directions read from the null part too, so this alone decides "
-        "nothing",
+        f"{row.value:.0%}",
+        1 - parts.split.rank / case.basis.shape[0],
     )
 
 

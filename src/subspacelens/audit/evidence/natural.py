@@ -7,6 +7,10 @@ from collections.abc import Callable
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
 
+ADEQUATE = 2 / 3
+"""What is written where the gradients point has at least this share of the effect, or they say
+nothing of what acts."""
+
 
 def natural(case: Case) -> Test:
     """How much of the effect would nature have made? E(c m) / E(V), where c m is as much of the
@@ -44,5 +48,12 @@ def acting(case: Case) -> Test:
 def _part(case: Case, name: str, reading: Callable[[float], str]) -> Test:
     if name not in case.taken_apart:
         return void("the pairs carry no z, or only one value of it")
-    share = case.share(case.taken_apart[name])
-    return void(NO_EFFECT) if share.value is None else test_of(share, reading(share.value))
+    share, along = (case.share(case.taken_apart[part]) for part in (name, "along"))
+    if share.value is None or along.value is None:
+        return void(NO_EFFECT)
+    if along.value < ADEQUATE:
+        return void(
+            f"where the answer's gradients point, what is written does {along.value:.0%} of its "
+            "effect: they do not say what acts here"
+        )
+    return test_of(share, reading(share.value))
