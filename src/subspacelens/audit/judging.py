@@ -22,7 +22,7 @@ from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case, Setting
 from .evidence.axes import axes
 from .record import PATCHES, Axis, Test, Verdict
-from .verdict import EXACT, OTHER, SMALLEST_UNITS, Evidence, can_be_judged, decide
+from .verdict import NEEDED, OTHER, SMALLEST_UNITS, Evidence, can_be_judged, decide
 
 FAST_DRAWS = 20
 """Random subspaces of either kind under the budget `fast`: p = .048 where none does as much."""
@@ -192,7 +192,7 @@ def chosen_tests(
     if unknown:
         raise LensError(f"unknown test '{unknown[0]}': one of {', '.join(TESTS)}")
     level = BUDGETS.index(budget)
-    deciding = (*OTHER, "chance", *((*EXACT, "read_source") if linear else ()))
+    deciding = (*OTHER, "chance", *(NEEDED if linear else ()))
     known = deciding if budget == "fast" and not linear else TESTS
     wanted = [name for name in known if BUDGETS.index(TESTS[name][0]) <= level]
     return [n for n in TESTS if n in deciding or n in (wanted if tests is None else tests)]

@@ -50,7 +50,9 @@ CRITERIA = {
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
     "acting": Criterion(Range(-inf, 2 / 3), Range(2 / 3, inf)),
 }
-EXACT = ("full_component", "row_effect", "covariation", "read_source")
+EXACT = ("full_component", "row_effect", "covariation")
+NEEDED = (*EXACT, "read_source")
+"""What a faithful subspace must have at an exact site; the last alone tells no illusion."""
 OTHER = ("full_component", "natural", "beyond", "acting")
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
@@ -319,7 +321,7 @@ def _mixed(axes: Sequence[Axis]) -> Reasoning | None:
 
 
 def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
-    needed = EXACT if exact else OTHER
+    needed = NEEDED if exact else OTHER
     conditions = {name: c for name in needed if (c := Condition.of(name, tests.get(name)))}
     label = _label(conditions, needed)
     if label == "illusory":
@@ -343,7 +345,9 @@ def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
     if not exact and _half_natural(conditions["natural"], conditions["beyond"]):
         return Reasoning("mixed", "mixed", reasons, OBJECTIONS["mixed"])
     opposed = any(c.fails for c in conditions.values()) and any(
-        c.holds for c in conditions.values() if c.name not in ("full_component", "acting")
+        c.holds
+        for c in conditions.values()
+        if c.name not in ("full_component", "acting", "read_source")
     )
     code: VerdictCode = "conflict" if opposed else "unsure"
     return Reasoning("undetermined", code, reasons, OBJECTIONS[code])
@@ -369,7 +373,7 @@ def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
 
 def label_of_axis(tests: Mapping[str, Test], exact: bool) -> Told:
     """What the conditions of one axis say, without that of the whole component."""
-    needed = (EXACT if exact else OTHER)[1:]
+    needed = (NEEDED if exact else OTHER)[1:]
     return _label({name: c for name in needed if (c := Condition.of(name, tests[name]))}, needed)
 
 
@@ -384,5 +388,5 @@ def _left(evidence: Evidence) -> float:
         return 0.5 if value is None else min(1.0, max(0.0, value / unit))
 
     if evidence.exact:
-        return prod(share(name, 1 / 2) for name in EXACT[:3]) * (1 - share("read_source"))
+        return prod(share(name, 1 / 2) for name in EXACT) * (1 - share("read_source"))
     return share("full_component", 1 / 2) * share("natural") * (1 - share("beyond"))

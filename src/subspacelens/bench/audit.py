@@ -18,7 +18,7 @@ from ..audit.controls.spikes import KINDS as TRUTHS
 from ..audit.controls.spikes import Plan, Spike
 from ..audit.evidence import Setting
 from ..audit.judging import Blind, judge_blind, set_apart
-from ..audit.verdict import EXACT, OTHER, SMALLEST_FLDD
+from ..audit.verdict import NEEDED, OTHER, SMALLEST_FLDD
 from ..core.errors import SiteError, TaskError
 from ..core.geometry import haar
 from ..core.progress import track
@@ -198,7 +198,7 @@ def _attacked(task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict
 
 def _tests(judged: Blind) -> tuple[str, ...]:
     """Those on which verdict and score rest at the site."""
-    return (*EXACT, "read_source") if judged.case.exact else OTHER
+    return NEEDED if judged.case.exact else OTHER
 
 
 def _result(

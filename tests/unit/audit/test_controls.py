@@ -19,7 +19,7 @@ from subspacelens.core.site import Site
 from subspacelens.engine.task_capture import capture_task
 from subspacelens.fit import das
 from subspacelens.fit.subspace import Subspace, made_by
-from subspacelens.measure.planting import Channels, planted_task
+from subspacelens.measure.planting import Channels, plant
 from subspacelens.tasks import Task
 from subspacelens.tasks.pairset import PairSet
 
@@ -140,8 +140,13 @@ def one_that_knows(task: Task, site: Site) -> tuple[Setting, Subspace]:
         centre=torch.zeros(dim).double(),
         writes=write if beside else write / write.norm(),
         silent=torch.tensor([False]),
+        groups=torch.tensor([0]),
     )
-    captures = planted_task(capture_task(lens, task, [site]), site, channels)
+    plain = capture_task(lens, task, [site])
+    train, test, swapped = (
+        plant(split, site, channels) for split in (plain.train, plain.test, plain.reversed)
+    )
+    captures = replace(plain, train=train, test=test, reversed=swapped)
     direction = channels.direction({0: 1.0}, beside)[:, None]
     subspace = made_by(captures.train.lens, site, direction, "", {"method": "given"})
     replay = captures.test.at(site)

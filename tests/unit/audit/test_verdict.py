@@ -22,7 +22,7 @@ def found(bounds: tuple[float, float, float] | None, control: float | None = Non
 
 
 def evidence(exact: bool, *, chance: tuple[float, float] = (0.02, 0.05), **changes) -> Evidence:
-    values = USUAL | {"beyond": LOW} | changes.pop("tests", {})
+    values = USUAL | {"beyond": LOW, "read_source": LOW} | changes.pop("tests", {})
     tests = {name: found(bounds) for name, bounds in values.items()}
     tests["chance"] = Found(value=chance[0], control=chance[1], reading="by chance")
     usual = dict(effect=LARGE, fldd=LARGE, units=64)
@@ -48,7 +48,9 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({"row_effect": LOW}, "undetermined", "conflict"),
         *(({name: WIDE}, "undetermined", "unsure") for name in EXACT),
         *(({name: None}, "undetermined", "void") for name in EXACT),
+        *(({"read_source": x}, "undetermined", "unsure") for x in (WIDE, HIGH)),
         ({"covariation": (1.9, 2.1, 2.3)}, "undetermined", "unsure"),
+        ({"covariation": (0.4, 0.6, 0.8)}, "undetermined", "unsure"),
         ({"covariation": (1.7, 1.9, 2.1)}, "undetermined", "unsure"),
         ({"full_component": (2.5, 3.0, 4.0)}, "partial", "part"),
         ({"full_component": (1.8, 3.0, 4.0)}, "faithful", "holds"),
@@ -59,6 +61,18 @@ def test_the_rule_at_exact_sites(tests, label, code):
     verdict = decide(evidence(True, tests=tests))
     assert (verdict.label, verdict.code) == (label, code)
     assert verdict.reasons and verdict.assumptions and verdict.objection
+
+
+@pytest.mark.parametrize(
+    ("null", "control", "label"),
+    [(0.7, 0.6, "faithful"), (0.7, 0.5, "faithful"), (0.7, 0.3, "undetermined"),
+     (0.9, 0.6, "undetermined"), (0.1, 0.0, "faithful"), (0.99, 1.0, "undetermined")],
+)  # fmt: skip
+def test_more_may_be_sensed_by_what_is_disconnected_where_more_is(null, control, label):
+    given = evidence(True)
+    ends = (null - 0.04, null, null + 0.04)
+    given.tests["read_source"] = found(ends, control)  # type: ignore[index]
+    assert decide(given).label == label
 
 
 @pytest.mark.parametrize(
@@ -92,7 +106,7 @@ def test_the_rule_elsewhere(tests, label, code):
     ("changes", "code"),
     [
         (dict(chance=(0.06, 0.0)), "chance"),
-        (dict(chance=(0.02, 0.06)), "chance"),
+        (dict(chance=(0.02, 0.25)), "chance"),
         (dict(whole=True), "whole"),
         (dict(axes=[axis(1, "faithful", 1.0), axis(2, "idle", 0.0, 3)]), "idle"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from subspacelens.tasks.pairset import PairSet
 
 COUNT = 4
 SILENT = torch.tensor([False, True, False, True])
+GROUPS = torch.tensor([0, 0, 1, 1])
 SITES = ("L1.mlp_act@X", "L1.head_z@X", "L2.head_z.3@X", "L2.mlp_act@END")
 STREAMS = ("L1.resid_post@X", "L2.resid_pre@X", "L1.resid_mid@X", "L3.resid_post@END")
 
@@ -41,7 +43,12 @@ def channels_at(lens: LensModel, site: Site, seed: int = 0) -> Channels:
     if lens.map.writer(site) is None:
         writes = torch.linalg.qr(writes).Q
     return Channels(
-        follow=draw(COUNT), reads=draw(COUNT, dim), centre=draw(dim), writes=writes, silent=SILENT
+        follow=draw(COUNT),
+        reads=draw(COUNT, dim),
+        centre=draw(dim),
+        writes=writes,
+        silent=SILENT,
+        groups=GROUPS,
     )
 
 
@@ -53,18 +60,24 @@ def seen_at(lens: LensModel, prompt, site: Site) -> torch.Tensor:
     return activation(lens, prompt, before) + activation(lens, prompt, wrote)
 
 
+def group_of(pair) -> torch.Tensor:
+    common = [a for a, b in zip(pair.base.ids, pair.source.ids, strict=True) if a == b]
+    return torch.tensor([crc32(str(common).encode()) % 2])
+
+
 @torch.no_grad()
 def by_hooks(lens: LensModel, site: Site, channels: Channels, pair, delta) -> float:
     """The logit difference of one base prompt, in the model with these channels, under a patch."""
     column = pair.base.columns[site.label]
     h = seen_at(lens, pair.base, site)
-    values = channels.values(h[None], torch.tensor([float(pair.z[0])]))[0]
+    z, group = torch.tensor([float(pair.z[0])]), group_of(pair)
+    values = channels.values(h[None], z, group)[0]
     if lens.map.writer(site) is not None:
         stream = "mlp_out" if site.stream == "mlp_act" else "attn_out"
         dim = len(h)
         place = replace(site, stream=stream, head=None)
-        sign = 2 * pair.z[0] - 1  # what a class writes on its mean was written before
-        own = values - sign * channels.follow + delta[dim:]
+        own = values - channels.feature(z, group)[0]  # that was written elsewhere before
+        own = own + delta[dim:]
         wrote = channels.writes @ own + lens.map.writer(site) @ delta[:dim]
 
         def change(x):
@@ -120,7 +133,24 @@ def test_a_silent_channel_moves_nothing_and_others_do(name):
             values = values - channels.centre @ direction
         z = torch.tensor([float(pair.z[0]) for pair in pairs])
         plain = capture(lens, pairs, [site]).base[site].double()
-        torch.testing.assert_close(values, channels.values(plain, z)[:, channel])
+        group = torch.cat([group_of(pair) for pair in pairs])
+        torch.testing.assert_close(values, channels.values(plain, z, group)[:, channel])
+
+
+def test_channels_of_a_group_speak_in_its_pairs_alone():
+    lens, site = tiny_lens("llama"), Site.parse("L1.mlp_act@X")
+    channels = replace(channels_at(lens, site), reads=torch.zeros(COUNT, 56).double())
+    pairs = random_pairs([(9, 4)] * 12)
+    same = tuple(
+        replace(p, z=(0, 1), source=replace(p.base, ids=(*p.base.ids[:4], 5, *p.base.ids[5:])))
+        for p in pairs
+    )
+    pairs = PairSet("random", "test", same)
+    planted = plant(capture(lens, pairs, [site]), site, channels, answered=False).at(site)
+    speaks = planted.base[:, -COUNT:] != 0
+    assert torch.equal(speaks[:, 0], speaks[:, 1]) and torch.equal(speaks[:, 2], speaks[:, 3])
+    assert torch.equal(speaks[:, 0], ~speaks[:, 2]) and 0 < int(speaks[:, 0].sum()) < 12
+    assert bool(planted.clean.logit_diff.isnan().all())
 
 
 def test_gradients_and_fits_see_the_planted_model():

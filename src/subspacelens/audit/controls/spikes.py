@@ -20,6 +20,9 @@ from ...measure.planting import Channels
 from .bed import Bed
 
 WRITES = ("gradient", "half", "classes")
+LEAST_LEFT = 0.01
+"""Where less than this share of a direction lies where the answer does not react, it is taken as it
+is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +157,15 @@ def _orthogonal(
     """Directions for channels, dormants and sensors of a stream, orthonormal; sensors lie where the
     stream varies and the answer does not react."""
     k = len(uses)
-    moving, _ = torch.linalg.qr(torch.stack([*uses, *wakes], dim=1))
-    signs = torch.stack([*uses, *wakes], dim=1).mul(moving).sum(dim=0).sign()
-    moving = moving * signs
-    deaf = orthonormal(torch.cat([bed.acting, moving], dim=1))
-    rest = torch.stack(noises, dim=1)
-    rest, _ = torch.linalg.qr(rest - deaf @ (deaf.T @ rest))
-    columns = torch.cat([moving, rest], dim=1).T
+    deaf = orthonormal(bed.acting)
+    rest = [noise - deaf @ (deaf.T @ noise) for noise in noises]
+    sensors = [
+        left if left.norm() > LEAST_LEFT * noise.norm() else noise
+        for left, noise in zip(rest, noises, strict=True)
+    ]
+    wanted = torch.stack([each / each.norm() for each in (*uses, *wakes, *sensors)], dim=1)
+    found, _ = torch.linalg.qr(wanted)
+    columns = (found * wanted.mul(found).sum(dim=0).sign()).T
     return list(columns[:k]), list(columns[k : 2 * k]), list(columns[2 * k :])
 
 

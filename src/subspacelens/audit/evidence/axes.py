@@ -10,7 +10,7 @@ from torch import Tensor
 from ...core.records import Estimate
 from ...core.statistics import ratio
 from ..record import Axis, AxisLabel
-from ..verdict import EXACT, OTHER, label_of_axis
+from ..verdict import NEEDED, OTHER, label_of_axis
 from . import effects, natural, nature
 from .case import SMALLEST_NATS, Case
 
@@ -62,6 +62,6 @@ def _axis(case: Case, basis: Tensor, number: int) -> Axis:
         if max(abs(share.low), abs(share.high)) < IDLE * even:
             label = "idle"
         elif share.low > LEAST:
-            names = (EXACT if own.exact else OTHER)[1:]
+            names = (NEEDED if own.exact else OTHER)[1:]
             label = label_of_axis({name: _CONDITIONS[name](own) for name in names}, own.exact)
     return Axis(number=number, dimensions=dimensions, share=share, label=label)
