@@ -42,7 +42,7 @@ def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch
 def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
     """Clean minus patched logit difference of each pair under each of `deltas` (m, n, dim), float64
     (m, n), in nats."""
-    patched = replay.delta_outcomes(deltas).logit_diff
+    patched = replay.logit_diffs(deltas)
     return (replay.clean.logit_diff.double() - patched.double()).numpy()
 
 
@@ -83,7 +83,7 @@ def random_effects(
     scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
     of_nature = natural_draws(natural, k, draws, generator)
     drawn = [written(each) for each in of_nature]
-    outcomes = replay.delta_outcomes(torch.stack(scaled + drawn))
+    outcomes = replay.delta_outcomes(torch.stack(scaled + drawn), decided=True)
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
     targets = np.array([pair.target for pair in replay.pairs])
