@@ -18,7 +18,7 @@ from ..core.statistics import mean, proportion
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.splits import READERS_IN_PROXY
-from ..model.lens import LensModel
+from ..model.lens import LensModel, unchanged
 from .drawing import draw
 from .evidence import Case
 from .judging import Judgement, judge
@@ -122,12 +122,11 @@ def audit(
     ('illusory', 0.36)
     """
     started = time.monotonic()
-    judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
-    case = judgement.case
+    with unchanged(lens):
+        judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
+        case, weights = judgement.case, lens.weights_sha256
     record = AuditRecord(
-        model=ModelRecord(
-            id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
-        ),
+        model=ModelRecord(id=lens.id, weights_sha256=weights, dtype=str(lens.dtype).split(".")[-1]),
         task=_task_record(captures),
         site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
