@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.geometry import haar
+from ...core.geometry import Split, haar
 from ...core.records import Estimate
 from ...core.site import Site
 from ...core.statistics import Units, ratio
@@ -66,7 +66,9 @@ class Case:
     `replay` is its site on the test pairs at the positions `chosen`, `nature` what z changes there,
     None where the pairs carry no z. `explained` are the shares of natural variance at which the
     patch is split by support, `draws` how many random subspaces of either kind are tried; without
-    `proxies` there is no row/null split where it would stand for some readers only.
+    `proxies` there is no row/null split where it would stand for some readers only. `kernel` is the
+    split by the site's writer where it is known already, `named` are the patches of `named_patches`
+    that are replayed, None for all.
     """
 
     captures: TaskCapture = field(repr=False)
@@ -77,6 +79,8 @@ class Case:
     explained: Sequence[float] = EXPLAINED
     draws: int = RANDOM_DRAWS
     proxies: bool = True
+    kernel: Split | None = field(default=None, repr=False)
+    named: Sequence[str] | None = None
     seed: int = 0
 
     @property
@@ -111,6 +115,8 @@ class Case:
 
     @cached_property
     def split(self) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
+        if self.kernel is not None:
+            return Decomposition(self.kernel, True, self.basis), ()
         if self.replay.writer is None and not self.proxies:
             return None, ()
         return split_at(self.replay, self.basis)
@@ -132,13 +138,19 @@ class Case:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Effects of the patches of `named_patches` that exist here."""
-        return self.replay.effects(named_patches(self.parts, self.basis))
+        """Effects of the patches of `named_patches` that exist here, and of none, `no_op`."""
+        patches = named_patches(self.parts, self.basis)
+        if self.named is not None:
+            patches = {name: patch for name, patch in patches.items() if name in self.named}
+        patches.pop("no_op", None)
+        effects = self.replay.effects(patches, decided=True)
+        return effects | {"no_op": Effect(self.replay.pairs, self.replay.clean, self.replay.clean)}
 
     @cached_property
     def reversed(self) -> Effect:
         """The patch with base and source exchanged."""
-        return self.captures.reversed.at(self.site).subset(self.chosen).effect(self.patch)
+        replay = self.captures.reversed.at(self.site).subset(self.chosen)
+        return replay.effects({"": self.patch}, decided=True)[""]
 
     @cached_property
     def random(self) -> RandomEffects:
