@@ -80,7 +80,10 @@ def dose_response(case: Case) -> DoseResponse:
     with a linear writer every patch that writes along W V is one of them."""
     replay = case.replay.subset(slice(DOSE_PAIRS))
     whole = case.patch.delta(replay.base, replay.source)
-    drops = drops_of(replay, torch.stack([dose * whole for dose in DOSES]))
+    effects = {0.0: 0.0, 1.0: float(case.drop[:DOSE_PAIRS].mean())}
+    others = [dose for dose in DOSES if dose not in effects]
+    drops = drops_of(replay, torch.stack([dose * whole for dose in others]))
+    effects |= zip(others, drops.mean(1).tolist(), strict=True)
     marks = {"subspace": 1.0}
     if case.parts is not None:
         write = _write(replay.writer, whole.dtype)
@@ -92,7 +95,7 @@ def dose_response(case: Case) -> DoseResponse:
         ):
             moved = write(patch.delta(replay.base, replay.source)).double()
             marks[name] = float((moved * reference).sum() / (reference * reference).sum())
-    return DoseResponse(dose=list(DOSES), effect=drops.mean(1).tolist(), marks=marks)
+    return DoseResponse(dose=list(DOSES), effect=[effects[dose] for dose in DOSES], marks=marks)
 
 
 def _write(writer: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from ..core.statistics import mean, proportion
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.splits import READERS_IN_PROXY
-from ..model.lens import LensModel
+from ..model.lens import LensModel, unchanged
 from .controls.run import controls as run_controls
 from .controls.words import tempered
 from .drawing import draw
@@ -128,15 +128,15 @@ def audit(
     ('illusory', 0.36)
     """
     started = time.monotonic()
-    judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
-    case, verdict, checked = judgement.case, judgement.verdict, None
-    if controls if controls is not None else budget == "full":
-        checked = run_controls(case, verdict.label, seed)
-        verdict = tempered(verdict, checked)
+    with unchanged(lens):
+        judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
+        case, verdict, checked = judgement.case, judgement.verdict, None
+        if controls if controls is not None else budget == "full":
+            checked = run_controls(case, verdict.label, seed)
+            verdict = tempered(verdict, checked)
+        weights = lens.weights_sha256
     record = AuditRecord(
-        model=ModelRecord(
-            id=lens.id, weights_sha256=lens.weights_sha256, dtype=str(lens.dtype).split(".")[-1]
-        ),
+        model=ModelRecord(id=lens.id, weights_sha256=weights, dtype=str(lens.dtype).split(".")[-1]),
         task=_task_record(captures),
         site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),

@@ -14,7 +14,7 @@ from ..core.errors import ModelError, SiteError
 from ..core.progress import hiding_progress, track
 from ..core.site import STREAMS, Site
 from ..model.hooks import exclusive
-from ..model.lens import LensModel
+from ..model.lens import LensModel, unchanged
 from ..tasks.pairset import PairSet
 from .examination import Examination, Proof
 from .plain_hooks import is_centred
@@ -81,18 +81,19 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
     lens.map.block(site)
     if lens.model.training:
         raise ModelError("the model is in training mode: call model.eval() first")
-    kept = _kept(lens)
     asked = None if pairs is None else (pairs.sha256, site.label)
     key = (site.layer, site.stream, site.head, asked)
-    if key not in kept:
-        with (
-            exclusive(lens.model),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            hiding_progress(),
-        ):
-            examination = Examination(lens, site, pairs, partial(_centred, lens, kept))
-            kept[key] = Certificate(site, tuple(examination.proofs()))
+    with unchanged(lens):
+        kept = _kept(lens)
+        if key not in kept:
+            with (
+                exclusive(lens.model),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                hiding_progress(),
+            ):
+                examination = Examination(lens, site, pairs, partial(_centred, lens, kept))
+                kept[key] = Certificate(site, tuple(examination.proofs()))
     return replace(kept[key], site=site)
 
 
@@ -147,14 +148,15 @@ def doctor_rows(lens: LensModel, sites: Sequence[Site] | None = None) -> list[Do
         layers = sorted({0, len(blocks) // 2, len(blocks) - 1})
         sites = [Site(layer, stream, "END") for layer in layers for stream in STREAMS]
     rows = []
-    for site in track(sites, "certificates"):
-        try:
-            lens.map.block(site)
-        except SiteError as error:
-            missing = blocks[site.layer].missing if site.layer < len(blocks) else {}
-            rows.append(DoctorRow(site, None, missing.get(site.stream) or str(error)))
-        else:
-            rows.append(DoctorRow(site, certify(lens, site)))
+    with unchanged(lens):
+        for site in track(sites, "certificates"):
+            try:
+                lens.map.block(site)
+            except SiteError as error:
+                missing = blocks[site.layer].missing if site.layer < len(blocks) else {}
+                rows.append(DoctorRow(site, None, missing.get(site.stream) or str(error)))
+            else:
+                rows.append(DoctorRow(site, certify(lens, site)))
     return rows
 
 

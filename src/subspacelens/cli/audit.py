@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,7 @@ def audit(
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
+    from ..model.lens import unchanged
     from ..report import write_report
 
     space = bytes_of(memory)
@@ -89,10 +91,11 @@ def audit(
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
     writable(out)
-    with showing_progress():
+    with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
             model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
         )
+        whole_command.enter_context(unchanged(lens))
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)

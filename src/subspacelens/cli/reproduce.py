@@ -60,6 +60,7 @@ def reproduce_facts(
 
     Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
     """
+    from ..model.lens import unchanged
     from ..model.loading import load_model
     from ..report.facts_page import markdown, write_facts
     from ..studies.facts import facts_plan, run_facts
@@ -69,7 +70,9 @@ def reproduce_facts(
         asked = facts_of(facts)
         lens = load_model(model, device=device, dtype=dtype)
         plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
-        record = run_facts(lens, asked, corpus_of(lens, text, quick), plan, command_line())
+        with unchanged(lens):
+            corpus = corpus_of(lens, text, quick)
+            record = run_facts(lens, asked, corpus, plan, command_line())
     page = write_facts(record, out)
     say(markdown(record))
     say(f"report: {page}")
@@ -91,6 +94,7 @@ def reproduce_editing(
 
     Writes OUT/editing.json, OUT/editing.md and OUT/report.html.
     """
+    from ..model.lens import unchanged
     from ..model.loading import load_model
     from ..report.editing_page import markdown, write_editing
     from ..studies.editing import editing_plan, run_editing
@@ -100,7 +104,9 @@ def reproduce_editing(
         asked = facts_of(facts)
         lens = load_model(model, device=device, dtype=dtype)
         plan = editing_plan(len(lens.map.blocks), step=step, seed=seed, quick=quick)
-        record = run_editing(lens, asked, corpus_of(lens, text, quick), plan, command_line())
+        with unchanged(lens):
+            corpus = corpus_of(lens, text, quick)
+            record = run_editing(lens, asked, corpus, plan, command_line())
     page = write_editing(record, out)
     say(markdown(record))
     say(f"report: {page}")
@@ -139,6 +145,7 @@ def reproduce_ioi(
 
     Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
     """
+    from ..model.lens import unchanged
     from ..model.loading import load_model
     from ..report.ioi_page import markdown, write_ioi
     from ..studies.ioi import reproduce_ioi as run_ioi
@@ -147,9 +154,10 @@ def reproduce_ioi(
     writable(out)
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        study = run_ioi(
-            lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
-        )
+        with unchanged(lens):
+            study = run_ioi(
+                lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
+            )
     page = write_ioi(study, out)
     say(markdown(study.record))
     say(f"report: {page}")

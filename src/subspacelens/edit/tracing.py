@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..core.errors import EditError
+from ..core.progress import track
 from ..core.site import Site
+from ..engine.activations import activations
 from ..engine.buckets import place_of
-from ..model.hooks import at_columns, check_ready, exclusive, on_output
+from ..engine.capture import capture
+from ..engine.passes import prompt_key
+from ..engine.recall import recall
+from ..engine.replay import Replay
+from ..model.hooks import at_columns, on_output
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, SUBJECT_START
-from ..tasks.pairset import Prompt
+from ..tasks.pairset import Pair, PairSet, Prompt
 
-COLUMNS = 4096
-"""Columns in one batch."""
+PROMPTS = 16
+"""Prompts whose passes are kept at a time."""
 
 
 @dataclass(frozen=True)
@@ -98,51 +105,109 @@ def trace(
 ) -> Trace:
     """The layer × token map of one prompt, or its column at the subject's last token alone (the
     others are NaN). Raises `SiteError` where the model lacks the stream."""
+    return traces(lens, [prompt], [answer], layers, recipe=recipe, subject_only=subject_only)[0]
+
+
+def traces(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[int],
+    layers: Sequence[int],
+    *,
+    recipe: TraceRecipe | None = None,
+    subject_only: bool = False,
+) -> list[Trace]:
+    """`trace` of each of many prompts, `PROMPTS` of them at a time.
+
+    A state that is put back is a patch of the corrupted prompt: only later layers and columns are
+    run again. Before the subject both are the same, and nothing is."""
     recipe = recipe or TraceRecipe()
-    columns = len(prompt.ids)
+    found: list[Trace] = []
+    for start in track(range(0, len(prompts), PROMPTS), f"tracing {recipe.stream}"):
+        part = slice(start, start + PROMPTS)
+        found += _traced(lens, prompts[part], answers[part], layers, recipe, subject_only)
+    return found
+
+
+def _traced(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[int],
+    layers: Sequence[int],
+    recipe: TraceRecipe,
+    subject_only: bool,
+) -> list[Trace]:
+    """A base prompt of the capture is a corrupted one, its source the same without noise. Label
+    `c{i}` is the i-th column of a prompt that is asked for, from its end."""
+    stream, blocks, samples = recipe.stream, range(len(lens.map.blocks)), recipe.samples
     around = range(-(recipe.window // 2), recipe.window - recipe.window // 2)
-    depth = len(lens.map.blocks)
-    needed = sorted({x + d for x in layers for d in around if 0 <= x + d < depth})
-    states, clean = _clean(lens, prompt, answer, needed, recipe.stream)
-    noise = _noise(lens, prompt, recipe)
-    asked = [prompt.columns[SUBJECT]] if subject_only else list(range(columns))
-    cells = [(-1, -1), *((layer, column) for layer in layers for column in asked)]
-    rows = [(sample, *cell) for cell in cells for sample in range(recipe.samples)]
-    probabilities: list[Tensor] = []
-    size = max(1, COLUMNS // columns)
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        probabilities.append(_run(lens, prompt, answer, batch, noise, states, around))
-    means = torch.cat(probabilities).view(len(cells), recipe.samples).mean(1)
-    restored = torch.full((len(layers), columns), torch.nan)
-    restored[:, asked] = means[1:].view(len(layers), -1)
-    return Trace(prompt, tuple(layers), clean, float(means[0]), restored)
+    windows = {layer: [layer + d for d in around if layer + d in blocks] for layer in layers}
+    asked = [_asked(prompt, subject_only) for prompt in prompts]
+    labels = [f"c{place}" for place in range(max(map(len, asked)))]
+    pairs, noise = _corrupted(lens, prompts, answers, asked, labels, recipe)
+
+    def blurring(batch: Sequence[Prompt]) -> AbstractContextManager[None]:
+        rows = [noise[prompt_key(prompt)] for prompt in batch]
+        wide = max(map(len, rows))
+        added = torch.stack([pad(row, (0, 0, wide - len(row), 0)) for row in rows])
+        return on_output(lens.model.get_input_embeddings(), lambda x: x + added.to(x))
+
+    begin = dict.fromkeys(window[0] for window in windows.values())
+    sites = [Site(layer, stream, label) for layer in begin for label in labels]
+    captured = capture(lens, PairSet("tracing", stream, tuple(pairs)), sites, around=blurring)
+    later = dict.fromkeys(layer for window in windows.values() for layer in window[1:])
+    sites = [Site(layer, stream, label) for layer in later for label in labels]
+    states = activations(lens, [pair.source for pair in pairs], sites) if sites else {}
+    last = captured.at(Site(max(begin), stream, labels[0]))
+    corrupted = _probabilities(last, 0 * last.difference, {}).view(-1, samples).mean(1)
+    clean = recall(lens, prompts, torch.tensor(answers)[:, None], "clean").probs[:, 0]
+    restored = [
+        torch.full((len(layers), len(prompt.ids)), torch.nan if subject_only else float(value))
+        for prompt, value in zip(prompts, corrupted, strict=True)
+    ]
+    for i, label in enumerate(labels):
+        here = [number for number, columns in enumerate(asked) if i < len(columns)]
+        rows = torch.arange(len(pairs)).view(-1, samples)[here].flatten()
+        for row, layer in enumerate(layers):
+            first, *rest = windows[layer]
+            replay = captured.at(Site(first, stream, label)).subset(rows)
+            held = {x: states[Site(x, stream, label)][rows] for x in rest}
+            values = _probabilities(replay, replay.difference, held).view(-1, samples).mean(1)
+            for number, value in zip(here, values, strict=True):
+                restored[number][row, asked[number][i]] = value
+    return [
+        Trace(prompt, tuple(layers), float(clean[i]), float(corrupted[i]), restored[i])
+        for i, prompt in enumerate(prompts)
+    ]
 
 
-@dataclass(frozen=True)
-class _States:
-    stream: str
-    of: dict[int, Tensor]
+def _corrupted(
+    lens: LensModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[int],
+    asked: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    recipe: TraceRecipe,
+) -> tuple[list[Pair], dict[Hashable, Tensor]]:
+    """For each prompt a pair a sample, and what is added to the embeddings of its base, by
+    `prompt_key`. A label beyond the columns that are asked for falls on the last of them."""
+    noise: dict[Hashable, Tensor] = {}
+    pairs: list[Pair] = []
+    for prompt, answer, columns in zip(prompts, answers, asked, strict=True):
+        at = {label: columns[min(i, len(columns) - 1)] for i, label in enumerate(labels)}
+        clean = replace(prompt, columns={**at, "END": len(prompt.ids) - 1})
+        for sample, added in enumerate(_noise(lens, prompt, recipe)):
+            noisy = replace(clean, columns={**clean.columns, f"sample {sample}": 0})
+            noise[prompt_key(noisy)] = added
+            pairs.append(Pair(base=noisy, source=clean, answer=answer, target=answer))
+    return pairs, noise
 
 
-def _clean(
-    lens: LensModel, prompt: Prompt, answer: int, layers: Sequence[int], stream: str
-) -> tuple[_States, float]:
-    states: dict[int, Tensor] = {}
-    with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
-        check_ready(lens.model)
-        for layer in layers:
-            site = Site(layer, stream, "END")
-            lens.map.block(site)
-            place, module = place_of(lens.map, site)
-
-            def keep(x: Tensor, layer: int = layer) -> None:
-                states[layer] = x.reshape(-1, x.shape[-1]).clone()
-
-            stack.enter_context(place(module, keep))
-        ids = torch.tensor([prompt.ids], device=lens.device)
-        logits = lens.model(input_ids=ids, use_cache=False).logits[0, -1]
-    return _States(stream, states), float(logits.float().softmax(-1)[answer])
+def _asked(prompt: Prompt, subject_only: bool) -> list[int]:
+    """The columns whose states are put back, last first: from the subject on, or its last alone."""
+    if subject_only:
+        return [prompt.columns[SUBJECT]]
+    return list(range(len(prompt.ids) - 1, prompt.columns[SUBJECT_START] - 1, -1))
 
 
 def _noise(lens: LensModel, prompt: Prompt, recipe: TraceRecipe) -> Tensor:
@@ -156,31 +221,23 @@ def _noise(lens: LensModel, prompt: Prompt, recipe: TraceRecipe) -> Tensor:
     return noise.to(weight)
 
 
-def _run(
-    lens: LensModel,
-    prompt: Prompt,
-    answer: int,
-    rows: Sequence[tuple[int, int, int]],
-    noise: Tensor,
-    states: _States,
-    around: range,
-) -> Tensor:
-    """Probability of the answer for each row (noise sample, layer, column), layer -1: none."""
-    samples, centres, columns = torch.tensor(rows).unbind(1)
-
-    def put_back(layer: int) -> Callable[[Tensor], Tensor]:
-        here = (centres >= 0) & torch.isin(layer - centres, torch.tensor(around))
-        clean = states.of[layer][columns.clamp(min=0)]
-        return lambda x: torch.where(here.to(x.device)[:, None], clean.to(x), x)
-
-    with exclusive(lens.model), torch.no_grad(), ExitStack() as stack:
-        embedding = lens.model.get_input_embeddings()
-        noisy = noise[samples.to(noise.device)]
-        stack.enter_context(on_output(embedding, lambda x: x + noisy.to(x)))
-        for layer in states.of:
-            place, module = place_of(lens.map, Site(layer, states.stream, "END"))
-            context = at_columns(place, module, columns.clamp(min=0), put_back(layer))
-            stack.enter_context(context)
-        ids = torch.tensor([prompt.ids], device=lens.device).expand(len(rows), -1)
-        logits = lens.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-    return logits.float().softmax(-1)[:, answer].cpu()
+def _probabilities(replay: Replay, delta: Tensor, held: Mapping[int, Tensor]) -> Tensor:
+    """Probability of each pair's answer (n,) when `delta` (n, dim) is added, and the stream of
+    later layers at the same column is `held[layer]` (n, dim). Of the last block only what the last
+    column sees of itself can matter."""
+    found = torch.empty(len(replay.pairs))
+    final = len(replay.lens.map.blocks) - 1
+    with torch.no_grad():
+        for piece in replay.pieces(gradients=False):
+            first = torch.zeros(len(piece.pairs), dtype=torch.long)
+            with ExitStack() as stack:
+                for layer, states in held.items():
+                    if layer == final and piece.bucket.suffix > 1:
+                        continue
+                    place, module = place_of(replay.lens.map, replace(replay.site, layer=layer))
+                    kept = states[piece.pairs.to(states.device)]
+                    stack.enter_context(at_columns(place, module, first, lambda _, kept=kept: kept))
+                logits = piece.logits(piece.of(delta[None]))[0].float()
+            answers = piece.answers[:, :1].to(logits.device)
+            found[piece.pairs] = logits.softmax(-1).gather(1, answers)[:, 0].cpu()
+    return found

@@ -8,7 +8,8 @@ activations only, and its pass stops at the deepest site asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +21,7 @@ from ..core.progress import track
 from ..core.site import Site
 from ..model.hooks import check_ready, exclusive
 from ..model.lens import LensModel
-from ..tasks.pairset import PairSet
+from ..tasks.pairset import PairSet, Prompt
 from .batches import prompt_batches
 from .buckets import Bucket, selected
 from .fitting_prompts import check_fits
@@ -122,11 +123,13 @@ def capture(
     *,
     shifted: bool = False,
     memory: int | None = None,
+    around: Callable[[Sequence[Prompt]], AbstractContextManager[None]] | None = None,
 ) -> Capture:
     """One pass over every distinct prompt of `pairs`, for all `sites` at once.
 
     `shifted` allows a label in different columns of base and source; `memory` is what replays may
-    use, in bytes.
+    use, in bytes. `around` says what to do to the model while it reads a batch of base prompts, one
+    a row, padded on the left; a source prompt is then read without it, unless it is a base too.
 
     Raises `SiteError` for a site that the model lacks, `TaskError` for pairs that do not fit it
     or the model (see `check_pairs`, `check_fits`), `ModelError` for a model in training mode or
@@ -157,14 +160,15 @@ def capture(
     ]
     with exclusive(lens.model), torch.no_grad():
         for run, batch in track(work, "capture"):
-            run(batch)
+            with around(batch) if around and run == passes.run_bases else nullcontext():
+                run(batch)
     base, source = (
         {site: torch.stack([passes.activations[key][site] for key in keys]) for site in places}
         for keys in ([prompt_key(p.base) for p in pairs], [prompt_key(p.source) for p in pairs])
     )
     for site in places:
-        _check_finite(site, base[site], "base")
-        _check_finite(site, source[site], "source")
+        check_finite(site, base[site], "base activation of pair")
+        check_finite(site, source[site], "source activation of pair")
     logits = torch.stack([passes.logits[prompt_key(pair.base)] for pair in pairs])
     clean = Outcomes.of(logits, answers_of(pairs).to(logits.device))
     return Capture(
@@ -182,10 +186,11 @@ def capture(
     )
 
 
-def _check_finite(site: Site, values: Tensor, role: str) -> None:
+def check_finite(site: Site, values: Tensor, whose: str) -> None:
+    """Raises `ModelError` for activations (n, dim) that are not finite, naming the first row."""
     bad = (~values.isfinite().all(dim=-1)).nonzero()
     if len(bad):
         raise ModelError(
-            f"site {site}: the {role} activation of pair {int(bad[0])} is not finite (NaN or "
-            "infinite); try --dtype float32"
+            f"site {site}: the {whose} {int(bad[0])} is not finite (NaN or infinite); try --dtype "
+            "float32"
         )

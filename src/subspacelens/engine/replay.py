@@ -144,12 +144,12 @@ class Replay:
         """
         return self.effects({"": patch})[""]
 
-    def effects(self, patches: Mapping[str, Patch]) -> dict[str, Effect]:
-        """The effect of each of several patches, in one batched replay."""
+    def effects(self, patches: Mapping[str, Patch], *, decided: bool = False) -> dict[str, Effect]:
+        """The effect of each of several patches, in one batched replay (`delta_outcomes`)."""
         if not patches:
             return {}
         deltas = [patch.delta(self.base, self.source) for patch in patches.values()]
-        outcomes = self.delta_outcomes(torch.stack(deltas))
+        outcomes = self.delta_outcomes(torch.stack(deltas), decided=decided)
         return {
             name: Effect(self.pairs, self.clean, outcomes[number], self, deltas[number])
             for number, name in enumerate(patches)
@@ -159,33 +159,53 @@ class Replay:
         """What the model answers under a patch, (n,)."""
         return self.delta_outcomes(patch.delta(self.base, self.source))
 
-    def outcomes_of(self, patches: Mapping[str, Patch]) -> dict[str, Outcomes]:
+    def outcomes_of(
+        self, patches: Mapping[str, Patch], *, decided: bool = False
+    ) -> dict[str, Outcomes]:
         """What it answers under each of several patches, in one batched replay."""
-        return {name: effect.patched for name, effect in self.effects(patches).items()}
+        effects = self.effects(patches, decided=decided)
+        return {name: effect.patched for name, effect in effects.items()}
 
-    def delta_outcomes(self, delta: Tensor) -> Outcomes:
+    def delta_outcomes(self, delta: Tensor, *, decided: bool = False) -> Outcomes:
         """Outcomes of adding `delta` (m, n, dim) or (n, dim) to the base activations: m patches of
         all n pairs. Results are (m, n) or (n,), float32, without gradients.
 
+        With `decided` the vocabulary is left alone where the answer stays likelier than the target,
+        which is then not the likeliest token: `top` is -1 there.
+
         Raises `TaskError` for another number of pairs or another width.
         """
+        stacked = self._stacked(delta)
+        shape = stacked.shape[:2]
+        logit_diff = torch.full(shape, torch.nan)
+        top = torch.full(shape, -1)
+        with torch.no_grad():
+            for piece in self.pieces(shape[0], gradients=False):
+                here = piece.outcomes(piece.of(stacked), decided=decided)
+                logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
+                top[piece.patches, piece.pairs] = here.top.cpu()
+        outcomes = Outcomes(logit_diff, top)
+        return outcomes[0] if delta.ndim == 2 else outcomes
+
+    def logit_diffs(self, delta: Tensor) -> Tensor:
+        """The logit differences of `delta_outcomes` alone, in nats: only two rows of the
+        unembedding are used."""
+        stacked = self._stacked(delta)
+        logit_diff = torch.full(stacked.shape[:2], torch.nan)
+        with torch.no_grad():
+            for piece in self.pieces(len(stacked), gradients=False):
+                logits = piece.answer_logits(piece.of(stacked)).float()
+                logit_diff[piece.patches, piece.pairs] = (logits[..., 0] - logits[..., 1]).cpu()
+        return logit_diff[0] if delta.ndim == 2 else logit_diff
+
+    def _stacked(self, delta: Tensor) -> Tensor:
         stacked = delta if delta.ndim == 3 else delta[None]
         if stacked.ndim != 3 or stacked.shape[1:] != self.base.shape:
             raise TaskError(
                 f"site {self.site}: a change of shape {tuple(delta.shape)} is not one of "
                 f"{len(self.pairs)} pairs that are {self.base.shape[1]} wide"
             )
-        shape = stacked.shape[:2]
-        logit_diff = torch.full(shape, torch.nan)
-        top = torch.full(shape, -1)
-        with torch.no_grad():
-            for piece in self.pieces(shape[0], gradients=False):
-                logits = piece.logits(piece.of(stacked)).float()
-                here = Outcomes.of(logits, piece.answers.to(logits.device))
-                logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
-                top[piece.patches, piece.pairs] = here.top.cpu()
-        outcomes = Outcomes(logit_diff, top)
-        return outcomes[0] if delta.ndim == 2 else outcomes
+        return stacked
 
     def delta_logits(self, delta: Tensor) -> Tensor:
         """Logits of the whole vocabulary when `delta` (n, dim) is added, (n, vocabulary), float32
@@ -331,8 +351,25 @@ class Piece:
     def logit_diff(self, delta: Tensor) -> Tensor:
         """logit(answer) - logit(target) in nats, (m, n), when `delta` (m, n, dim) is added to the
         base activations; differentiable in it. Only two rows of the unembedding are used."""
-        logits = self.replay.lens.map.tail.logits_of(self.hidden(delta), self.answers)
+        logits = self.answer_logits(delta)
         return logits[..., 0] - logits[..., 1]
+
+    def answer_logits(self, delta: Tensor) -> Tensor:
+        """Logits of answer and target, (m, n, 2), in nats."""
+        return self.replay.lens.map.tail.logits_of(self.hidden(delta), self.answers)
+
+    def outcomes(self, delta: Tensor, *, decided: bool = False) -> Outcomes:
+        """What the model answers, (m, n) (see `Replay.delta_outcomes`)."""
+        tail, hidden = self.replay.lens.map.tail, self.hidden(delta)
+        if not decided:
+            logits = tail.logits(hidden).float()
+            return Outcomes.of(logits, self.answers.to(logits.device))
+        logits = tail.logits_of(hidden, self.answers).float()
+        logit_diff = logits[..., 0] - logits[..., 1]
+        top = torch.full_like(logit_diff, -1, dtype=torch.long)
+        turned = logit_diff <= 0
+        top[turned] = tail.logits(hidden[turned.to(hidden.device)]).argmax(-1).to(top)
+        return Outcomes(logit_diff, top)
 
     def logits(self, delta: Tensor) -> Tensor:
         """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""

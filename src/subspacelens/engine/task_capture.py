@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ from .store import kept_capture
 @dataclass(frozen=True)
 class TaskCapture:
     """Captures of the splits of one task. `reversed` is the test split with base and source
-    exchanged; `held_out` is None where the task has no held-out template.
+    exchanged; `held_out` is None where the task has no held-out template. `shared` keeps what was
+    measured once for audits of all sites, by what it is.
 
     >>> captures = capture_task(lens, task, [site])
     >>> captures.test.at(site).base.shape  # (pairs, dim)
@@ -30,6 +32,7 @@ class TaskCapture:
     test: Capture
     reversed: Capture
     held_out: Capture | None
+    shared: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
 
 def capture_task(

@@ -17,7 +17,7 @@ from .splits import Decomposition
 
 RANDOM_DRAWS = 50
 RANDOM_PAIRS = 16
-NAMED = ("no_op", "subspace", "row", "null", "read_row", "read_null")
+NAMED = ("subspace", "row", "null", "read_row", "read_null")
 """The patches of the effect table that belong to one subspace."""
 
 
@@ -44,7 +44,7 @@ def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch
 def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
     """Clean minus patched logit difference of each pair under each of `deltas` (m, n, dim), float64
     (m, n), in nats."""
-    patched = replay.delta_outcomes(deltas).logit_diff
+    patched = replay.logit_diffs(deltas)
     return (replay.clean.logit_diff.double() - patched.double()).numpy()
 
 
@@ -84,7 +84,7 @@ def random_effects(
     scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
     others = natural.double() - (natural.double() @ basis.double()) @ basis.double().T
     drawn = [written(each) for each in natural_draws(others, k, draws, generator)]
-    outcomes = replay.delta_outcomes(torch.stack(scaled + drawn))
+    outcomes = replay.delta_outcomes(torch.stack(scaled + drawn), decided=True)
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
     targets = np.array([pair.target for pair in replay.pairs])

@@ -176,7 +176,7 @@ def plant(captured: Capture, site: Site, channels: Channels, *, answered: bool =
         unknown = Outcomes(torch.full((count,), torch.nan), torch.full((count,), -1))
         return replace(only, clean=unknown)
     planted = only.at(site)
-    return replace(only, clean=planted.delta_outcomes(torch.zeros_like(planted.base)))
+    return replace(only, clean=planted.delta_outcomes(torch.zeros_like(planted.base), decided=True))
 
 
 def planted_task(captures: TaskCapture, site: Site, channels: Channels) -> TaskCapture:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from transformers import (
@@ -45,18 +49,40 @@ class LensModel:
     def identity(self) -> Identity:
         """Which model this is, as it is now: what subspaces, edits, captures and records are bound
         to. Read anew each time, at about the cost of reading the weights once, while no other
-        thread uses the model."""
+        thread uses the model; but only once inside `unchanged`."""
+        held = _held.get().get(self)
+        if held is not None:
+            return held
         with exclusive(self.model):
             return identity_of(self.model, self.id)
 
     @property
     def weights_sha256(self) -> str:
         """Hash over names, shapes, dtypes and bytes of all parameters, as they are now."""
-        return weights_sha256(self.model)
+        held = _held.get().get(self)
+        return weights_sha256(self.model) if held is None else held.weights
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in self.map.streams.items())
         return f"<b>{html.escape(self.id)}</b> ({self.dtype}) <table>{rows}</table>"
+
+
+_held: ContextVar[Mapping[LensModel, Identity]] = ContextVar("held", default=MappingProxyType({}))
+
+
+@contextmanager
+def unchanged(lens: LensModel) -> Iterator[None]:
+    """For work that is one whole: the model's identity is what it was when this was entered, and is
+    not read again in this thread. What changes the model for good has no place inside.
+
+    >>> with unchanged(lens):
+    ...     audits = [audit(lens, captures, subspace) for subspace in subspaces]
+    """
+    token = _held.set({**_held.get(), lens: lens.identity})
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def wrap(

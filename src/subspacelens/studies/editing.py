@@ -18,7 +18,6 @@ from torch import Tensor
 from ..certify import centred, require_streams
 from ..core.errors import TaskError
 from ..core.geometry import Split
-from ..core.progress import track
 from ..core.records import ModelRecord
 from ..core.site import Site
 from ..edit import (
@@ -32,7 +31,7 @@ from ..edit import (
     second_moments,
 )
 from ..edit.score import EditScores, Probe, essence_logs, probe, score
-from ..edit.tracing import ROLES, Trace, TraceRecipe, trace
+from ..edit.tracing import ROLES, Trace, TraceRecipe, traces
 from ..engine.capture import Capture, capture
 from ..engine.patches import Full, PairwisePatch, PairwiseZeroSetting
 from ..engine.recall import known_facts
@@ -174,18 +173,12 @@ def _traces(lens: LensModel, facts: Sequence[Fact], plan: EditingPlan) -> dict[s
         "resid_post": plan.trace,
         "mlp_out": replace(plan.trace, stream="mlp_out", window=window),
     }
+    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
+    answers = [object_token(lens.tokenizer, fact.answer) for fact in facts]
     return {
-        stream: [
-            trace(
-                lens,
-                fact_prompt(lens.tokenizer, fact),
-                object_token(lens.tokenizer, fact.answer),
-                plan.layers,
-                recipe=recipe,
-                subject_only=stream == "mlp_out",
-            )
-            for fact in track(facts, f"tracing {stream}")
-        ]
+        stream: traces(
+            lens, prompts, answers, plan.layers, recipe=recipe, subject_only=stream == "mlp_out"
+        )
         for stream, recipe in recipes.items()
     }
 

@@ -24,7 +24,8 @@ def tried(replay: Replay, patch: Patch) -> Tried:
 def tried_all(replay: Replay, patches: dict[str, Patch]) -> dict[str, Tried]:
     """Several patches in one batched replay."""
     base, source = replay.base, replay.source
-    outcomes = replay.delta_outcomes(torch.stack([p.delta(base, source) for p in patches.values()]))
+    deltas = torch.stack([p.delta(base, source) for p in patches.values()])
+    outcomes = replay.delta_outcomes(deltas, decided=True)
     pairs = replay.pairs
     return {
         name: judged(Outcomes(outcomes.logit_diff[i], outcomes.top[i]), pairs)

@@ -232,7 +232,7 @@ def _at(case: _Case, one_for_all: bool, seed: int) -> SiteIllusions:
     for construction in built.values():
         patches += [along(construction.direction, change), along(construction.write, change)]
     patches += [along((read + write) / 2**0.5, change) for write in noise]
-    outcomes = case.test.delta_outcomes(torch.stack(patches).to(change))
+    outcomes = case.test.delta_outcomes(torch.stack(patches).to(change), decided=True)
     effects = [
         Effect(case.test.pairs, case.test.clean, outcomes[number]).fldd
         for number in range(len(patches))

@@ -88,7 +88,7 @@ def _effects(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:
     columns: dict[str, Scalar] = {
         "clean_logit_diff": float(replay.clean.logit_diff.double().mean())
     }
-    for name, outcomes in replay.outcomes_of(patches).items():
+    for name, outcomes in replay.outcomes_of(patches, decided=True).items():
         effect = Effect(replay.pairs, replay.clean, outcomes)
         for metric in METRICS:
             columns |= _columns(f"{name}_{metric}", getattr(effect, metric))
@@ -104,7 +104,7 @@ def _flips(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:
         if row.shape[1]:
             patches["row"] = SubspacePatch(row)
     columns: dict[str, Scalar] = {}
-    for name, outcomes in replay.outcomes_of(patches).items():
+    for name, outcomes in replay.outcomes_of(patches, decided=True).items():
         columns[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
         columns[f"{name}_flips"] = bool(outcomes.top[0] == replay.pairs[0].target)
     return columns

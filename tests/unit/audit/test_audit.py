@@ -20,6 +20,7 @@ from subspacelens.core.errors import LensError
 from subspacelens.core.site import Site
 from subspacelens.core.statistics import auroc, auroc_interval
 from subspacelens.engine.capture import capture
+from subspacelens.engine.patches import SubspacePatch
 from subspacelens.engine.task_capture import TaskCapture, capture_task
 from subspacelens.fit import das, mean_difference
 from subspacelens.fit.subspace import made_by
@@ -221,6 +222,34 @@ def test_the_whole_component_moves_other_text_as_much_as_itself(tiny_folder):
     assert tests["whole"].value == pytest.approx(1, abs=1e-6) == tests["whole"].control
     assert 0 < tests["one"].value < 1 and 0 < tests["one"].control < 1
     assert "nothing to do with the task" in tests["one"].reading
+
+
+def test_the_share_of_an_axis_is_that_of_its_own_patch(lens, task):
+    captures = capture_task(lens, task, [SITE])
+    subspace = das(lens, captures.train, SITE, dim=3)
+    judgement = judge(lens, captures, subspace, budget="fast")
+    basis, replay = subspace.basis.double(), judgement.case.replay
+    inside = captures.train.difference(SITE) @ basis
+    axes = torch.linalg.svd(inside, full_matrices=False).Vh
+    whole = replay.effect(SubspacePatch(basis)).drop
+    assert len(judgement.axes) == 3
+    for axis, turned in zip(judgement.axes, axes, strict=True):
+        own = replay.effect(SubspacePatch((basis @ turned)[:, None])).drop
+        assert axis.share.value == pytest.approx(own.sum() / whole.sum(), rel=1e-3, abs=1e-6)
+
+
+def test_sites_captured_together_are_judged_as_each_is_alone(lens, task):
+    sites = [Site(0, "mlp_act", "X"), Site(1, "resid_post", "X")]
+    together = capture_task(lens, task, sites)
+    for site in sites:
+        subspace = mean_difference(lens, together.train, site)
+        found, alone = (
+            judge(lens, captures, subspace, tests=["hidden_pathway"]).tests["hidden_pathway"]
+            for captures in (together, capture_task(lens, task, [site]))
+        )
+        assert found.value == pytest.approx(alone.value) and found.value is not None
+        assert found.reading == alone.reading
+    assert len(together.shared) == 1
 
 
 def test_budgets_and_names():

@@ -15,6 +15,7 @@ from helpers_models import FAMILIES, lens_of, tiny_model
 from subspacelens.core.errors import ModelError, SubspaceError
 from subspacelens.core.identity import MODEL, NUMBERS, Identity, identity_of
 from subspacelens.engine.fused import fused_parts
+from subspacelens.model.lens import unchanged
 
 
 @pytest.fixture
@@ -197,6 +198,16 @@ def test_the_engine_at_work_does_not_count(model):
     with fused_parts(lens).used():
         assert lens.identity == before
     assert before.weights == lens.weights_sha256
+
+
+def test_what_is_one_whole_reads_the_model_once(model):
+    lens = lens_of(model)
+    before = lens.identity
+    with unchanged(lens):
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+        assert lens.identity == before and lens.weights_sha256 == before.weights
+    assert lens.identity.differences(before) and lens.weights_sha256 != before.weights
 
 
 def test_offloaded_weights_have_no_identity(model):

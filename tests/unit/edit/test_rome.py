@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -12,8 +14,9 @@ from subspacelens import LensModel, Site
 from subspacelens.core.errors import EditError
 from subspacelens.edit import RomeRecipe, SecondMoment, edited, rome, rome_prompts
 from subspacelens.edit.score import essence_logs, probe, score
-from subspacelens.edit.tracing import ROLES, TraceRecipe, role_of, trace
+from subspacelens.edit.tracing import ROLES, TraceRecipe, role_of, trace, traces
 from subspacelens.engine.recall import recall
+from subspacelens.model.hooks import at_columns, on_output
 from subspacelens.model.mapping import build_map
 from subspacelens.tasks.facts import SUBJECT, SUBJECT_START, fact_prompt, object_token
 
@@ -148,6 +151,42 @@ def test_a_trace_is_what_plain_hooks_give(lens, facts):
     torch.testing.assert_close(alone.at_subject, found.at_subject)
     modules = list(lens.model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_windows_of_many_prompts_are_what_plain_hooks_give(lens, facts):
+    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
+    answers = [object_token(lens.tokenizer, fact.answer) for fact in facts]
+    recipe = TraceRecipe(stream="mlp_out", samples=1, noise=2.0, window=3, seed=1)
+    found = traces(lens, prompts, answers, [0, 2, 3], recipe=recipe, subject_only=True)
+    weight, blocks = lens.model.get_input_embeddings().weight, lens.map.blocks
+    for prompt, answer, each in zip(prompts, answers, found, strict=True):
+        first, last = prompt.columns[SUBJECT_START], prompt.columns[SUBJECT]
+        drawn = torch.randn(
+            1, last + 1 - first, weight.shape[1], generator=torch.Generator().manual_seed(1)
+        )
+        noise = torch.zeros(len(prompt.ids), weight.shape[1], dtype=weight.dtype)
+        noise[first : last + 1] = drawn[0] * 2.0 * float(weight.std())
+        modules = [block.linear("mlp_out").module for block in blocks]
+        clean = []
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(on_output(module, lambda x, kept=clean: kept.append(x.clone())))
+            said(lens, prompt, answer)
+        for row, layer in enumerate((0, 2, 3)):
+            with ExitStack() as stack:
+                embedding = lens.model.get_input_embeddings()
+                stack.enter_context(on_output(embedding, lambda x, noise=noise: x + noise))
+                for other in range(max(0, layer - 1), min(len(blocks), layer + 2)):
+                    kept = clean[other].reshape(-1, weight.shape[1])[last]
+                    column = torch.tensor([last])
+                    stack.enter_context(
+                        at_columns(on_output, modules[other], column, lambda _, kept=kept: kept)
+                    )
+                expected = said(lens, prompt, answer)
+            assert float(each.at_subject[row]) == pytest.approx(
+                expected - each.corrupted, rel=1e-3, abs=1e-6
+            )
+        assert abs(each.corrupted - each.clean) > 1e-6
 
 
 def test_roles_and_refusals(lens):

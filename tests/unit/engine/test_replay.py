@@ -12,8 +12,10 @@ from helpers_models import tiny_model
 from helpers_oracle import hooked_logits, random_pairs
 from subspacelens.core.errors import ModelError, SiteError, TaskError
 from subspacelens.core.site import Site
+from subspacelens.engine.activations import activations
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import Full, NoOp, SubspacePatch
+from subspacelens.model.hooks import on_output
 from subspacelens.model.lens import LensModel, wrap
 from subspacelens.tasks.pairset import Pair, PairSet, Prompt
 
@@ -79,6 +81,52 @@ def test_effects_agree_with_plain_hooks(lens, pairs, replay):
     clean = replay.clean.logit_diff
     torch.testing.assert_close(effects["none"].patched.logit_diff, clean, atol=1e-5, rtol=0)
     assert effects["none"].nats.value == pytest.approx(0, abs=1e-6)
+
+
+def test_logit_differences_and_hits_need_no_vocabulary(replay):
+    deltas = torch.stack([scale * replay.difference for scale in (-3.0, 0.5, 1.0, 3.0)])
+    tokens = replay.delta_outcomes(deltas).top[2].tolist()
+    roles = ("target", "answer", "target", "answer", "target")
+    pairs = [
+        replace(pair, **{role: token})
+        for pair, role, token in zip(replay.pairs, roles, tokens, strict=True)
+    ]
+    told = replace(replay, pairs=PairSet("random", "told", tuple(pairs)))
+    targets = torch.tensor([pair.target for pair in pairs])
+    whole, decided = (told.delta_outcomes(deltas, decided=known) for known in (False, True))
+    torch.testing.assert_close(decided.logit_diff, whole.logit_diff)
+    torch.testing.assert_close(told.logit_diffs(deltas), whole.logit_diff)
+    torch.testing.assert_close(told.logit_diffs(deltas[0]), whole.logit_diff[0])
+    assert torch.equal(decided.top == targets, whole.top == targets)
+    likelier = whole.logit_diff > 0
+    assert bool((decided.top[likelier] == -1).all()) and bool(likelier.any())
+    assert torch.equal(decided.top[~likelier], whole.top[~likelier])
+    assert bool((whole.top == targets)[~likelier].any())
+
+
+def test_activations_alone_are_those_of_a_capture(lens, pairs):
+    sites = [SITE, Site(2, "resid_post", "X"), Site(0, "mlp_out", "END")]
+    captured = capture(lens, pairs, sites)
+    found = activations(lens, [p.base for p in pairs] + [p.source for p in pairs], sites)
+    for site in sites:
+        both = torch.cat([captured.base[site], captured.source[site]])
+        torch.testing.assert_close(found[site], both)
+
+
+def test_what_is_done_around_base_prompts_is_not_done_around_sources(lens, pairs):
+    seen = []
+
+    def around(batch):
+        seen.extend(batch)
+        return on_output(lens.model.get_input_embeddings(), lambda x: 2 * x)
+
+    plain, changed = capture(lens, pairs, [SITE]), capture(lens, pairs, [SITE], around=around)
+    torch.testing.assert_close(changed.source[SITE], plain.source[SITE])
+    with on_output(lens.model.get_input_embeddings(), lambda x: 2 * x):
+        twice = capture(lens, pairs, [SITE])
+    torch.testing.assert_close(changed.base[SITE], twice.base[SITE])
+    assert not torch.allclose(changed.base[SITE], plain.base[SITE])
+    assert {prompt.ids for prompt in seen} == {pair.base.ids for pair in pairs}
 
 
 def test_fldd_is_one_less_the_ratio_of_means_and_none_without_a_preference(replay):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,15 +49,15 @@ def axes(case: Case) -> tuple[Axis, ...]:
         patches=("subspace", "row", "read_row", "read_null"),
         proxies=False,
     )
-    return tuple(_axis(some, part, number) for number, part in enumerate(parts, 1))
+    whole = case.drop[:PAIRS]
+    return tuple(_axis(some, whole, part, number) for number, part in enumerate(parts, 1))
 
 
-def _axis(case: Case, basis: Tensor, number: int) -> Axis:
+def _axis(case: Case, whole: np.ndarray, basis: Tensor, number: int) -> Axis:
     own = replace(case, subspace=replace(case.subspace, basis=basis.float()))
-    drop, whole = own.effects["subspace"].drop, case.drop
     dimensions, even = basis.shape[1], basis.shape[1] / case.basis.shape[1]
     known = abs(whole.mean()) >= SMALLEST_NATS
-    share = ratio(drop, whole, case.units) if known else Estimate(value=None)
+    share = ratio(own.drop, whole, case.units) if known else Estimate(value=None)
     label: AxisLabel = "unjudged"
     if share.low is not None and share.high is not None:
         if max(abs(share.low), abs(share.high)) < IDLE * even:

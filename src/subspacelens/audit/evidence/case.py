@@ -94,7 +94,7 @@ class Setting:
     @cached_property
     def full(self) -> Effect:
         """The patch of the whole component."""
-        return self.replay.effect(Full())
+        return self.replay.effects({"": Full()}, decided=True)[""]
 
     @cached_property
     def split(self) -> Split | None:
@@ -194,16 +194,19 @@ class Case:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Effects of the patches of `named_patches` that are asked for and exist here."""
+        """Effects of the patches of `named_patches` that are asked for and exist here, of the whole
+        component, and of none, `no_op`."""
         named = named_patches(self.parts, self.basis)
         wanted = {name: patch for name, patch in named.items() if name in self.patches}
-        return {"full": self.setting.full} | self.replay.effects(wanted)
+        unpatched = Effect(self.replay.pairs, self.replay.clean, self.replay.clean)
+        found = self.replay.effects(wanted, decided=True)
+        return {"full": self.setting.full} | found | {"no_op": unpatched}
 
     @cached_property
     def reversed(self) -> Effect:
         """The patch with base and source exchanged."""
-        reversed_ = self.captures.reversed.at(self.site)
-        return reversed_.subset(self.setting.chosen).effect(self.patch)
+        replay = self.captures.reversed.at(self.site).subset(self.setting.chosen)
+        return replay.effects({"": self.patch}, decided=True)[""]
 
     @cached_property
     def random(self) -> RandomEffects:

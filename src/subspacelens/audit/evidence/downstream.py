@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...core.site import Site
 from ...core.statistics import ratio
+from ...engine.activations import activations
 from ...engine.buckets import place_of
-from ...engine.capture import capture
 from ...engine.replay import Piece, Replay
 from ..record import Test
 from .case import NO_EFFECT, SMALLEST_NATS, Case, test_of, void
@@ -26,12 +26,11 @@ def hidden_pathway(case: Case) -> Test:
     next `BLOCKS` MLPs, at the patched column, held between the 0.5 and the 99.5 % quantile of the
     training prompts, over E(V). What the holding does without a patch is taken away.
     """
-    sites = _next_mlps(case)
+    sites = _next_mlps(case.captures.test.at(case.site))
     if not sites:
         return void("no MLP whose units can be held reads what this site writes at its own column")
     ranges = {site.layer: value_range(x) for site, x in _natural(case, sites).items()}
-    replay = case.replay.subset(slice(PAIRS))
-    whole = replay.effect(case.patch).drop
+    replay, whole = case.replay.subset(slice(PAIRS)), case.drop[:PAIRS]
     if abs(whole.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     delta = case.patch.delta(replay.base, replay.source)
@@ -47,22 +46,29 @@ def hidden_pathway(case: Case) -> Test:
     )
 
 
-def _next_mlps(case: Case) -> list[Site]:
+def _next_mlps(replay: Replay) -> list[Site]:
     """The hidden activations behind the site. The last block is replayed column by column and has
     no reader behind it but the unembedding: it counts only where nothing follows the label."""
-    blocks, start = case.lens.map.blocks, case.replay.entry[1]
-    if case.site.stream in ("mlp_act", "mlp_out"):
-        start = max(start, case.site.layer + 1)
-    at_end = all(bucket.suffix == 1 for bucket in case.replay.buckets)
+    blocks, start, site = replay.lens.map.blocks, replay.entry[1], replay.site
+    if site.stream in ("mlp_act", "mlp_out"):
+        start = max(start, site.layer + 1)
+    at_end = all(bucket.suffix == 1 for bucket in replay.buckets)
     layers = range(start, len(blocks) if at_end else len(blocks) - 1)
-    sites = [Site(layer, "mlp_act", case.site.label) for layer in layers]
+    sites = [Site(layer, "mlp_act", site.label) for layer in layers]
     return [s for s in sites if "mlp_act" in blocks[s.layer].entries][:BLOCKS]
 
 
 def _natural(case: Case, sites: list[Site]) -> dict[Site, Tensor]:
-    train = case.captures.train.pairs[:PAIRS]
-    captured = capture(case.lens, train, sites, shifted=True, memory=case.replay.memory)
-    return {site: torch.cat([captured.base[site], captured.source[site]]) for site in sites}
+    """Read once for all sites of the captures that have the label."""
+    captures, label = case.captures, case.site.label
+    kept = "hidden activations of training prompts", label
+    if kept not in captures.shared:
+        labelled = [site for site in captures.test.sites if site.label == label]
+        wanted = [mlp for site in labelled for mlp in _next_mlps(captures.test.at(site))]
+        train = captures.train.pairs[:PAIRS]
+        prompts = [pair.base for pair in train] + [pair.source for pair in train]
+        captures.shared[kept] = activations(case.lens, prompts, dict.fromkeys(wanted))
+    return {site: captures.shared[kept][site] for site in sites}
 
 
 def value_range(x: Tensor) -> tuple[Tensor, Tensor]:

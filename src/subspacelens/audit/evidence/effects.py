@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ...engine.patches import SubspacePatch
+from ...measure.effects import drops_of
 from ...measure.splits import READERS_IN_PROXY, proxy_split
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
@@ -57,8 +59,9 @@ def _by_reader_count(case: Case) -> dict[str, float]:
         name: SubspacePatch(proxy_split(case.readers, case.basis, count).unit_row)
         for name, count in zip(names, counts, strict=True)
     }
-    effects = case.replay.effects(patches)
-    return {name: effect.drop.sum() / case.drop.sum() for name, effect in effects.items()}
+    deltas = [each.delta(case.replay.base, case.replay.source) for each in patches.values()]
+    drops = drops_of(case.replay, torch.stack(deltas))
+    return {name: drop.sum() / case.drop.sum() for name, drop in zip(patches, drops, strict=True)}
 
 
 def null_effect(case: Case) -> Test:
@@ -103,7 +106,8 @@ def generalisation(case: Case) -> Test:
     inside = case.effects["subspace"].fldd.value
     if inside is None or abs(inside) < 1e-9:
         return void(NO_EFFECT)
-    held_out = case.captures.held_out.at(case.site).effect(case.patch).fldd
+    replay = case.captures.held_out.at(case.site)
+    held_out = replay.effects({"": case.patch}, decided=True)[""].fldd
     if held_out.value is None:
         return void("the model does not do the task on the held-out templates")
     share = held_out.scaled(1 / inside)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.errors import LensError
 from ...core.statistics import ratio
-from ...engine.capture import capture
+from ...engine.capture import Capture, capture
 from ...engine.patches import Full, Patch, SubspacePatch
 from ...engine.replay import Piece, Replay
 from ...engine.text import reference_windows
@@ -50,15 +50,13 @@ def unrelated_text(case: Case) -> Test:
     random subspaces."""
     if case.lens.tokenizer is None:
         return void("the model has no tokenizer to read other text with")
-    site = replace(case.site, label="END")
     try:
-        pairs = _text_pairs(case.lens.tokenizer, case.seed)
-        replay = capture(case.lens, pairs, [site], memory=case.replay.memory).at(site)
+        replay = _other_text(case).at(replace(case.site, label="END"))
     except LensError as error:
         return void(f"no other text could be read: {error}")
     controls = [SubspacePatch(basis) for basis in case.haar()[:TEXT_CONTROLS]]
     whole, ours, *random = divergences(replay, [Full(), case.patch, *controls])
-    share = ratio(ours, whole, pairs.units)
+    share = ratio(ours, whole, replay.pairs.units)
     if share.value is None:
         return void("the whole component changes nothing in other text")
     return test_of(
@@ -91,6 +89,16 @@ def divergences(
                 kl = (patched.exp() * (patched - clean)).nan_to_num(0).sum(-1)
                 divergence[which, piece.pairs.numpy()] = kl.numpy()
     return divergence
+
+
+def _other_text(case: Case) -> Capture:
+    """Read once for all sites of the captures."""
+    captures, kept = case.captures, ("other text", case.seed)
+    if kept not in captures.shared:
+        sites = [replace(site, label="END") for site in captures.test.sites]
+        pairs = _text_pairs(case.lens.tokenizer, case.seed)
+        captures.shared[kept] = capture(case.lens, pairs, sites, memory=case.replay.memory)
+    return captures.shared[kept]
 
 
 def _text_pairs(tokenizer: PreTrainedTokenizerBase, seed: int) -> PairSet:

@@ -21,11 +21,11 @@ def path(case: Case) -> Test:
     chosen = [share for share in readers if share.reader.attention][:FROZEN]
     if not chosen:
         return void("no attention reads the residual stream after this site at its own column")
-    whole = replay.effect(case.patch)
-    if abs(whole.drop.mean()) < SMALLEST_NATS:
+    whole = case.drop[:PAIRS]
+    if abs(whole.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     held = Effect(replay.pairs, replay.clean, frozen(replay, delta, chosen))
-    left = ratio(held.drop, whole.drop, replay.units)
+    left = ratio(held.drop, whole, replay.units)
     total = sum(abs(share.attribution) for share in readers)
     names = ", ".join(f"{r.name} ({abs(r.attribution) / total:.0%})" for r in chosen)
     return test_of(

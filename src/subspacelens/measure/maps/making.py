@@ -76,7 +76,7 @@ def patching_map(
     for captured, site in track(_captured(lens, pairs, groups, shifted, memory), "map", len(sites)):
         clean.append(captured.clean)
         unpatched = captured.clean.logit_diff.double().numpy()
-        outcomes = captured.at(site).delta_outcomes(_deltas(lens, captured, site))
+        outcomes = captured.at(site).delta_outcomes(_deltas(lens, captured, site), decided=True)
         drops = unpatched - outcomes.logit_diff.double().numpy()
         of_stream, here = effects[site.label, site.stream], np.s_[site.layer, : len(drops)]
         of_stream.nats[here] = drops.mean(axis=1)

@@ -17,13 +17,13 @@ from ...core.geometry import haar, principal_angles
 from ...core.progress import track
 from ...core.records import Estimate, Record
 from ...core.site import Site
-from ...engine.capture import Capture
+from ...engine.capture import Capture, capture
 from ...engine.effect import Effect
 from ...engine.outcomes import Outcomes
 from ...engine.patches import NoOp, Patch, SubspacePatch
 from ...engine.random_weights import random_mlp, random_model
 from ...engine.replay import Replay
-from ...engine.task_capture import TaskCapture, capture_task
+from ...engine.task_capture import TaskCapture
 from ...fit import das
 from ...fit.loss import LOSSES
 from ...fit.subspace import Subspace
@@ -109,7 +109,7 @@ class Setup:
     ) -> dict[str, dict[str, Estimate]]:
         """`[patch][metric]` of the patches that there are."""
         present = {name: patch for name, patch in patches.items() if patch is not None}
-        effects = replay.effects(present)
+        effects = replay.effects(present, decided=True)
         return {name: _metrics(effect) for name, effect in effects.items()}
 
     def rows(
@@ -225,11 +225,12 @@ def random_model_controls(setups: list[Setup]) -> list[Control]:
     first = setups[0]
     lens = random_model(first.lens, first.seed)
     sites = [site for setup in setups for site in setup.chosen]
-    captures = capture_task(lens, first.captures.task, sites, memory=first.captures.train.memory)
+    task, memory = first.captures.task, first.captures.train.memory
+    train, test = (capture(lens, pairs, sites, memory=memory) for pairs in (task.train, task.test))
     rows = []
     for setup in setups:
         for site in setup.chosen:
-            rows += setup.tried(RANDOM_MODEL, captures.train, captures.test, site)
+            rows += setup.tried(RANDOM_MODEL, train, test, site)
     return rows
 
 

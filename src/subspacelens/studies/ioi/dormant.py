@@ -49,7 +49,7 @@ def dormant(replay: Replay, v_mlp: Subspace, v_grad: Subspace) -> Dormant:
         for name, patch in named_patches(parts, parts.basis).items()
         if name in ("subspace", "read_row", "read_null")
     }
-    effects = replay.effects(wanted)
+    effects = replay.effects(wanted, decided=True)
     weight = lens.map.linear_writer(site)
     base, source = replay.base, replay.source
     moved = base + SubspacePatch(v_mlp.basis).delta(base, source)

@@ -14,6 +14,7 @@ from ...audit.record import Scatter
 from ...core.records import Estimate, Record
 from ...core.site import Site
 from ...core.statistics import Units, auroc_interval, proportion, ratio
+from ...engine.activations import activations
 from ...engine.capture import capture
 from ...engine.patches import SubspacePatch
 from ...engine.replay import Replay
@@ -158,11 +159,16 @@ def writers(lens: LensModel, pairs: PairSet, v: Subspace) -> list[WriterRow]:
         for stream in ("mlp_out", "head_z")
         if stream in lens.map.blocks[layer].entries
     ]
-    captured = capture(lens, pairs, [site, *(where for where, _ in streams)])
-    whole = captured.difference(site).cpu().double() @ direction
+    sites = [site, *(where for where, _ in streams)]
+    bases, sources = (
+        activations(lens, [getattr(pair, role) for pair in pairs], sites)
+        for role in ("base", "source")
+    )
+    differences = {where: (sources[where] - bases[where]).cpu().double() for where in sites}
+    whole = differences[site] @ direction
     parts: dict[str, Tensor] = {}
     for where, layer in streams:
-        moved = captured.difference(where).cpu().double()
+        moved = differences[where]
         if where.stream == "mlp_out":
             parts[str(where)] = moved @ direction
             continue
@@ -182,7 +188,7 @@ def _frozen_rows(replay: Replay, place: Place, delta: Tensor) -> list[FrozenRow]
     attention = tuple(share for share in shares if share.reader.attention)
     mlps = tuple(share for share in shares if not share.reader.attention)
     clean = replay.clean.logit_diff
-    whole = clean - replay.delta_outcomes(delta).logit_diff
+    whole = clean - replay.logit_diffs(delta)
     groups = {
         f"the {len(place.readers)} readers ({', '.join(r.name for r in place.readers)})": (
             place.readers

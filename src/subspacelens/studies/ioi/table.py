@@ -134,7 +134,8 @@ def evaluate(
         clean.append(captured.clean)
         for site, named in patches.items():
             present = {name: patch for name, patch in named.items() if patch is not None}
-            for name, each in captured.at(site).outcomes_of(present).items():
+            found = captured.at(site).outcomes_of(present, decided=True)
+            for name, each in found.items():
                 outcomes[site].setdefault(name, []).append(each)
         for site in keep:
             kept[site].append((captured.base[site], captured.source[site]))
