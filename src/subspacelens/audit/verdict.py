@@ -7,7 +7,8 @@ Where the site writes by one linear map, its kernel is disconnected by construct
 condition fails, and neither the connected part alone nor what nature writes speaks for the
 subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
 would have written does little of it, what is beyond nature does most, and little is left where only
-what acts is read. *Faithful*: what nature would have written does most of it, and the rest little.
+what acts is read. *Faithful*: what nature would have written does most of it, and the rest little;
+or most is left where only what acts is read, and less than half is beyond nature.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -56,6 +57,8 @@ NEEDED = (*EXACT, "read_source")
 OTHER = ("full_component", "natural", "beyond", "acting")
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
+TRACE = 1 / 5
+"""Where only what acts is read and most of the effect is left, this much of it must be natural."""
 MIXED = 1 / 3
 """Mixed: at least this share of the effect is natural, and as much is beyond nature."""
 CHANCE = 0.05
@@ -368,7 +371,26 @@ def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
         against = {"natural", "beyond", "acting"} <= fails
     if against:
         return "illusory"
-    return "faithful" if set(needed) - {"acting"} <= holds else "undetermined"
+    if set(needed) - {"acting"} <= holds or _acts_as_it_varies(conditions, needed, holds):
+        return "faithful"
+    return "undetermined"
+
+
+def _acts_as_it_varies(
+    conditions: Mapping[str, Condition], needed: Sequence[str], holds: set[str]
+) -> bool:
+    """Whether, elsewhere, what acts is what varies with z: a feature that is a small part of all
+    that z changes, so that c, one number for all of it, comes out too small."""
+    both = {"natural", "beyond"}
+    if not both <= set(needed) or not both <= conditions.keys():
+        return False
+    others = set(needed) - both <= holds
+    natural, beyond = conditions["natural"], conditions["beyond"]
+    return (
+        others
+        and Range(TRACE, 2).holds(natural.low, natural.high)
+        and Range(-1 / 3, 1 / 2).holds(beyond.low, beyond.high)
+    )
 
 
 def label_of_axis(tests: Mapping[str, Test], exact: bool) -> Told:

@@ -19,7 +19,7 @@ from ..core.errors import TaskError
 from ..engine.replay import Replay
 from ..fit.closed_form import by_class
 
-ENERGY = 0.999
+ENERGY = 0.99
 """The directions that act carry this share of the gradients' squared norm."""
 PAIRS = 64
 """Pairs whose gradients are taken."""

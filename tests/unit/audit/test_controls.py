@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
-from helpers_models import tiny_lens
-from helpers_oracle import random_pairs
+from helpers_knowing import knowing_lens, knowing_task
 from subspacelens.audit import audit
-from subspacelens.audit.controls.run import MODELS, controls, summed
+from subspacelens.audit.controls.run import MODELS, summed
 from subspacelens.audit.controls.words import USED, in_words, tempered
-from subspacelens.audit.evidence import Setting
-from subspacelens.audit.judging import judge_blind
 from subspacelens.audit.record import Controls, Spiked, Verdict
 from subspacelens.core.site import Site
 from subspacelens.engine.task_capture import capture_task
 from subspacelens.fit import das
-from subspacelens.fit.subspace import Subspace, made_by
-from subspacelens.measure.planting import Channels, plant
 from subspacelens.tasks import Task
 from subspacelens.tasks.pairset import PairSet
 
@@ -115,53 +109,23 @@ def test_a_verdict_that_is_not_borne_out_is_undetermined():
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    """z says which of two tokens is right."""
-
-    def split(name: str, count: int, seed: int) -> PairSet:
-        pairs = random_pairs([(9, 4)] * count, seed)
-        marked = (
-            replace(p, z=(i % 2, 1 - i % 2), answer=(5, 6)[i % 2], target=(6, 5)[i % 2])
-            for i, p in enumerate(pairs)
-        )
-        return PairSet("random", name, tuple(marked))
-
-    return Task("random", split("train", 40, 1), split("test", 32, 2))
+    return knowing_task()
 
 
-def one_that_knows(task: Task, site: Site) -> tuple[Setting, Subspace]:
-    """A model that says which token it is by one channel, and the channel's direction."""
-    lens = tiny_lens("llama")
-    rows = lens.map.tail.head.weight.double()
-    write, dim = (rows[6] - rows[5])[:, None], lens.map.dim(site)
-    beside = lens.map.writer(site) is not None
-    channels = Channels(
-        follow=torch.tensor([12.0 if beside else 60.0]).double(),
-        reads=0.2 * torch.randn(1, dim, generator=torch.Generator().manual_seed(0)).double(),
-        centre=torch.zeros(dim).double(),
-        writes=write if beside else write / write.norm(),
-        silent=torch.tensor([False]),
-        groups=torch.tensor([0]),
-    )
-    plain = capture_task(lens, task, [site])
-    train, test, swapped = (
-        plant(split, site, channels) for split in (plain.train, plain.test, plain.reversed)
-    )
-    captures = replace(plain, train=train, test=test, reversed=swapped)
-    direction = channels.direction({0: 1.0}, beside)[:, None]
-    subspace = made_by(captures.train.lens, site, direction, "", {"method": "given"})
-    replay = captures.test.at(site)
-    chosen = torch.arange(len(replay.pairs))
-    return Setting(captures=captures, replay=replay, chosen=chosen), subspace
-
-
-@pytest.mark.parametrize("name", ["L2.mlp_act@END", "L2.resid_post@END", "L2.head_z.2@END"])
+@pytest.mark.parametrize("name", ["L2.mlp_act@END", "L2.resid_post@END"])
 def test_an_audit_shows_its_own_error_rate(task, name):
-    setting, subspace = one_that_knows(task, Site.parse(name))
-    lens = setting.replay.lens
-    before, judged = lens.weights_sha256, judge_blind(setting, subspace)
-    assert judged.case.effects["subspace"].fldd.value > 0.3
-    first, second = (controls(judged.case, judged.verdict.label) for _ in range(2))
+    site = Site.parse(name)
+    lens = knowing_lens()
+    captures, before = capture_task(lens, task, [site]), lens.weights_sha256
+    subspace = das(lens, captures.train, site)
+    plain = audit(lens, captures, subspace, budget="fast").record
+    assert plain.controls is None and plain.effects["subspace"].fldd.value > 0.15
+    checked = [
+        audit(lens, captures, subspace, budget="fast", controls=True).record for _ in range(2)
+    ]
+    first, second = (record.controls for record in checked)
     assert first == second and lens.weights_sha256 == before
+    assert checked[0].tests == plain.tests
     assert 0 < len({row.model for row in first.spikes}) <= MODELS
     assert {row.kind for row in first.spikes} == {"faithful", "illusory", "mixed"}
     assert not any(row.kind == "illusory" and row.label in USED for row in first.spikes)
@@ -169,7 +133,7 @@ def test_an_audit_shows_its_own_error_rate(task, name):
 
 
 def test_without_z_or_an_effect_nothing_is_planted(task):
-    lens, site = tiny_lens("llama"), Site.parse("L1.mlp_act@X")
+    lens, site = knowing_lens(), Site.parse("L2.head_z.2@END")
     captures = capture_task(lens, task, [site])
     subspace = das(lens, captures.train, site)
     found = audit(lens, captures, subspace, budget="fast", controls=True).record.controls

@@ -84,6 +84,12 @@ def test_more_may_be_sensed_by_what_is_disconnected_where_more_is(null, control,
         (ILLUSION, "illusory", "fails"),
         (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
         (ILLUSION | {"acting": WIDE}, "undetermined", "unsure"),
+        # A small part of all that z changes: what acts is what varies.
+        ({"natural": (0.25, 0.3, 0.35), "beyond": (0.35, 0.4, 0.45)}, "faithful", "holds"),
+        ({"natural": (0.15, 0.3, 0.45), "beyond": (0.35, 0.4, 0.45)}, "undetermined", "unsure"),
+        ({"natural": (0.25, 0.3, 0.35), "beyond": (0.4, 0.5, 0.6)}, "undetermined", "unsure"),
+        ({"natural": (0.25, 0.3, 0.35), "beyond": (0.35, 0.4, 0.45), "acting": HALF},
+         "undetermined", "unsure"),
         # What cancels: natural and beyond are both large, of opposite sign.
         ({"natural": (2.5, 3.0, 3.5), "beyond": (-2.5, -2.0, -1.5)}, "undetermined", "unsure"),
         ({"natural": LOW}, "undetermined", "conflict"),
@@ -94,7 +100,7 @@ def test_more_may_be_sensed_by_what_is_disconnected_where_more_is(null, control,
         ({"full_component": (2.5, 3.0, 4.0)}, "partial", "part"),
         *(({name: None}, "undetermined", "void") for name in OTHER[:3]),
     ],
-)
+)  # fmt: skip
 def test_the_rule_elsewhere(tests, label, code):
     verdict = decide(evidence(False, tests=tests))
     assert (verdict.label, verdict.code) == (label, code)

