@@ -10,6 +10,7 @@ from .facts import bench_facts
 from .figure import calibration_figure, growth_figure, roc_figure
 from .fits import bench_fits
 from .instant import bench_instant, instant_table
+from .memory import bench_memory
 from .table import audit_table, fits_rows
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "bench_facts",
     "bench_fits",
     "bench_instant",
+    "bench_memory",
     "calibration_figure",
     "fits_rows",
     "growth_figure",

@@ -24,7 +24,7 @@ from ..core.files import read_whole, write_atomically
 from ..core.first_order import first_order
 from ..core.geometry import orthonormal, unit
 from ..core.illusion_share import illusion_share
-from ..core.machine import free_memory
+from ..core.machine import quarter_free
 from ..core.progress import note, track
 from ..core.site import Site
 from ..engine.capture import Capture, capture
@@ -123,7 +123,7 @@ def _rows(
             missing.append(site)
         else:
             yield row
-    memory = free_memory(lens.device) // 4
+    memory = quarter_free(lens.map.devices)
     for group in capture_groups(lens, train, missing, memory):
         fitted_on, judged_on = (capture(lens, split, group) for split in (train, test))
         for site in group:

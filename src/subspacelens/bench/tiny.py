@@ -19,16 +19,12 @@ COLOURS = ("red", "blue")
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:
     """Writes a random llama of four blocks in hub layout; returns its folder."""
-    words = ["<unk>", "<s>", "</s>", *NOUNS, *VERBS, *COLOURS, "the", "is"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
     config = AutoConfig.for_model(
-        "llama", vocab_size=len(words), hidden_size=32, intermediate_size=56, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2,
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=56,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     make_loud(model, torch.Generator().manual_seed(seed))
@@ -40,6 +36,16 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
         if bars:
             logging.enable_progress_bar()
     return folder
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Knows the words of `tiny_pairs`, each a token."""
+    words = ["<unk>", "<s>", "</s>", *NOUNS, *VERBS, *COLOURS, "the", "is"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def make_loud(model: nn.Module, generator: torch.Generator | None = None) -> None:

@@ -11,6 +11,7 @@ from rich.table import Column
 from ..core.errors import LensError
 from ..core.progress import showing_progress
 from ..core.site import Site
+from ..core.sizes import parse_size
 from .options import Device, Dtype, FitOptions, Model, Seed, writable
 from .printing import PlainTable, say
 
@@ -377,6 +378,73 @@ def bench_instant_command(
     write_atomically(out / "instant.md", table.encode())
     write_atomically(out / "calibration.html", picture.to_html(include_plotlyjs=True).encode())
     say(table)
+
+
+@commands.command("memory")
+def bench_memory_command(
+    model: Model = "smollm2",
+    dtype: Dtype = "float32",
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens of each prompt.")] = 512,
+    pairs: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Pairs to capture; may be given several times. By default 8, 16."),
+    ] = None,
+    site: Annotated[str, typer.Option(help="Where.")] = "L0.resid_post@END",
+    memory: Annotated[
+        str, typer.Option(help="What is not to be passed by a replay, and by what is kept.")
+    ] = "128MiB",
+    large: Annotated[
+        bool,
+        typer.Option(
+            help="Also audit a model of random weights with the sizes of Qwen2.5-1.5B, in bfloat16."
+        ),
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Measure the memory and time of long captures, in memory and on disk, and of a model of 1.5
+    billion weights.
+
+    What 5,000 pairs would take is printed too: the bytes that are kept are planned, the seconds
+    extrapolated from the longest run. Pairs are random tokens.
+    """
+    from ..bench import bench_memory
+    from ..bench.memory import LARGE
+    from ..core.format import duration
+    from ..core.format import memory as size
+
+    with showing_progress():
+        result = bench_memory(
+            model, dtype=dtype, tokens=tokens, pairs=pairs or (8, 16), site=str(Site.parse(site)),
+            memory=parse_size(memory), large=LARGE if large else None,
+        )  # fmt: skip
+    _write_json(json_file, result)
+    table = PlainTable(
+        "pairs", "kept", "on", "peak memory", "of it the model", "capture", "a replay",
+        title=f"captures of {tokens} tokens at {site}",
+    )  # fmt: skip
+    for row in result["long"] + result["many"]:
+        peaks = (row.get(name) for name in ("peak_rss_bytes", "loaded_rss_bytes"))
+        table.add_row(
+            f"{row['pairs']:,}",
+            size(row["kept_bytes"]),
+            "disk" if row["stored"] else "memory",
+            *("-" if peak is None else size(peak) for peak in peaks),
+            duration(row["capture_seconds"]),
+            duration(row["replay_seconds"]),
+        )
+    table.show()
+    if result["large"] is not None:
+        one = result["large"]
+        table = PlainTable(
+            "step", "seconds", "peak memory",
+            title=f"{one['weights'] / 1e9:.2f} billion random weights, {one['dtype']}, "
+            f"{one['pairs'][0]} and {one['pairs'][1]} pairs at {one['site']}",
+        )  # fmt: skip
+        for row in one["steps"]:
+            table.add_row(row["step"], f"{row['seconds']:.1f}", size(row["peak_rss_bytes"]))
+        table.show()
 
 
 @commands.command("crash")

@@ -101,7 +101,8 @@ Captures = Annotated[
     Path | None,
     typer.Option(
         help="Folder in which the activations of the prompts are kept, and taken from when the "
-        "same pairs, sites and model come again."
+        "same pairs, sites and model come again. What is larger than --memory, or half of what is "
+        "free, stays there and is replayed from there."
     ),
 ]
 Shifted = Annotated[

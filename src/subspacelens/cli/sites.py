@@ -56,7 +56,9 @@ def capture_sites(
             lens, task, certified, shifted=shifted, keep=keep, memory=memory
         ), refused
     except LensError:
-        captured = passing(lambda site: capture_task(lens, task, [site], shifted=shifted))
+        captured = passing(
+            lambda site: capture_task(lens, task, [site], shifted=shifted, keep=keep, memory=memory)
+        )
         return capture_task(
             lens, task, captured, shifted=shifted, keep=keep, memory=memory
         ), refused

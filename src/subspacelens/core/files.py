@@ -7,7 +7,10 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import ResultError
 
@@ -53,7 +56,15 @@ def read_whole(path: Path | str, largest: int = LARGEST) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` whole or not at all, on the disk before it is seen under its name.
+    """Puts `data` at `path` whole or not at all (see `replacing`)."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write and read, which is at `path` when the context ends, on the disk before it
+    is seen under its name; after an error nothing is.
 
     A new file has the mode that the umask leaves it, one that is replaced keeps its own. A symbolic
     link is written through. Raises `ResultError` where the file cannot be written, or where a
@@ -65,7 +76,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         mode = regular(target).stat().st_mode if os.path.lexists(target) else None
         temporary = target.parent / f".{secrets.token_hex(8)}.partial"
         try:
-            write_synced(temporary, data)
+            with temporary.open("x+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             if mode is not None:
                 temporary.chmod(stat.S_IMODE(mode))
             temporary.replace(target)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from ..core.site import Site
+from ..core.stored import StoredRows, taken
 from ..model.hooks import Place, on_input, on_output
 from ..model.mapping.values import ModelMap
 
@@ -28,15 +29,15 @@ class Bucket:
     the prefix. `ends` (n,) is where the last column is among the S from the label's on; what
     follows it is padding, which no earlier column sees. `entries[e]` (n, S, d) is the residual
     stream at a place. `keys[l]` and `values[l]` (n, heads, P, width) belong to the columns before
-    the label's.
+    the label's. These three are in memory, or in a file and read by rows.
     """
 
     pairs: Tensor
     padding: Tensor
     ends: Tensor
-    entries: dict[Entry, Tensor]
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
+    entries: Mapping[Entry, Tensor | StoredRows]
+    keys: Mapping[int, Tensor | StoredRows]
+    values: Mapping[int, Tensor | StoredRows]
 
     def select(self, indices: Tensor) -> Bucket | None:
         """Those of the pairs at `indices` (m,), each as often as it is there, renamed to its place
@@ -45,8 +46,8 @@ class Bucket:
         if len(rows) == 0:
             return None
 
-        def of(tensors: dict) -> dict:
-            return {name: x[rows.to(x.device)] for name, x in tensors.items()}
+        def of(tensors: Mapping) -> dict:
+            return {name: taken(x, rows) for name, x in tensors.items()}
 
         return Bucket(
             pairs,
@@ -56,6 +57,26 @@ class Bucket:
             of(self.keys),
             of(self.values),
         )
+
+    def holding(self, hold: Callable[[Tensor | StoredRows, int], Tensor | StoredRows]) -> Bucket:
+        """The same with `hold(x, layer)` in place of each entry, keys and values x."""
+        return replace(
+            self,
+            entries={(kind, i): hold(x, i) for (kind, i), x in self.entries.items()},
+            keys={i: hold(x, i) for i, x in self.keys.items()},
+            values={i: hold(x, i) for i, x in self.values.items()},
+        )
+
+    @property
+    def held(self) -> list[tuple[Tensor | StoredRows, int]]:
+        """Entries, keys and values, each with its layer."""
+        entries = [(x, layer) for (_, layer), x in self.entries.items()]
+        return entries + [(x, i) for each in (self.keys, self.values) for i, x in each.items()]
+
+    @property
+    def stored(self) -> bool:
+        """Whether they are in a file."""
+        return isinstance(next(iter(self.entries.values())), StoredRows)
 
     @property
     def suffix(self) -> int:

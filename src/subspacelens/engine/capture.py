@@ -25,9 +25,13 @@ from ..tasks.pairset import PairSet, Prompt
 from .batches import prompt_batches
 from .buckets import Bucket, selected
 from .fitting_prompts import check_fits
-from .outcomes import Outcomes, answers_of
-from .passes import Passes, prompt_key
+from .outcomes import Outcomes
+from .passes import BasePasses, prompt_key
+from .plan import Plan
 from .replay import Replay
+
+Around = Callable[[Sequence[Prompt]], AbstractContextManager[None]]
+"""What is done to the model while it reads some prompts."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -123,7 +127,7 @@ def capture(
     *,
     shifted: bool = False,
     memory: int | None = None,
-    around: Callable[[Sequence[Prompt]], AbstractContextManager[None]] | None = None,
+    around: Around | None = None,
 ) -> Capture:
     """One pass over every distinct prompt of `pairs`, for all `sites` at once.
 
@@ -132,11 +136,21 @@ def capture(
     a row, padded on the left; a source prompt is then read without it, unless it is a base too.
 
     Raises `SiteError` for a site that the model lacks, `TaskError` for pairs that do not fit it
-    or the model (see `check_pairs`, `check_fits`), `ModelError` for a model in training mode or
-    activations that are not finite.
+    or the model (see `check_pairs`, `check_fits`) or of which more would be kept than there is room
+    for (see `Plan.check_room`), `ModelError` for a model in training mode or activations that are
+    not finite.
 
     >>> replay = sl.capture(lens, task.test, ["L18.mlp_act@S2"]).at("L18.mlp_act@S2")
     """
+    plan = planned(lens, pairs, sites, shifted=shifted)
+    plan.check_room()
+    return filled(plan, plan.in_memory(), memory, around)
+
+
+def planned(
+    lens: LensModel, pairs: PairSet, sites: Iterable[Site | str], *, shifted: bool = False
+) -> Plan:
+    """What a capture will keep. Raises what `capture` does before the model runs."""
     parsed = (Site.parse(site) if isinstance(site, str) else site for site in sites)
     places = tuple(dict.fromkeys(parsed))
     if not places:
@@ -146,7 +160,19 @@ def capture(
     for site in places:
         lens.map.block(site)
         check_pairs(pairs, site, shifted=shifted)
-    passes, identity = Passes(lens, places), lens.identity
+    return Plan.of(lens, pairs, places)
+
+
+def filled(
+    plan: Plan,
+    buckets: dict[str, tuple[Bucket, ...]],
+    memory: int | None,
+    around: Around | None = None,
+) -> Capture:
+    """The capture of a plan, by a pass over every distinct prompt; `buckets` are those of the plan
+    in the place where they are to be held, and are filled. `around`: see `capture`."""
+    lens, pairs, places = plan.lens, plan.pairs, plan.sites
+    passes, identity = BasePasses(lens, places, pairs, buckets), lens.identity
     bases = {prompt_key(pair.base): pair.base for pair in pairs}
     sources = {prompt_key(pair.source): pair.source for pair in pairs}
     alone = [prompt for key, prompt in sources.items() if key not in bases]
@@ -169,18 +195,14 @@ def capture(
     for site in places:
         check_finite(site, base[site], "base activation of pair")
         check_finite(site, source[site], "source activation of pair")
-    logits = torch.stack([passes.logits[prompt_key(pair.base)] for pair in pairs])
-    clean = Outcomes.of(logits, answers_of(pairs).to(logits.device))
     return Capture(
         lens=lens,
         pairs=pairs,
         sites=places,
         base=base,
         source=source,
-        clean=Outcomes(clean.logit_diff.cpu(), clean.top.cpu()),
-        buckets={
-            label: passes.buckets(label, [pair.base for pair in pairs]) for label in passes.wanted
-        },
+        clean=passes.clean,
+        buckets=buckets,
         made_with=identity,
         memory=memory,
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import SiteError
-from ..core.machine import free_memory
+from ..core.machine import quarter_free
 from ..core.progress import track
 from ..core.site import Site
 from ..model.hooks import check_ready, exclusive, on_input, stopping_after
@@ -81,7 +81,7 @@ def gradient_pass(
     check_fits(lens, pairs)
     for site in places:
         check_pairs(pairs, site, shifted=shifted)
-    columns = (memory or free_memory(lens.device) // 4) // _bytes_per_column(lens, pairs)
+    columns = (memory or quarter_free(lens.map.devices)) // _bytes_per_column(lens, pairs)
     bases = {prompt_key(pair.base): row for row, pair in enumerate(pairs)}
     sources = {prompt_key(pair.source): pair.source for pair in pairs}
     alone = [prompt for key, prompt in sources.items() if key not in bases]

@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ..core.site import Site
 from ..model.hooks import stopping_after
 from ..model.lens import LensModel
-from ..tasks.pairset import Prompt
-from .batches import padded, replay_groups
-from .buckets import Bucket, Entry, entry_of, place_of
-
-
-@dataclass(frozen=True)
-class Trail:
-    """What a replay from one label of one base prompt needs: the residual stream at `entries`
-    (S, d) from the label's column on, and keys and values (heads, P, width) before it."""
-
-    entries: dict[Entry, Tensor]
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
+from ..tasks.pairset import PairSet, Prompt
+from .batches import padded
+from .buckets import Bucket, Entry, place_of
+from .outcomes import Outcomes, answers_of
 
 
 def prompt_key(prompt: Prompt) -> Hashable:
@@ -35,18 +26,11 @@ def prompt_key(prompt: Prompt) -> Hashable:
 
 
 class Passes:
-    """Runs batches of prompts and keeps, by `prompt_key`: `activations` at every site; of base
-    prompts also `logits` after the last column (vocabulary,) and `trails` by label."""
+    """Runs batches of prompts and keeps, by `prompt_key`, `activations` at every site."""
 
     def __init__(self, lens: LensModel, sites: tuple[Site, ...]) -> None:
         self.lens, self.sites = lens, sites
-        wanted: dict[str, dict[Entry, None]] = defaultdict(dict)
-        for site in sites:
-            wanted[site.label][entry_of(lens.map, site)] = None
-        self.wanted = {label: tuple(entries) for label, entries in wanted.items()}
         self.activations: dict[Hashable, dict[Site, Tensor]] = {}
-        self.trails: dict[Hashable, dict[str, Trail]] = {}
-        self.logits: dict[Hashable, Tensor] = {}
 
     def needed(self, prompt: Prompt) -> int:
         """How many columns of a source prompt the sites need."""
@@ -58,23 +42,6 @@ class Passes:
         deepest = max(site.layer for site in self.sites)
         streams, _ = self._run(prompts, lengths, (), deepest, None)
         self._keep_activations(prompts, streams)
-
-    def run_bases(self, prompts: Sequence[Prompt]) -> None:
-        """One batch to the logits, with all that replays start from."""
-        blocks, cache = self.lens.map.blocks, DynamicCache()
-        lengths = [len(prompt.ids) for prompt in prompts]
-        entries = tuple({entry for wanted in self.wanted.values() for entry in wanted})
-        streams, output = self._run(prompts, lengths, entries, len(blocks) - 1, cache)
-        streams["pre", len(blocks)] = output
-        self._keep_activations(prompts, streams)
-        logits = self.lens.map.tail.logits(output[:, -1])
-        for row, prompt in enumerate(prompts):
-            key, start = prompt_key(prompt), output.shape[1] - lengths[row]
-            self.logits[key] = logits[row].float()
-            self.trails[key] = {
-                label: self._trail(streams, cache, label, row, start, prompt.columns[label])
-                for label in self.wanted
-            }
 
     def _run(
         self,
@@ -130,43 +97,61 @@ class Passes:
                 site: streams[site][row].clone() for site in self.sites
             }
 
-    def _trail(self, streams, cache, label: str, row: int, start: int, column: int) -> Trail:
-        wanted, end = self.wanted[label], start + column
-        layers = range(min(layer for _, layer in wanted), len(self.lens.map.blocks))
-        return Trail(
-            {entry: streams[entry][row, end:].clone() for entry in wanted},
-            {i: cache.layers[i].keys[row, :, start:end].clone() for i in layers},
-            {i: cache.layers[i].values[row, :, start:end].clone() for i in layers},
+
+class BasePasses(Passes):
+    """Passes over the base prompts of `pairs` too: each fills its rows of `buckets` and of `clean`,
+    what the model answers."""
+
+    def __init__(
+        self,
+        lens: LensModel,
+        sites: tuple[Site, ...],
+        pairs: PairSet,
+        buckets: Mapping[str, Sequence[Bucket]],
+    ) -> None:
+        super().__init__(lens, sites)
+        self.answers, n = answers_of(pairs), len(pairs)
+        self.clean = Outcomes(torch.full((n,), torch.nan), torch.full((n,), -1))
+        keys = [prompt_key(pair.base) for pair in pairs]
+        self.numbers: dict[Hashable, list[int]] = defaultdict(list)
+        for number, key in enumerate(keys):
+            self.numbers[key].append(number)
+        self.rows: dict[Hashable, list[tuple[str, Bucket, int]]] = defaultdict(list)
+        for label, parts in buckets.items():
+            for bucket in parts:
+                for row, number in enumerate(bucket.pairs.tolist()):
+                    self.rows[keys[number]].append((label, bucket, row))
+        every = (bucket for parts in buckets.values() for bucket in parts)
+        self.entries = tuple(dict.fromkeys(entry for bucket in every for entry in bucket.entries))
+
+    def run_bases(self, prompts: Sequence[Prompt]) -> None:
+        """One batch to the logits, with all that replays start from."""
+        blocks, cache = self.lens.map.blocks, DynamicCache()
+        lengths = [len(prompt.ids) for prompt in prompts]
+        streams, output = self._run(prompts, lengths, self.entries, len(blocks) - 1, cache)
+        streams["pre", len(blocks)] = output
+        self._keep_activations(prompts, streams)
+        logits = self.lens.map.tail.logits(output[:, -1])
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            key, start = prompt_key(prompt), output.shape[1] - length
+            numbers = self.numbers[key]
+            answers = self.answers[numbers].to(logits.device)
+            here = Outcomes.of(logits[row].float().expand(len(numbers), -1), answers)
+            self.clean.logit_diff[numbers] = here.logit_diff.cpu()
+            self.clean.top[numbers] = here.top.cpu()
+            for label, bucket, place in self.rows[key]:
+                _fill(bucket, place, streams, cache, row, start, start + prompt.columns[label])
+
+
+def _fill(bucket: Bucket, place: int, streams, cache, row: int, start: int, column: int) -> None:
+    """Row `place` of a bucket, from row `row` of a batch in which the prompt begins at `start`."""
+    here, left = slice(place, place + 1), bucket.prefix - (column - start)
+    for entry, held in bucket.entries.items():
+        stream = streams[entry][row, column:]
+        held[here] = torch.cat([stream, stream[-1:].expand(bucket.suffix - len(stream), -1)])[None]
+    for layer, keys in bucket.keys.items():
+        kept = cache.layers[layer]
+        keys[here] = pad(kept.keys[row : row + 1, :, start:column], (0, 0, left, 0))
+        bucket.values[layer][here] = pad(
+            kept.values[row : row + 1, :, start:column], (0, 0, left, 0)
         )
-
-    def buckets(self, label: str, prompts: Sequence[Prompt]) -> tuple[Bucket, ...]:
-        """The trails of base prompts, one a pair, in buckets that are replayed together."""
-        columns = [prompt.columns[label] for prompt in prompts]
-        suffixes = [len(p.ids) - column for p, column in zip(prompts, columns, strict=True)]
-        trails = [self.trails[prompt_key(prompt)][label] for prompt in prompts]
-        groups = replay_groups(columns, suffixes, self.lens.map.pads)
-        return tuple(_bucket(group, [trails[i] for i in group]) for group in groups)
-
-
-def _bucket(pairs: list[int], trails: list[Trail]) -> Bucket:
-    prefixes = [next(iter(trail.keys.values())).shape[1] if trail.keys else 0 for trail in trails]
-    suffixes = [next(iter(trail.entries.values())).shape[0] for trail in trails]
-
-    def left_padded(tensors: list[Tensor]) -> Tensor:
-        widest = max(prefixes)
-        return torch.stack(
-            [torch.nn.functional.pad(t, (0, 0, widest - t.shape[1], 0)) for t in tensors]
-        )
-
-    def filled(x: Tensor) -> Tensor:
-        return torch.cat([x, x[-1:].expand(max(suffixes) - len(x), -1)])
-
-    first = trails[0]
-    return Bucket(
-        torch.tensor(pairs),
-        max(prefixes) - torch.tensor(prefixes),
-        torch.tensor(suffixes) - 1,
-        {e: torch.stack([filled(trail.entries[e]) for trail in trails]) for e in first.entries},
-        {layer: left_padded([trail.keys[layer] for trail in trails]) for layer in first.keys},
-        {layer: left_padded([trail.values[layer] for trail in trails]) for layer in first.values},
-    )

@@ -115,10 +115,15 @@ def prefix_attention(
 
     `query` (m·n, H, S, w), `key` and `value` (m·n, G, C, w), H a multiple of G; the prefix
     (n, G, P, w) serves m times n rows. `bias` (n or 1, H or 1, S, P+C) is added to the scaled
-    products. The result is (m·n, S, H, w).
+    products. The prefix may be of lower precision than the rest. The result is (m·n, S, H, w).
     """
     found = _PrefixAttention.apply(query, key, value, old_key, old_value, bias, scaling)
     return found  # type: ignore[return-value]
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 what has less."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 @dataclass(frozen=True)
@@ -163,14 +168,15 @@ class _PrefixAttention(torch.autograd.Function):
         ctx.layout = it = _Layout(total // n, n, groups, width, old)
         q, k, v = it.packed(query), it.packed(key), it.packed(value)
         old_k, old_v = (x.reshape(n * groups, old, width) for x in (old_key, old_value))
-        scores = it.products(q, old_k, k).mul_(scaling)
+        scores = it.products(q, widened(old_k), k).mul_(scaling)
         if bias is not None:
             one = bias.shape[1] == 1
             bias = bias[:, :, None] if one else bias.unflatten(1, (groups, -1))
             scores.view(n, groups, it.m, -1, columns, scores.shape[-1]).add_(bias[:, :, None])
         weights = torch.softmax(scores, -1)
         ctx.save_for_backward(q, k, v, old_k, old_v, weights)
-        return it.unpacked(it.mixed(weights, old_v, v), heads).transpose(1, 2).contiguous()
+        mixed = it.mixed(weights, widened(old_v), v)
+        return it.unpacked(mixed, heads).transpose(1, 2).contiguous()
 
     @staticmethod
     @once_differentiable
@@ -178,10 +184,10 @@ class _PrefixAttention(torch.autograd.Function):
         q, k, v, old_k, old_v, weights = ctx.saved_tensors
         it: _Layout = ctx.layout
         grad = it.packed(grads[0].transpose(1, 2))
-        pulled = it.products(grad, old_v, v)
+        pulled = it.products(grad, widened(old_v), v)
         pulled = torch.ops.aten._softmax_backward_data(pulled, weights, -1, weights.dtype)
         pulled.mul_(ctx.scaling)
-        to_query = it.unpacked(it.mixed(pulled, old_k, k), ctx.heads)
+        to_query = it.unpacked(it.mixed(pulled, widened(old_k), k), ctx.heads)
         to_key = it.unpacked(torch.bmm(pulled[..., it.old :].mT, q), it.groups)
         to_value = it.unpacked(torch.bmm(weights[..., it.old :].mT, grad), it.groups)
         return to_query, to_key, to_value, None, None, None, None

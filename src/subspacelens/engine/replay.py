@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import TaskError
-from ..core.machine import free_memory
+from ..core.machine import quarter_free
 from ..core.progress import note
 from ..core.site import Site
 from ..core.statistics import Units
@@ -44,7 +44,7 @@ class Replay:
 
     `base` and `source` (n, dim) are the site's activations, in the model's dtype, and `clean` what
     the model answers unpatched. `memory` is the budget in bytes for the activations of one piece of
-    work, None for a quarter of what is free on the device that holds them.
+    work, None for a quarter of what is free on the devices of the model, where least is.
 
     >>> replay = capture.at("L18.mlp_act@S2")
     >>> replay.outcomes(patches.Full()).logit_diff  # nats, one a pair
@@ -100,7 +100,7 @@ class Replay:
     @cached_property
     def budget(self) -> int:
         """Bytes for the activations of one piece of work."""
-        return self.memory or free_memory(self.base.device) // 4
+        return self.memory or quarter_free(self.lens.map.devices)
 
     def subset(self, indices: Tensor | slice) -> Replay:
         """The same for the pairs at `indices` (m,) or in a slice, in that order; one may come more
@@ -261,7 +261,9 @@ class Replay:
         layers = len(model_map.blocks) - self.entry[1] if gradients else 1
         size = torch.finfo(self.lens.dtype).bits // 8
         vocabulary = model_map.tail.head.weight.shape[0]
-        return size * max(1, layers) * (bucket.suffix * column + copied) + (size + 4) * vocabulary
+        read = sum(x.nbytes // x.shape[0] for x, i in bucket.held if i >= self.entry[1])
+        replayed = size * max(1, layers) * (bucket.suffix * column + copied)
+        return replayed + (size + 4) * vocabulary + (read if bucket.stored else 0)
 
     def _hidden(self, piece: Piece, delta: Tensor) -> Tensor:
         """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
@@ -272,7 +274,7 @@ class Replay:
 
     def _replayed(self, piece: Piece, delta: Tensor) -> Tensor:
         blocks, start = self.lens.map.blocks, self.entry[1]
-        suffix = Suffix(self.lens, piece.bucket, piece.rows, len(delta), self.fused.split)
+        suffix = Suffix(self.lens, piece.bucket, piece.rows, len(delta), start, self.fused.split)
         entry = piece.bucket.entries[self.entry][piece.rows]
         entry = entry.expand(len(delta), *entry.shape).flatten(0, 1)
         flat = delta.to(entry).flatten(0, 1)
@@ -310,6 +312,8 @@ class Replay:
         """
         key = (piece.number, suffix.patches, piece.rows.start, piece.rows.stop)
         if key not in self._asked:
+            if piece.bucket.stored:
+                self._asked.clear()
             final, columns, start = (
                 len(self.lens.map.blocks) - 1,
                 suffix.bucket.suffix,

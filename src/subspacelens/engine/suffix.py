@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -22,26 +23,31 @@ Arguments = tuple[tuple, dict]
 @dataclass(frozen=True)
 class Suffix:
     """The columns from the label's on of the prompts `rows` of a bucket, each `patches` times: m·n
-    rows of S columns. `split` leaves the prefix to an attention that knows it (see `Prefix`)."""
+    rows of S columns, in the blocks from `start` on. `split` leaves the prefix to an attention that
+    knows it (see `Prefix`)."""
 
     lens: LensModel
     bucket: Bucket
     rows: slice
     patches: int
+    start: int
     split: bool
+
+    @cached_property
+    def prefix(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values by block, those of the blocks from `start` on."""
+        keys, values, rows = self.bucket.keys, self.bucket.values, self.rows
+        return {i: (keys[i][rows], values[i][rows]) for i in keys if i >= self.start}
 
     @torch.no_grad()
     def arguments(self, begin: int, end: int, start: int) -> list[Arguments]:
         """Of the blocks from `start` on for the columns from `begin` to `end`: masks, position
         codes, and a cache that answers with the captured prefix."""
         model_map, bucket, rows = self.lens.map, self.bucket, self.rows
-        prefix = {
-            layer: (keys[rows], bucket.values[layer][rows]) for layer, keys in bucket.keys.items()
-        }
         length = bucket.prefix + begin
         cache = Cache(
             layers=[
-                Prefix(*prefix.get(layer, (None, None)), length, self.patches, self.split)
+                Prefix(*self.prefix.get(layer, (None, None)), length, self.patches, self.split)
                 for layer in range(len(model_map.blocks))
             ]
         )

@@ -45,7 +45,8 @@ def capture_task(
     memory: int | None = None,
 ) -> TaskCapture:
     """Runs every distinct prompt of the task once, for all `sites`; with a folder `keep`, only if
-    that was not done before (`kept_capture`). `memory` is the budget of replays in bytes. Raises
+    that was not done before (`kept_capture`), and what memory does not hold stays there. `memory`
+    is the budget of replays in bytes, and of what of such a capture is taken into memory. Raises
     what `capture` does.
 
     >>> captures = sl.capture_task(lens, sl.ioi(lens.tokenizer), ["L18.mlp_act@S2"])

@@ -206,6 +206,6 @@ def _added(replay: Replay, channels: Channels, base: Tensor) -> Tensor:
 
 
 def _shifted(bucket: Bucket, entry: tuple[str, int], added: Tensor) -> Bucket:
-    stream = bucket.entries[entry].clone()
-    stream[:, 0] += added[bucket.pairs.to(added.device)]
+    stream = bucket.entries[entry][:].clone()
+    stream[:, 0] += added[bucket.pairs.to(added.device)].to(stream.device)
     return replace(bucket, entries={entry: stream})

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..certify import require_streams
 from ..core.errors import SiteError, TaskError
 from ..core.files import write_atomically
-from ..core.machine import free_memory
+from ..core.machine import quarter_free
 from ..core.progress import bar
 from ..core.records import Estimate, ModelRecord, Record, read_record
 from ..core.site import Site
@@ -166,7 +166,7 @@ def illusion_map(
         if lens.map.writer(site) is None:
             raise SiteError(f"site {site} writes through a norm, so its kernel is not W's")
     require_streams(lens, sites)
-    memory = memory or free_memory(lens.device) // 4
+    memory = memory or quarter_free(lens.map.devices)
     one_for_all = has_classes(train) and has_classes(test)
     first = train.pairs if one_for_all else ()
     together = PairSet(test.name, "all", (*first, *test.pairs))

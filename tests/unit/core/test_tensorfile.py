@@ -14,7 +14,7 @@ from torch import nn
 
 from subspacelens.core.errors import EditError, ResultError
 from subspacelens.core.identity import identity_of
-from subspacelens.core.tensorfile import TensorFile
+from subspacelens.core.tensorfile import StoredFile, TensorFile, writing
 
 FORMAT = "subspacelens.test/2"
 
@@ -39,6 +39,52 @@ def test_what_is_read_is_what_was_written(file, tmp_path):
             torch.equal(again.tensors[name], tensor) and again.tensors[name].dtype == tensor.dtype
         )
     assert TensorFile.format_of(path) == FORMAT
+
+
+def test_what_is_written_by_rows_is_read_whole_and_by_rows(file, tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    like = {name: x for name, x in file.tensors.items() if len(x)}
+    said = dict(format=FORMAT, made_with=file.made_with, facts=file.facts)
+    with writing(path, {**like, "left": torch.ones(2, 2)}, **said) as rows:
+        for name, x in like.items():
+            for row in reversed(range(len(x))):
+                rows[name][row : row + 1] = x[row : row + 1]
+        assert not path.exists()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    whole, stored = TensorFile.load(path, FORMAT, "a test"), StoredFile.open(path, FORMAT, "a test")
+    assert (whole.made_with, whole.facts) == (stored.made_with, stored.facts)
+    assert whole.facts == file.facts and whole.made_with == file.made_with
+    for name, x in {**like, "left": torch.zeros(2, 2)}.items():
+        found = stored.tensors[name]
+        assert torch.equal(whole.tensors[name], x) and whole.tensors[name].dtype == x.dtype
+        assert torch.equal(found[:], x) and (found.shape, found.nbytes) == (x.shape, x.nbytes)
+    some = stored.tensors["a"].take(torch.tensor([2, 0, 1, 2, 2]))
+    assert torch.equal(some[1:4], file.tensors["a"][[0, 1, 2]])
+    assert torch.equal(some.take(torch.tensor([4, 0]))[:], file.tensors["a"][[2, 2]])
+
+
+def test_every_damaged_byte_of_a_file_of_rows_is_noticed(file, tmp_path):
+    path = tmp_path / "x.safetensors"
+    said = dict(format=FORMAT, made_with=file.made_with, facts=file.facts)
+    with writing(path, {"a": torch.zeros(3, 4)}, **said) as rows:
+        rows["a"][:] = torch.randn(3, 4)
+    whole = path.read_bytes()
+    for place in range(0, len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(ResultError):
+            StoredFile.open(path, FORMAT, "a test")
+
+
+def test_after_an_error_there_is_no_file_of_rows(file, tmp_path):
+    path = tmp_path / "x.safetensors"
+    said = dict(format=FORMAT, made_with=file.made_with, facts=file.facts)
+    with pytest.raises(KeyError), writing(path, {"a": torch.zeros(3)}, **said):
+        raise KeyError
+    with pytest.raises(ResultError, match="cannot write"), writing(path, {}, **said):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_files_are_refused_in_one_line(file, tmp_path):

@@ -12,9 +12,12 @@ from accelerate import dispatch_model
 from helpers_models import lens_of, tiny_model
 from helpers_oracle import random_pairs
 from subspacelens.certify import centred, require
+from subspacelens.core.errors import ModelError
 from subspacelens.core.geometry import Support
 from subspacelens.core.site import STREAMS, Site
 from subspacelens.engine.capture import Capture, capture
+from subspacelens.engine.fused import fused_parts
+from subspacelens.engine.store import kept_capture
 from subspacelens.fit import das
 from subspacelens.model.lens import LensModel, wrap
 
@@ -117,6 +120,32 @@ def test_a_dispatched_model_certifies_and_stays_as_it_was(family):
     assert before == after and any(before.values())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_with_offloaded_weights_is_refused_in_one_line(family, tmp_path):
+    model = tiny_model(family)
+    places = device_map(lens_of(model), "cpu", "disk")
+    model = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    with pytest.raises(
+        ModelError, match=r"^weights that are not in memory .*: \d+, such as [^\n]*$"
+    ):
+        wrap(model, None, "tiny")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_dispatched_model_is_replayed_from_the_disk(family, tmp_path):
+    lens, pairs = dispatched(family, "cpu", "cpu"), random_pairs(LENGTHS)
+    where = [Site(1, "resid_post", "X"), Site(3, "mlp_act", "END")]
+    there, stored = (
+        kept_capture(lens, pairs, where, tmp_path / str(room), memory=room) for room in (2**30, 1)
+    )
+    assert all(bucket.stored for parts in stored.buckets.values() for bucket in parts)
+    for site in where:
+        delta = there.difference(site)
+        ours, theirs = (c.at(site).delta_outcomes(delta).logit_diff for c in (stored, there))
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("family", FAMILIES)
@@ -167,6 +196,15 @@ def test_bfloat16_models_are_close_to_themselves_in_float32(family, device):
     for site in captured.sites:
         assert outcomes[site].dtype == torch.float32
         assert (outcomes[site] - expected[site]).abs().mean() < 0.2 * spread, site
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "mixtral"])
+def test_low_precision_keeps_the_faster_attention(family, dtype, device):
+    model = tiny_model(family, dtype=dtype).to(device)  # type: ignore[arg-type]
+    parts = fused_parts(lens_of(model))
+    assert parts.configs and parts.split
 
 
 @pytest.mark.parametrize("device", DEVICES)

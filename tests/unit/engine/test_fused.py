@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AttentionInterface
 
-from helpers_models import tiny_lens
-from subspacelens.engine.fused import RMSNorm, fused_parts, packed_attention
+from helpers_models import lens_of, tiny_lens, tiny_model
+from subspacelens.core.progress import showing_progress
+from subspacelens.engine.fused import ATTENTION, RMSNorm, fused_parts, packed_attention
+from subspacelens.engine.prefix import Prefix
 
 
 def test_rms_norm_has_the_right_derivative():
@@ -79,3 +82,51 @@ def test_what_is_used_was_proven(family, norms, attention):
         raise KeyError
     assert config._attn_implementation == before
     assert not any("forward" in module.__dict__ for module in lens.model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_rounded_once(dtype):
+    """Scores of tens of nats, which 8 bits of mantissa would get wrong by tenths."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        (4 * torch.randn(2, heads, 9, 16, generator=generator)).to(dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
+
+    def whole(query, key, value):
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), is_causal=True
+        ).transpose(1, 2)
+
+    def ours(query, key, value):
+        return packed_attention(torch.nn.Identity(), query, key, value, None)[0]
+
+    def split(query, key, value):
+        prefix = Prefix(key[:, :, :5].detach(), value[:, :, :5].detach(), 5, 1, split=True)
+        new = prefix.update(key[:, :, 5:], value[:, :, 5:])
+        return packed_attention(torch.nn.Identity(), query[:, :, 5:], *new, None)[0]
+
+    expected = whole(*exact)
+    slopes = torch.autograd.grad(expected[:, 5:].sum(), exact)
+    for attention in (ours, split):
+        got = attention(query, key, value)[:, -4:]
+        assert got.dtype == dtype
+        gradients = torch.autograd.grad(got.sum(), (query, key, value))
+        both = [
+            (mine[:, :, 5:], right[:, :, 5:]) for mine, right in zip(gradients, slopes, strict=True)
+        ]
+        for mine, right in ((got, expected[:, 5:]), *both):
+            assert (mine.double() - right).norm() <= torch.finfo(dtype).eps / 2 * right.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_not_the_models_attention_is_not_used_and_that_is_said(dtype, monkeypatch, capsys):
+    def scaled(module, query, *args, **kwargs):
+        return packed_attention(module, query * 1.2, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, scaled)
+    with showing_progress():
+        parts = fused_parts(lens_of(tiny_model("llama", dtype=dtype), f"{dtype}"))
+    assert not parts.configs and not parts.split
+    assert capsys.readouterr().err.count(f"the attention of {dtype} as it is") == 1

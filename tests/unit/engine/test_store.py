@@ -19,7 +19,7 @@ from subspacelens.core.site import Site
 from subspacelens.core.tensorfile import TensorFile
 from subspacelens.edit import RankOneEdit, edited
 from subspacelens.engine import store
-from subspacelens.engine.capture import capture
+from subspacelens.engine.capture import capture, filled
 from subspacelens.engine.store import FORMAT, kept_capture, load_capture, save_capture
 from subspacelens.model.hooks import on_output
 from subspacelens.model.lens import LensModel
@@ -105,11 +105,11 @@ def runs(monkeypatch):
     """How many pairs each capture that was not read from a file had."""
     ran: list[int] = []
 
-    def counted(lens, pairs, *args, **kwargs):
-        ran.append(len(pairs))
-        return capture(lens, pairs, *args, **kwargs)
+    def counted(plan, *args):
+        ran.append(len(plan.pairs))
+        return filled(plan, *args)
 
-    monkeypatch.setattr(store, "capture", counted)
+    monkeypatch.setattr(store, "filled", counted)
     return ran
 
 

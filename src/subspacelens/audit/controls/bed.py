@@ -167,7 +167,7 @@ def _class_difference(replay: Replay) -> Tensor:
     """Of the residual stream that the base prompts have where a patch enters, (d,)."""
     stream = torch.empty(len(replay.pairs), replay.lens.map.d_model, dtype=torch.float64)
     for bucket in replay.buckets:
-        stream[bucket.pairs] = bucket.entries[replay.entry][:, 0].cpu().double()
+        stream[bucket.pairs] = bucket.entries[replay.entry][:][:, 0].cpu().double()
     first = turned(replay) > 0
     return stream[~first].mean(dim=0) - stream[first].mean(dim=0)
 

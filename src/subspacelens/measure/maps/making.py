@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...certify import require_streams
 from ...core.errors import SiteError, TaskError
-from ...core.machine import free_memory
+from ...core.machine import quarter_free
 from ...core.progress import track
 from ...core.records import ModelRecord
 from ...core.site import STREAMS, Site
@@ -65,7 +65,7 @@ def patching_map(
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
     require_streams(lens, [site for site in sites if site.label == labels[0]])
-    memory = memory or free_memory(lens.device) // 4
+    memory = memory or quarter_free(lens.map.devices)
     effects = {
         (label, stream): StreamEffects.empty(len(lens.map.blocks), heads_of(lens, stream))
         for label, stream in product(labels, streams)

@@ -41,6 +41,12 @@ def _build(model: PreTrainedModel) -> ModelMap:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise ModelError(f"{kind} has no token embedding or unembedding: not a causal LM")
+    elsewhere = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if elsewhere:
+        raise ModelError(
+            f"weights that are not in memory (offloaded by Accelerate): {len(elsewhere)}, such as "
+            f"{elsewhere[0]}; load the model whole, over more devices or in a smaller dtype"
+        )
     weight = embedding.get_parameter("weight")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, weight.shape[0], (1, _TOKENS), generator=generator).to(weight.device)
@@ -73,6 +79,7 @@ def _build(model: PreTrainedModel) -> ModelMap:
         accepts_positions=accepts,
         blocks_return_tensor=first.plain,
         pads=_pads(model, ids, recording.logits, accepts),
+        cached=tuple(recording.cached[index] for index in range(len(modules))),
         names={
             "blocks": recording.names[id(modules[0])].rsplit(".", 1)[0],
             "unembedding": tail.head.name,

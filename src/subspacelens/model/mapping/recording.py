@@ -38,10 +38,12 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """All module calls of one forward pass, in order of entry, and its logits."""
+    """All module calls of one forward pass, in order of entry, its logits, and the (heads, width)
+    of the keys and the values that each layer of the cache was given."""
 
     calls: tuple[Call, ...]
     logits: Tensor
+    cached: Mapping[int, tuple[tuple[int, int], tuple[int, int]]]
     names: Mapping[int, str]
 
     @classmethod
@@ -49,11 +51,14 @@ class Recording:
         """Runs `model` on token ids (1, columns)."""
         calls: list[Call] = []
         around: list[Call] = []
+        cached: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
         class Spy(DynamicCache):
             def update(self, key_states, value_states, layer_idx, *args, **kwargs):
                 for call in around:
                     call.wrote_cache = True
+                (_, *keys), (_, *values) = key_states.shape, value_states.shape
+                cached[layer_idx] = (keys[0], keys[-1]), (values[0], values[-1])
                 return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
         with torch.no_grad(), ExitStack() as stack:
@@ -61,7 +66,7 @@ class Recording:
                 stack.enter_context(_recorded(module, calls, around))
             output = model(input_ids=ids, past_key_values=Spy(), use_cache=True)
         names = {id(module): name for name, module in model.named_modules()}
-        return cls(tuple(calls), output.logits.detach(), names)
+        return cls(tuple(calls), output.logits.detach(), cached, names)
 
     @cached_property
     def last_calls(self) -> dict[int, Call]:

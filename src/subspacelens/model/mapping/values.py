@@ -110,7 +110,8 @@ class ModelMap:
     """Where everything is. `inner` is the module that holds the blocks and is called with
     `inputs_embeds`; `accepts_positions` says whether it takes `position_ids`. `pads` says whether
     padding on the left was proven to change nothing; where it was not, only prompts of equal length
-    share a batch."""
+    share a batch. `cached` has by block the (heads, width) of the keys and of the values that it
+    keeps of a column."""
 
     inner: nn.Module
     blocks: tuple[Block, ...]
@@ -119,6 +120,7 @@ class ModelMap:
     accepts_positions: bool
     blocks_return_tensor: bool
     pads: bool
+    cached: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     names: dict[str, str] = field(repr=False)
 
     def block(self, site: Site) -> Block:
@@ -135,6 +137,17 @@ class ModelMap:
                 f"site {site}: the block has heads 0 to {block.n_heads - 1}, not {site.head}"
             )
         return block
+
+    def device_at(self, layer: int) -> torch.device:
+        """Where the weights of a block are; behind the last block, those of the last."""
+        block = self.blocks[min(layer, len(self.blocks) - 1)]
+        return next(block.module.parameters()).device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the weights of the blocks and of the unembedding are, each device once."""
+        blocks = (self.device_at(layer) for layer in range(len(self.blocks)))
+        return tuple(dict.fromkeys((*blocks, self.tail.head.weight.device)))
 
     def dim(self, site: Site) -> int:
         """Width of the activation at a site."""

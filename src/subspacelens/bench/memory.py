@@ -1,0 +1,186 @@
+"""How much memory long captures and a large model take, each run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..audit import audit
+from ..core.errors import LensError
+from ..core.machine import peak_rss_bytes
+from ..core.progress import track
+from ..core.site import Site
+from ..engine.capture import capture, planned
+from ..engine.patches import Full
+from ..engine.store import kept_capture
+from ..engine.task_capture import capture_task
+from ..fit.registry import named
+from ..model.lens import LensModel, wrap
+from ..model.loading import DTYPES, load_model
+from ..tasks.named import named_task
+from ..tasks.pairset import Pair, PairSet, Prompt
+from .tiny import make_loud, tiny_pairs, tiny_tokenizer
+
+SCHEMA = "subspacelens.bench.memory/1"
+MANY = 5000
+"""Pairs to which long captures are extrapolated."""
+LARGE: dict[str, Any] = dict(
+    vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+    num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32_768,
+    tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+"""The sizes of Qwen2.5-1.5B, as a Llama: 1.54 billion weights."""
+
+
+def bench_memory(
+    model: str = "smollm2",
+    *,
+    dtype: str = "float32",
+    tokens: int = 512,
+    pairs: Sequence[int] = (8, 16),
+    site: str = "L0.resid_post@END",
+    memory: int = 2**27,
+    large: dict[str, Any] | None = LARGE,
+    large_dtype: str = "bfloat16",
+    large_pairs: int = 24,
+) -> dict[str, Any]:
+    """Peak resident bytes and seconds of a capture and a replay of so many `pairs` of random tokens
+    with `memory` bytes to stay under, kept in memory and kept on disk, and what `MANY` would take:
+    their bytes are planned, their seconds extrapolated. Then the steps of an audit of a model of
+    random weights with the sizes of `large`; None leaves it out.
+
+    Raises `LensError` for a run that fails, with its last line.
+
+    >>> bench_memory(pairs=[4], large=None)["long"][0]["peak_rss_bytes"]
+    """
+    common = dict(model=model, dtype=dtype, tokens=tokens, site=site, memory=memory)
+    jobs: list[dict[str, Any]] = [
+        common | dict(kind="long", pairs=count, stored=stored)
+        for stored in (False, True)
+        for count in pairs
+    ]
+    if large is not None:
+        where = f"L{large['num_hidden_layers'] // 2}.mlp_act@NOUN"
+        jobs.append(
+            dict(kind="large", shape=large, dtype=large_dtype, pairs=large_pairs, site=where)
+        )
+    runs = [_run(job) for job in track(jobs, "memory")]
+    found = [run for job, run in zip(jobs, runs, strict=True) if job["kind"] == "long"]
+    return {
+        "schema": SCHEMA,
+        "cores": os.cpu_count(),
+        "tokens": tokens,
+        "site": site,
+        "memory": memory,
+        "long": found,
+        "many": [_many(found, stored) for stored in (False, True)] if found else [],
+        "large": runs[-1] if large is not None else None,
+    }
+
+
+def _many(rows: list[dict[str, Any]], stored: bool) -> dict[str, Any]:
+    """What `MANY` pairs would take, at the pace of the longest run."""
+    last = [row for row in rows if row["stored"] == stored][-1]
+    times = MANY / last["pairs"]
+    return dict(
+        pairs=MANY, stored=stored, kept_bytes=round(last["kept_bytes"] * times),
+        capture_seconds=last["capture_seconds"] * times,
+        replay_seconds=last["replay_seconds"] * times,
+    )  # fmt: skip
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    line = [sys.executable, "-m", __name__, json.dumps(job)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise LensError(f"a run of {job['kind']} ended with exit code {done.returncode}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _random_pairs(lens: LensModel, tokens: int, count: int) -> PairSet:
+    """Pairs that differ in the middle token alone."""
+    rng, size = random.Random(0), len(lens.map.tail.head.weight)
+    columns = {"MID": tokens // 2, "END": tokens - 1}
+
+    def pair() -> Pair:
+        ids = [rng.randrange(size) for _ in range(tokens)]
+        other = [*ids[: tokens // 2], rng.randrange(size), *ids[tokens // 2 + 1 :]]
+        base, source = (Prompt("", tuple(each), columns) for each in (ids, other))
+        return Pair(base=base, source=source, answer=1, target=2)
+
+    return PairSet("random", "test", tuple(pair() for _ in range(count)))
+
+
+def _long(job: SimpleNamespace) -> dict[str, Any]:
+    lens, site = load_model(job.model, dtype=job.dtype), Site.parse(job.site)
+    capture(lens, _random_pairs(lens, 8, 1), [site])
+    data, loaded = _random_pairs(lens, job.tokens, job.pairs), peak_rss_bytes()
+    kept = sum(planned(lens, data, [site]).nbytes.values())
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        if job.stored:
+            captured = kept_capture(lens, data, [site], Path(folder), memory=job.memory)
+        else:
+            captured = capture(lens, data, [site], memory=job.memory)
+        between = time.perf_counter()
+        captured.at(site).outcomes(Full())
+        end = time.perf_counter()
+    return dict(
+        pairs=job.pairs, stored=job.stored, kept_bytes=kept, loaded_rss_bytes=loaded,
+        peak_rss_bytes=peak_rss_bytes(), capture_seconds=between - begin,
+        replay_seconds=end - between,
+    )  # fmt: skip
+
+
+def _large(job: SimpleNamespace) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    begin = time.perf_counter()
+
+    def done(name: str) -> None:
+        nonlocal begin
+        now = time.perf_counter()
+        steps.append(dict(step=name, seconds=now - begin, peak_rss_bytes=peak_rss_bytes()))
+        begin = now
+
+    config = AutoConfig.for_model("llama", **job.shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[job.dtype])
+    make_loud(model, torch.Generator().manual_seed(0))
+    done("weights drawn")
+    lens = wrap(model.eval().requires_grad_(False), tiny_tokenizer(), "random llama")
+    done("parts found and proven")
+    with tempfile.TemporaryDirectory() as folder:
+        task = named_task(
+            lens.tokenizer, str(tiny_pairs(Path(folder) / "pairs.jsonl")), pairs=job.pairs
+        )
+    site = Site.parse(job.site)
+    captures = capture_task(lens, task, [site])
+    done("capture")
+    captures.test.at(site).effect(Full())
+    done("replay")
+    subspace = named("closed-form")(lens, captures.train, site)
+    done("fit, closed form")
+    audit(lens, captures, subspace, budget="fast")
+    done("audit, --budget fast")
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return dict(
+        weights=weights, dtype=job.dtype, pairs=[len(task.train), len(task.test)],
+        site=job.site, steps=steps,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    job = SimpleNamespace(**json.loads(sys.argv[1]))
+    print(json.dumps((_long if job.kind == "long" else _large)(job)))
