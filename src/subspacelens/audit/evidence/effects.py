@@ -55,13 +55,14 @@ def _by_reader_count(case: Case) -> dict[str, float]:
     attention = [r for r in case.readers if r.reader.attention]
     counts = [c for c in (1, READERS_IN_PROXY, 10) if c <= len(attention)] + [len(attention)]
     names = [*map(str, counts[:-1]), f"all {counts[-1]}"]
-    patches = {
-        name: SubspacePatch(proxy_split(case.readers, case.basis, count).unit_row)
-        for name, count in zip(names, counts, strict=True)
-    }
-    deltas = [each.delta(case.replay.base, case.replay.source) for each in patches.values()]
-    drops = drops_of(case.replay, torch.stack(deltas))
-    return {name: drop.sum() / case.drop.sum() for name, drop in zip(patches, drops, strict=True)}
+    drops = {READERS_IN_PROXY: case.effects["row"].drop}
+    others = [count for count in dict.fromkeys(counts) if count not in drops]
+    bases = [proxy_split(case.readers, case.basis, count).unit_row for count in others]
+    base, source = case.replay.base, case.replay.source
+    deltas = torch.stack([SubspacePatch(basis).delta(base, source) for basis in bases])
+    drops |= zip(others, drops_of(case.replay, deltas), strict=True)
+    whole = case.drop.sum()
+    return {name: drops[count].sum() / whole for name, count in zip(names, counts, strict=True)}
 
 
 def null_effect(case: Case) -> Test:
