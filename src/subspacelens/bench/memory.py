@@ -54,12 +54,13 @@ def bench_memory(
     memory: int = 2**27,
     large: dict[str, Any] | None = LARGE,
     large_dtype: str = "bfloat16",
-    large_pairs: int = 24,
+    large_pairs: int = 8,
 ) -> dict[str, Any]:
     """Peak resident bytes and seconds of a capture and a replay of so many `pairs` of random tokens
     with `memory` bytes to stay under, kept in memory and kept on disk, and what `MANY` would take:
     their bytes are planned, their seconds extrapolated. Then the steps of an audit of a model of
-    random weights with the sizes of `large`; None leaves it out.
+    random weights with the sizes of `large`, at a site with three blocks behind it; None leaves it
+    out.
 
     Raises `LensError` for a run that fails, with its last line.
 
@@ -72,7 +73,7 @@ def bench_memory(
         for count in pairs
     ]
     if large is not None:
-        where = f"L{large['num_hidden_layers'] // 2}.mlp_act@NOUN"
+        where = f"L{large['num_hidden_layers'] - 4}.mlp_act@NOUN"
         jobs.append(
             dict(kind="large", shape=large, dtype=large_dtype, pairs=large_pairs, site=where)
         )
@@ -101,12 +102,12 @@ def _many(rows: list[dict[str, Any]], stored: bool) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _run(job: dict[str, Any]) -> dict[str, Any]:
-    line = [sys.executable, "-m", __name__, json.dumps(job)]
+def _run(wanted: dict[str, Any]) -> dict[str, Any]:
+    line = [sys.executable, "-c", f"from {__name__} import job; job()", json.dumps(wanted)]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LensError(f"a run of {job['kind']} ended with exit code {done.returncode}: {last}")
+        raise LensError(f"a run of {wanted['kind']} ended with exit code {done.returncode}: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -181,6 +182,7 @@ def _large(job: SimpleNamespace) -> dict[str, Any]:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
-    job = SimpleNamespace(**json.loads(sys.argv[1]))
-    print(json.dumps((_long if job.kind == "long" else _large)(job)))
+def job() -> None:
+    """What a process of its own does: the job in its only argument, told as a line of JSON."""
+    wanted = SimpleNamespace(**json.loads(sys.argv[1]))
+    print(json.dumps((_long if wanted.kind == "long" else _large)(wanted)))
