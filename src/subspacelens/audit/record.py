@@ -70,6 +70,13 @@ class Axis(Record):
     label: AxisLabel
 
 
+class OverTemplates(Record):
+    """FLDD of the subspace patch with an interval over the `count` templates of the test pairs."""
+
+    count: int = Field(ge=3)
+    fldd: Estimate
+
+
 class Verdict(Record):
     """`code` says why, in one word of `VerdictCode`; `score` is the weight of evidence for an
     illusion, 0 to 1."""
@@ -152,7 +159,8 @@ class Figures(Record):
 
 
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/3`. `effects` by the names of `PATCHES`; `no_op`: of no patch.
+    """Schema `subspacelens.audit/3`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
+    `over_templates`: None with fewer than three.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
@@ -166,6 +174,7 @@ class AuditRecord(Record):
     clean: Clean
     effects: dict[str, EffectRecord]
     no_op: EffectRecord
+    over_templates: OverTemplates | None = None
     tests: dict[str, Test]
     axes: list[Axis]
     verdict: Verdict
