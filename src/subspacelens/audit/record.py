@@ -70,6 +70,13 @@ class Axis(Record):
     label: AxisLabel
 
 
+class OverTemplates(Record):
+    """FLDD of the subspace patch with an interval over the `count` templates of the test pairs."""
+
+    count: int = Field(ge=3)
+    fldd: Estimate
+
+
 class Verdict(Record):
     """`code` says why, in one word of `VerdictCode`; `score` is the weight of evidence for an
     illusion, 0 to 1."""
@@ -196,7 +203,7 @@ class Figures(Record):
 
 class AuditRecord(Record):
     """Schema `subspacelens.audit/4`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
-    `controls`: None where none were asked for.
+    `over_templates`: None with fewer than three; `controls`: None where none were asked for.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
@@ -210,6 +217,7 @@ class AuditRecord(Record):
     clean: Clean
     effects: dict[str, EffectRecord]
     no_op: EffectRecord
+    over_templates: OverTemplates | None = None
     tests: dict[str, Test]
     axes: list[Axis]
     controls: Controls | None = None

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.format import plain
+from ..core.format import plain, with_interval
 from ..core.machine import peak_rss_bytes, versions
 from ..core.records import EffectRecord, ModelRecord
-from ..core.statistics import mean, proportion
+from ..core.statistics import Units, mean, proportion
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.splits import READERS_IN_PROXY
@@ -24,10 +24,19 @@ from .controls.words import tempered
 from .drawing import draw
 from .evidence import Case
 from .judging import Judgement, judge
-from .record import AuditRecord, Clean, SubspaceRecord, TaskRecord, VerdictName, save_audit
+from .record import (
+    AuditRecord,
+    Clean,
+    OverTemplates,
+    SubspaceRecord,
+    TaskRecord,
+    VerdictName,
+    save_audit,
+)
 
 SUBSPACE_FILE = "subspace.safetensors"
 AUDIT_FILE = "audit.json"
+LEAST_TEMPLATES = 3
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,10 @@ def audit(
 
     Judges on the task's test pairs; what natural activations do is taken from its training prompts.
     `captures` must hold the subspace's site (`capture_task`). `budget` is `fast` (what the verdict
-    rests on), `standard`, or `full` (the subspace is fitted again on halves of the data and in a
-    copy that knows nothing); `tests` names tests to run instead. With `controls`, by default under
-    `full`, known truth is planted at the site and audited too. `command` is kept in the record.
+    rests on), `standard`, or `full` (the subspace is fitted again on halves of the data, to
+    shuffled labels, and in a copy that knows nothing); `tests` names tests to run instead. With
+    `controls`, by default under `full`, known truth is planted at the site and audited too.
+    `command` is kept in the record.
 
     How to read what comes back:
 
@@ -143,6 +153,7 @@ def audit(
         clean=_clean(case),
         effects=judgement.effects,
         no_op=case.effects["no_op"].record,
+        over_templates=_over_templates(case),
         tests=judgement.tests,
         axes=list(judgement.axes),
         controls=checked,
@@ -178,6 +189,26 @@ def _clean(case: Case) -> Clean:
     )
 
 
+def _over_templates(case: Case) -> OverTemplates | None:
+    templates = Units.of(pair.template for pair in case.replay.pairs)
+    if templates.count < LEAST_TEMPLATES:
+        return None
+    fldd = case.effects["subspace"].fldd_over(templates)
+    return OverTemplates(count=templates.count, fldd=fldd)
+
+
+def _template_notes(case: Case) -> list[str]:
+    """The interval over templates, where it says more than that over prompts."""
+    over, fldd = _over_templates(case), case.effects["subspace"].fldd
+    if over is None or fldd.low is None or fldd.high is None:
+        return []
+    low, high = over.fldd.low, over.fldd.high
+    if low is not None and high is not None and high - low <= fldd.high - fldd.low:
+        return []
+    known = "no bounded interval" if low is None else with_interval(over.fldd, plain)
+    return [f"over {over.count} templates instead of prompts the FLDD is {known}"]
+
+
 def _task_notes(case: Case) -> list[str]:
     """What the model says instead, where it gives the right answer in less than half of the
     prompts."""
@@ -195,7 +226,8 @@ def _task_notes(case: Case) -> list[str]:
 
 
 def _notes(judgement: Judgement) -> list[str]:
-    case, notes = judgement.case, _task_notes(judgement.case)
+    case = judgement.case
+    notes = _task_notes(case) + _template_notes(case)
     if judgement.left_out:
         notes.append(
             f"{judgement.left_out} test pairs share their tokens up to {case.site.label}, or a "

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from ..core.progress import track
 from ..core.records import Estimate
-from ..core.statistics import Units, auroc_interval, mean, proportion, ratio
+from ..core.statistics import Units, auroc_interval, mean, proportion, quotient, ratio
 
 SCHEMA = "subspacelens.bench.coverage/1"
 COUNTS = (16, 32, 64, 200)
@@ -57,10 +57,26 @@ def _faint(rng: np.random.Generator, count: int) -> Estimate:
     return ratio(0.5 * whole + rng.normal(0, 1, count), whole, _units(count))
 
 
-def _clustered(rng: np.random.Generator, count: int) -> Estimate:
-    own = rng.beta(2, 2, count)
-    hits = rng.random((count, 4)) < own[:, None]
-    return proportion(hits.ravel().astype(float), _units(count, 4))
+def _of_two_samples(rng: np.random.Generator, count: int) -> Estimate:
+    """FLDD on new templates over that on as many pairs of known ones: .5 over 1."""
+
+    def fldd(share: float) -> Estimate:
+        clean = rng.lognormal(1, 0.5, count)
+        return ratio(share * clean + rng.normal(0, 2, count), clean, _units(count))
+
+    return quotient(fldd(0.5), fldd(1.0))
+
+
+def _clustered(share: float, alike: float, each: int) -> Draw:
+    """Hits of `each` cases a unit, of which two have the correlation `alike`."""
+    strength = 1 / alike - 1
+
+    def draw(rng: np.random.Generator, count: int) -> Estimate:
+        own = rng.beta(share * strength, (1 - share) * strength, count)
+        hits = rng.random((count, each)) < own[:, None]
+        return proportion(hits.ravel().astype(float), _units(count, each))
+
+    return draw
 
 
 def _auroc(truth: float) -> Draw:
@@ -80,10 +96,12 @@ CASES: Mapping[str, tuple[float, Draw]] = {
     ),
     "ratio, denominator's CV 1": (0.5, _share),
     "ratio, denominator's CV 4": (0.5, _faint),
+    "quotient of two samples": (0.5, _of_two_samples),
     "proportion .9": (
         0.9, lambda rng, count: proportion(rng.random(count) < 0.9, _units(count))
     ),
-    "proportion, four a unit": (0.5, _clustered),
+    "proportion .5, 4 a unit": (0.5, _clustered(0.5, 0.2, 4)),
+    "proportion .98, 8 a unit": (0.98, _clustered(0.98, 0.5, 8)),
     "AUROC .8": (0.8, _auroc(0.8)),
     "AUROC .98": (0.98, _auroc(0.98)),
     "AUROC .999": (0.999, _auroc(0.999)),

@@ -82,7 +82,7 @@ BudgetName = Annotated[
     typer.Option(
         "--budget",
         help="`fast`: what the verdict rests on; `standard`: all tests of the given subspace; "
-        "`full`: it is fitted again on halves of the data too.",
+        "`full`: it is fitted again too, on halves of the data and to shuffled labels.",
     ),
 ]
 Tests = Annotated[

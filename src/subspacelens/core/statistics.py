@@ -106,6 +106,38 @@ def _fieller(n: np.ndarray, d: np.ndarray) -> tuple[float, float] | tuple[None, 
     return float((b - half) / a), float((b + half) / a)
 
 
+def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """One estimate over that of an independent sample, with the 95 % interval that follows from
+    theirs (MOVER-R, Newcombe 2016; Fieller's, where these are symmetric). No value where the
+    denominator is zero; no interval where one of them has none, or the denominator's holds zero.
+
+    >>> quotient(Estimate(value=1, low=1, high=1), Estimate(value=2, low=1, high=4))
+    Estimate(value=0.5, low=0.25, high=1.0)
+    """
+    top, bottom = numerator, denominator
+    if top.value is None or bottom.value is None or abs(bottom.value) < 1e-12:
+        return Estimate(value=None)
+    if bottom.value < 0:
+        return quotient(top.scaled(-1), bottom.scaled(-1))
+    value = top.value / bottom.value
+    if top.low is None or top.high is None or bottom.low is None or bottom.high is None:
+        return Estimate(value=value)
+    if bottom.low <= 0:
+        return Estimate(value=value)
+    ends = bottom.value, bottom.low, bottom.high
+    low = _least_quotient(top.value, top.low, *ends)
+    return Estimate(value=value, low=low, high=-_least_quotient(-top.value, -top.high, *ends))
+
+
+def _least_quotient(top: float, least: float, bottom: float, low: float, high: float) -> float:
+    """The r < top / bottom at which top - r bottom is as far from zero as the root sum of squares
+    of what `top` is above its least and r times what `bottom` is from that end that lowers r."""
+    end = high if least > 0 else low
+    square, cross, rest = end * (2 * bottom - end), top * bottom, least * (2 * top - least)
+    root = max(0.0, cross**2 - square * rest) ** 0.5
+    return rest / (cross + root) if least > 0 else (cross - root) / square
+
+
 def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
     """Mean over pairs with Student's 95 % interval from the sums of each unit; none for a single
     unit."""
@@ -121,21 +153,26 @@ def mean(values: np.ndarray | Tensor, units: Units) -> Estimate:
 
 def proportion(hits: np.ndarray | Tensor, units: Units) -> Estimate:
     """Share of hits (n,), 0 to 1 each, with Wilson's 95 % score interval (Wilson 1927) over as many
-    independent draws as the variance between units is worth, never more than there are units.
+    independent draws as they are worth: n over the design effect, which lies between 1 and what it
+    is where all of a unit agree.
 
-    Hits that depend on one another, such as all cases of one planted model, belong to one unit:
+    It is estimated with one unit of hits and one of misses added, as Agresti and Coull (1998) add
+    hits and misses: a few events alone tell nothing of how those of one unit hang together.
 
-    >>> model = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    >>> model = [0, 0, 0, 1, 1, 1, 2, 2, 2]  # all cases of one planted model are one unit
     >>> proportion(np.array([1, 1, 1, 0, 1, 1, 1, 1, 1]), Units.of(model)).value
     0.8888888888888888
     """
     hits = np.asarray(hits, dtype=np.float64)
-    sizes, share = units.sums(np.ones_like(hits)), float(hits.mean())
-    rest = units.sums(hits) - share * sizes
-    variance = float((rest**2).sum()) / len(hits) ** 2 * len(sizes) / max(1, len(sizes) - 1)
-    spread = share * (1 - share)
-    draws = len(sizes) if variance < 1e-24 else min(len(sizes), spread / variance)
-    low, high = _wilson(share, draws)
+    own = units.sums(np.ones_like(hits))
+    sizes = np.append(own, [own.mean(), own.mean()])
+    sums = np.append(units.sums(hits), [own.mean(), 0])
+    count, total, middle = len(sizes), sizes.sum(), sums.sum() / sizes.sum()
+    variance = ((sums - middle * sizes) ** 2).sum() / total**2 * count / (count - 1)
+    of_independent = middle * (1 - middle) / total
+    design = np.clip(variance / of_independent, 1, (own**2).sum() / len(hits))
+    share = float(hits.mean())
+    low, high = _wilson(share, len(hits) / design)
     return Estimate(value=share, low=low, high=high)
 
 

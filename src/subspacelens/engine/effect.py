@@ -76,10 +76,14 @@ class Effect:
     def fldd(self) -> Estimate:
         """Fractional logit difference decrease, see `fldd_of`. 0: no effect; 1: the difference is
         gone; 2: it is reversed. None where there is no difference to lose."""
+        return self.fldd_over(self.units)
+
+    def fldd_over(self, units: Units) -> Estimate:
+        """`fldd` with an interval over other units, such as templates."""
         clean = _numbers(self.clean.logit_diff)
         if np.isnan(fldd_of(self.drop, clean)):
             return Estimate(value=None)
-        return ratio(self.drop, clean, self.units)
+        return ratio(self.drop, clean, units)
 
     @cached_property
     def iia(self) -> Estimate:

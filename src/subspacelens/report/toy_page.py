@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import pi, sin
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from ..audit.verdict import EXACT
 from ..core.files import write_atomically
+from ..core.format import plain
 from ..engine.patches import SubspacePatch
-from ..studies.toy import PATCHES, ToyResult, hidden, illusory, output
+from ..studies.toy import PATCHES, READ_IN, Judged, ToyResult, hidden, illusory, output
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, TEXT
 
@@ -20,12 +23,15 @@ from .figures import BLUE, GREY, ORANGE, TEXT
 def write_toy(result: ToyResult, directory: Path) -> Path:
     """Writes `directory`/toy.json, toy.md and report.html; returns the path of the page."""
     record = {
-        "schema": "subspacelens.toy/1",
+        "schema": "subspacelens.toy/2",
         "table": result.table,
         "sweep": result.sweep,
         "span": result.span,
         "component": result.component,
-        "verdicts": {name: verdict.model_dump() for name, verdict in result.verdicts.items()},
+        "verdicts": {
+            name: [{**asdict(each), "verdict": each.verdict.model_dump()} for each in verdicts]
+            for name, verdicts in result.verdicts.items()
+        },
     }
     write_atomically(directory / "toy.json", json.dumps(record, indent=1).encode())
     write_atomically(directory / "toy.md", markdown(result).encode())
@@ -34,6 +40,8 @@ def write_toy(result: ToyResult, directory: Path) -> Path:
         title="The illusion in three hidden units",
         result=result,
         patches=PATCHES,
+        conditions=EXACT,
+        component=component,
         plots={
             "turn": Plot.of(turn_figure(), "Three hidden units before and after the patch"),
             "sweep": Plot.of(sweep_figure(result), "Effect against the angle of the direction"),
@@ -44,19 +52,33 @@ def write_toy(result: ToyResult, directory: Path) -> Path:
 
 
 def markdown(result: ToyResult) -> str:
-    """The table of effects as Markdown."""
-    lines = [
-        f"| direction | {' | '.join(PATCHES)} | verdict |",
-        "|---" * (len(PATCHES) + 2) + "|",
-    ]
+    """The tables of effects and of verdicts as Markdown."""
+    lines = [f"| direction | {' | '.join(PATCHES)} |", "|---" * (len(PATCHES) + 1) + "|"]
     for name, effects in result.table.items():
-        entries = ("–" if (e := effects[p]) is None else f"{e:.2f}" for p in PATCHES)
-        lines.append(f"| {name} | {' | '.join(entries)} | {result.verdicts[name].label} |")
-    lines.append("")
-    lines.append(
-        f"Whole span of e1 and e2: {result.span:.2f}. Whole layer: {result.component:.2f}."
-    )
+        lines.append(f"| {name} | {' | '.join(plain(effects[p]) for p in PATCHES)} |")
+    lines += [
+        "",
+        f"Whole span of e1 and e2: {result.span:.2f}. Whole layer: {result.component:.2f}.",
+        "",
+        f"| direction | component | {' | '.join(EXACT)} | verdict | why |",
+        "|---" * (len(EXACT) + 4) + "|",
+    ]
+    for name, verdicts in result.verdicts.items():
+        for each in verdicts:
+            shares = " | ".join(plain(each.conditions[c]) for c in EXACT)
+            why = "; ".join(each.verdict.reasons)
+            lines.append(
+                f"| {name} | {component(each)} | {shares} | {each.verdict.label} | {why} |"
+            )
     return "\n".join(lines) + "\n"
+
+
+def component(judged: Judged) -> str:
+    """`unit 3`, `units 1, 2`, or `layer`."""
+    if len(judged.units) == len(READ_IN):
+        return "layer"
+    plural = "s" if len(judged.units) > 1 else ""
+    return f"unit{plural} {', '.join(map(str, judged.units))}"
 
 
 def sweep_figure(result: ToyResult) -> go.Figure:

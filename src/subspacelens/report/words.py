@@ -88,7 +88,11 @@ TEST_WORDS = {
     ),
     "stability": (
         "Would another seed, or the other half of the data, find the same?",
-        "mean squared cosine of the principal angles",
+        "mean squared cosine of the principal angles, over three halvings",
+    ),
+    "shuffled_labels": (
+        "What does the method find where there is nothing to find?",
+        "effect of fits to shuffled labels ÷ effect of subspace",
     ),
     "vacuity": (
         "Does the method find the same in a model that knows nothing?",

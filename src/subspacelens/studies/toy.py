@@ -13,11 +13,12 @@ from math import cos, pi, sin
 import torch
 from torch import Tensor
 
-from ..audit.record import Verdict
-from ..audit.verdict import Evidence, decide
-from ..core.geometry import Split
+from ..audit.record import Test, Verdict
+from ..audit.verdict import EXACT, Evidence, decide
+from ..core.geometry import Split, haar, orthonormal
 from ..core.records import Estimate
 from ..engine.patches import Full, Patch, ReadWrite, SubspacePatch
+from ..measure.effects import RANDOM_DRAWS
 
 READ_IN = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
 READ_OUT = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float64)
@@ -28,6 +29,11 @@ DIRECTIONS = {
     "e2 (dormant)": E2,
     "e3 (faithful)": E3,
     "(e1 + e2)/√2 (illusory)": (E1 + E2) / 2**0.5,
+}
+READINGS = {
+    "full_component": "the whole component does {:.0%} of what the direction does",
+    "row_effect": "without its disconnected part the direction keeps {:.0%} of its effect",
+    "covariation": "where nature moves the reading by 1, {:.2f} is written along the direction",
 }
 PATCHES = ("full", "unit row", "row, not normalised", "null", "read row", "read null")
 
@@ -81,13 +87,24 @@ def patches_of(basis: Tensor) -> dict[str, Patch | None]:
 class ToyResult:
     """`table[direction][patch]` effects; `sweep`: (θ in degrees, effect) of cos θ e1 + sin θ e2;
     `span`: effect of patching the whole span of e1 and e2; `component`: of the whole layer;
-    `verdicts[direction]`: the audit's rule on this network."""
+    `verdicts[direction]`: what the audit's rule says if the component is the units that the
+    direction has a part in, and if it is the whole layer."""
 
     table: dict[str, dict[str, float | None]]
     sweep: list[tuple[float, float]]
     span: float
     component: float
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, tuple[Judged, Judged]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A direction as a part of the component that consists of these `units` (from 1): each of the
+    `EXACT` conditions, None where it does not exist, and the verdict."""
+
+    units: tuple[int, ...]
+    conditions: dict[str, float | None]
+    verdict: Verdict
 
 
 def run_toy(pairs: int = 200, seed: int = 0) -> ToyResult:
@@ -111,15 +128,78 @@ def run_toy(pairs: int = 200, seed: int = 0) -> ToyResult:
         sweep,
         effect(SubspacePatch(torch.cat([E1, E2], dim=1)), base, source),
         effect(Full(), base, source),
-        {name: judge(basis, base, source) for name, basis in DIRECTIONS.items()},
+        {
+            name: (judge(v, _touched(v), base, source), judge(v, (1, 2, 3), base, source))
+            for name, v in DIRECTIONS.items()
+        },
     )
 
 
-def judge(basis: Tensor, base: Tensor, source: Tensor) -> Verdict:
-    """The audit's rule on this network. Its output map has rank 1, so the row/null test is void:
-    the unit row part of *any* direction that is read at all is the same line."""
-    size = effect(SubspacePatch(basis), base, source)
-    exact = Estimate(value=size, low=size, high=size)
-    return decide(
-        Evidence(tests={}, effect=exact, fldd=exact, units=len(base), exact=True, rank_too_low=True)
+def _touched(v: Tensor) -> tuple[int, ...]:
+    return tuple(unit for unit, part in enumerate(v[:, 0].tolist(), 1) if part)
+
+
+def judge(v: Tensor, units: tuple[int, ...], base: Tensor, source: Tensor) -> Judged:
+    """The audit's rule for a direction v (3, 1) of the component that consists of `units`, on
+    evidence that is exact. The output has rank 1, at which `row_effect` is `full_component` again
+    and every direction that writes as much does as much. In a language model the audit would
+    therefore leave `row_effect` out; here the rule gets both as they are."""
+    own = torch.cat([(E1, E2, E3)[unit - 1] for unit in units], dim=1)
+    weight = READ_OUT @ own @ own.T
+
+    def does(basis: Tensor) -> float:
+        return effect(SubspacePatch(basis), base, source) if basis.shape[1] else 0.0
+
+    size, written = does(v), weight @ v
+    conditions: dict[str, float | None] = dict.fromkeys(EXACT)
+    if abs(size) > 1e-9:
+        read = hidden(torch.cat([base, source]))
+        along = (read @ weight.T / written)[:, 0]
+        reading = (read @ v)[:, 0]
+        conditions = {
+            "full_component": does(own) / size,
+            "row_effect": does(orthonormal(Split.of(weight).row(v))) / size,
+            "covariation": float(along @ reading / (reading @ reading)),
+        }
+    tests = {
+        name: _test(value, READINGS[name].format(value))
+        for name, value in conditions.items()
+        if value is not None
+    }
+    tests["chance"] = _chance(v, own, base, source)
+    verdict = decide(
+        Evidence(
+            tests=tests, effect=_exactly(size), fldd=_exactly(size), units=len(base), exact=True,
+            whole=len(units) == v.shape[1],
+        )
+    )  # fmt: skip
+    return Judged(units, conditions, verdict)
+
+
+def _chance(v: Tensor, own: Tensor, base: Tensor, source: Tensor) -> Test:
+    """As in `audit`: uniformly random directions of the component that write as much."""
+    before, after = hidden(base), hidden(source)
+
+    def written(basis: Tensor) -> Tensor:
+        return output(SubspacePatch(basis).delta(before, after))
+
+    ours = written(v)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [written(own @ each) for each in haar(own.shape[1], 1, RANDOM_DRAWS, generator)]
+    scaled = [each * (ours.norm() / each.norm().clamp(min=1e-30)) for each in drawn]
+    whole = output(after) - output(before)
+    above = sum(bool(abs(each @ whole) >= (1 - 1e-9) * abs(ours @ whole)) for each in scaled)
+    p = (1 + above) / (1 + RANDOM_DRAWS)
+    return _test(
+        p,
+        f"{above} of {RANDOM_DRAWS} random directions that write as much do as much (p = {p:.2g}): "
+        "the output has one dimension, in which whatever is written acts alike",
     )
+
+
+def _exactly(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value)
+
+
+def _test(value: float, reading: str) -> Test:
+    return Test(**_exactly(value).model_dump(), reading=reading)

@@ -13,16 +13,16 @@ from helpers_oracle import random_pairs
 from helpers_planted import Channels, planted
 from subspacelens.audit import audit, judge
 from subspacelens.audit.evidence import TESTS
-from subspacelens.audit.evidence.choice import halves_of
 from subspacelens.audit.evidence.downstream import held, value_range
+from subspacelens.audit.evidence.refits import halves_of, shuffled
 from subspacelens.audit.judging import chosen_tests
 from subspacelens.core.errors import LensError
 from subspacelens.core.site import Site
-from subspacelens.core.statistics import auroc, auroc_interval
+from subspacelens.core.statistics import Units, auroc, auroc_interval, ratio
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.engine.task_capture import TaskCapture, capture_task
-from subspacelens.fit import das, mean_difference
+from subspacelens.fit import closed_form, das, mean_difference, pca
 from subspacelens.fit.subspace import made_by
 from subspacelens.measure.readers import attribute_readers, frozen
 from subspacelens.model.hooks import on_input
@@ -32,6 +32,7 @@ from subspacelens.tasks import Task, ioi
 from subspacelens.tasks.pairset import PairSet
 
 SITE = Site(1, "mlp_act", "X")
+LAST = Site(3, "resid_post", "END")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,30 @@ def task() -> Task:
         )
 
     return Task("random", split("train", 60, 1), split("test", 20, 2))
+
+
+@pytest.fixture(scope="module")
+def able(lens) -> Task:
+    """Token 10 or 11: z is 0 for the half of the prompts after which the first is likelier."""
+    drawn = [replace(p, answer=10, target=11) for p in random_pairs([(9, 4)] * 200, 3)]
+    clean = capture(lens, PairSet("able", "all", tuple(drawn)), [LAST]).clean.logit_diff
+    first, second = (
+        [
+            pair.base
+            for pair, d in zip(drawn, clean, strict=True)
+            if (d > clean.median()) == likelier
+        ]
+        for likelier in (True, False)
+    )
+    pairs = [
+        replace(drawn[0], base=ours, source=theirs, answer=10 + z, target=11 - z, z=(z, 1 - z))
+        for i, both in enumerate(zip(first, second, strict=False))
+        for z in (i % 2,)
+        for ours, theirs in (both[::-1] if z else both,)
+    ][:80]
+    return Task("able", *(PairSet("able", name, tuple(pairs[part])) for name, part in (
+        ("train", slice(40)), ("test", slice(40, 60)), ("held out", slice(60, 80))
+    )))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +122,7 @@ def test_a_sensor_alone_has_nothing_to_judge(lens, task, channels):
 
 def test_all_tests_say_something(lens, task, channels):
     found = judged(lens, task, channels, {0: 1.0})
-    assert set(found.tests) == set(TESTS) - {"stability", "vacuity"}
+    assert set(found.tests) == set(TESTS) - {"stability", "shuffled_labels", "vacuity"}
     assert all(test.reading for test in found.tests.values())
     assert found.tests["chance"].value < 0.2 and found.tests["chance"].control == 0
     assert found.tests["natural_range"].value > 0.5
@@ -329,9 +354,93 @@ def test_stability_sees_both_classes_in_either_half(lens, task):
         assert sum(pair.z[0] for pair in half.pairs) == 15
         number = task.train.pairs.index(half.pairs[0])
         torch.testing.assert_close(half.base[SITE][0], captures.train.base[SITE][number])
-    subspace = mean_difference(lens, captures.train, SITE)
-    test = judge(lens, captures, subspace, budget="fast", tests=["stability"]).tests["stability"]
-    assert test.value is not None and "share" in test.reading
+
+
+def test_stability_is_of_three_halvings(lens, able):
+    """By hand: the squared cosine of the class-mean differences of either half."""
+    captures = capture_task(lens, able, [LAST])
+    subspace = mean_difference(lens, captures.train, LAST)
+    judgement = judge(lens, captures, subspace, budget="fast", tests=["stability"], seed=5)
+    z = np.array([pair.z[0] for pair in able.train])
+    x = captures.train.difference(LAST) * torch.from_numpy(1 - 2 * z)[:, None]
+    shared, fldd = [], []
+    for seed in (5, 6, 7):
+        means = [x[half].mean(dim=0) for half in captures.train.at(LAST).units.halves(z, seed)]
+        shared.append(float(torch.cosine_similarity(*means, dim=0)) ** 2)
+        patches = [SubspacePatch((mean / mean.norm())[:, None]) for mean in means]
+        fldd.append([captures.test.at(LAST).effect(patch).fldd.value for patch in patches])
+    test = judgement.tests["stability"]
+    assert (test.value, test.low, test.high) == pytest.approx(
+        (np.mean(shared), min(shared), max(shared)), abs=1e-5
+    )
+    error = (np.diff(fldd) ** 2).mean() ** 0.5 / 2
+    assert f"is {np.min(fldd):.2f} to {np.max(fldd):.2f}" in test.reading
+    assert f"adds about ± {error:.2f} (standard error)" in test.reading
+
+
+def test_shuffled_labels_are_turned_in_half_of_the_units_of_either_class(lens, task):
+    captured = capture_task(lens, task, [SITE]).train
+    turned = shuffled(captured, SITE, seed=0)
+    changed = np.array([a != b for a, b in zip(captured.pairs, turned.pairs, strict=True)])
+    z = np.array([pair.z[0] for pair in captured.pairs])
+    assert changed[z == 0].sum() == changed[z == 1].sum() == 15
+    for before, after in zip(captured.pairs, turned.pairs, strict=True):
+        if before != after:
+            assert (after.answer, after.target) == (before.target, before.answer)
+            assert after.z == before.z[::-1]
+    sign = torch.from_numpy(np.where(changed, -1.0, 1.0))
+    replay = turned.at(SITE)
+    torch.testing.assert_close(replay.clean.logit_diff, captured.clean.logit_diff * sign.float())
+    torch.testing.assert_close(replay.gradients(), captured.at(SITE).gradients() * sign[:, None])
+    nothing = replay.delta_outcomes(torch.zeros_like(replay.base))
+    torch.testing.assert_close(nothing.logit_diff, replay.clean.logit_diff)
+
+
+def test_a_fit_to_shuffled_labels_finds_little(lens, able):
+    captures = capture_task(lens, able, [LAST])
+
+    def found(subspace):
+        tests = judge(lens, captures, subspace, budget="fast", tests=["shuffled_labels"]).tests
+        return tests["shuffled_labels"]
+
+    test = found(mean_difference(lens, captures.train, LAST))
+    assert 0 <= test.low <= test.value <= test.high and test.value < 0.5
+    assert "labels that say nothing" in test.reading
+    blind = found(pca(lens, captures.train, LAST))
+    assert blind.value is None and "looks at no labels" in blind.reading
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_templates_are_units_too(lens, able, count):
+    test = tuple(replace(p, template=f"t{i % count}") for i, p in enumerate(able.test))
+    captures = capture_task(lens, Task("able", able.train, PairSet("able", "test", test)), [LAST])
+    subspace = closed_form(lens, captures.train, LAST)
+    record = audit(lens, captures, subspace, budget="fast").record
+    notes = [note for note in record.notes if "templates instead of prompts" in note]
+    if count == 2:
+        assert record.over_templates is None and not notes
+        return
+    effect = captures.test.at(LAST).effect(SubspacePatch(subspace.basis.double()))
+    drop, clean = (
+        np.array([x[i::count].sum() for i in range(count)])
+        for x in (effect.drop, effect.clean.logit_diff.double().numpy())
+    )
+    own, expected = record.effects["subspace"].fldd, ratio(drop, clean, Units(np.arange(count)))
+    over = record.over_templates
+    assert over.count == count and over.fldd.value == pytest.approx(own.value)
+    assert (over.fldd.low, over.fldd.high) == pytest.approx((expected.low, expected.high))
+    bounded = expected.low is not None
+    assert bool(notes) == (not bounded or expected.high - expected.low > own.high - own.low)
+
+
+def test_generalisation_takes_both_effects_as_estimated(lens, able):
+    captures = capture_task(lens, able, [LAST])
+    subspace = closed_form(lens, captures.train, LAST)
+    judgement = judge(lens, captures, subspace, budget="fast", tests=["generalisation"])
+    there = captures.held_out.at(LAST).effect(SubspacePatch(subspace.basis.double())).fldd
+    here, test = judgement.effects["subspace"].fldd, judgement.tests["generalisation"]
+    assert test.value == pytest.approx(there.value / here.value)
+    assert test.high - test.low > 1.1 * (there.high - there.low) / here.value
 
 
 def test_vacuity_fits_again_in_a_copy_and_leaves_the_model_alone(lens, task):

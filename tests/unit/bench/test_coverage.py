@@ -14,7 +14,10 @@ def covered(name: str, repeat: int = 300) -> dict[int, float]:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
-    few = {"mean, normal", "ratio, denominator's CV 1", "AUROC .98"}
+    few = {
+        "mean, normal", "ratio, denominator's CV 1", "AUROC .98", "quotient of two samples",
+        "proportion .5, 4 a unit", "proportion .98, 8 a unit",
+    }  # fmt: skip
     monkeypatch.setattr(coverage, "COUNTS", (16, 64))
     monkeypatch.setattr(coverage, "CASES", {n: coverage.CASES[n] for n in few})
     for row in bench_coverage(300)["rows"]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from subspacelens.core.statistics import Units, mean, proportion, ratio
+from subspacelens.core.records import Estimate
+from subspacelens.core.statistics import Units, mean, proportion, quotient, ratio
 
 
 def apart(count: int) -> Units:
@@ -55,9 +58,9 @@ def test_a_proportion_on_which_all_agree_is_as_wilson_says(hit):
     assert (share.low, share.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_the_interval_of_a_constant_share_holds_it():
+def test_hits_of_a_unit_that_are_no_more_alike_than_others_count_each():
     for share in (proportion(np.full(50, 0.5), apart(50)),
-                  proportion(np.tile([0, 1], 50), Units(np.repeat(np.arange(50), 2)))):  # fmt: skip
+                  proportion(np.tile([0, 1], 25), Units(np.repeat(np.arange(25), 2)))):  # fmt: skip
         expected = binomtest(25, 50).proportion_ci(method="wilson")
         assert share.value == 0.5
         assert (share.low, share.high) == pytest.approx((expected.low, expected.high))
@@ -90,3 +93,43 @@ def test_odd_strata_do_not_all_give_their_odd_unit_to_one_half():
     units, strata = apart(12), np.repeat([0, 1, 2, 3], 3)
     first, second = units.halves(strata, seed=0)
     assert len(first) == len(second) == 6
+
+
+def around(value: float, below: float, above: float) -> Estimate:
+    return Estimate(value=value, low=value - below, high=value + above)
+
+
+def test_a_quotient_of_symmetric_estimates_is_fiellers():
+    """The ends are the r at which (1 - 2 r)² = .2² + (.5 r)²."""
+    found = quotient(around(1, 0.2, 0.2), around(2, 0.5, 0.5))
+    ends = np.roots([2**2 - 0.5**2, -2 * 1 * 2, 1 - 0.2**2])
+    assert (found.low, found.high) == pytest.approx((min(ends), max(ends)))
+    assert found.value == 0.5
+
+
+sizes = st.floats(0.01, 3)
+
+
+@given(st.floats(-3, 3), sizes, sizes, st.floats(0.1, 3), sizes, sizes)
+def test_ends_of_a_quotient_are_where_the_two_are_at_their_own(t, t_low, t_high, b, share, b_high):
+    b_low = b * share / 3.01
+    found = quotient(around(t, t_low, t_high), around(b, b_low, b_high))
+    assert found.low < found.value == t / b < found.high
+    for r, t_end, down, up in (
+        (found.low, t_low, b_high, b_low), (found.high, t_high, b_low, b_high)
+    ):  # fmt: skip
+        b_end = down if r > 0 else up
+        assert abs(t - r * b) == pytest.approx(np.hypot(t_end, r * b_end), rel=1e-6, abs=1e-9)
+    turned = quotient(around(-t, t_high, t_low), around(b, b_low, b_high))
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    twice = quotient(around(-t, t_high, t_low), around(-b, b_high, b_low))
+    assert (twice.low, twice.high) == pytest.approx((found.low, found.high))
+
+
+def test_a_quotient_needs_a_denominator():
+    one, none = around(1, 0.1, 0.1), Estimate(value=None)
+    assert quotient(one, Estimate(value=0.0)).value is None
+    assert quotient(one, none).value is quotient(none, one).value is None
+    for bottom in (around(0.5, 0.5, 1), Estimate(value=0.5)):
+        assert quotient(one, bottom).model_dump() == dict(value=2, low=None, high=None)
+    assert quotient(Estimate(value=1), one).model_dump() == dict(value=1, low=None, high=None)

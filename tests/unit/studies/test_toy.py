@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from subspacelens.core.geometry import Split
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.report.toy_page import write_toy
-from subspacelens.studies.toy import DIRECTIONS, run_toy
+from subspacelens.studies.toy import DIRECTIONS, hidden, output, run_toy
 
 NAMES = list(DIRECTIONS)
 
@@ -37,12 +37,46 @@ def test_table_is_what_algebra_says(result, name, expected):
     assert tuple(result.table[name].values()) == pytest.approx(expected, abs=1e-12)
 
 
-def test_sweep_span_and_verdicts(result):
+def test_sweep_and_span(result):
     for degrees, effect in result.sweep:
         assert effect == pytest.approx(sin(2 * degrees * pi / 180), abs=1e-12)
     assert result.span == pytest.approx(0, abs=1e-12)
     assert result.component == pytest.approx(1)
-    assert {verdict.label for verdict in result.verdicts.values()} == {"undetermined"}
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "label", "code", "conditions"),
+    [
+        (NAMES[0], (1,), "undetermined", "small", (None, None, None)),
+        (NAMES[1], (2,), "undetermined", "small", (None, None, None)),
+        (NAMES[2], (3,), "undetermined", "whole", (1, 1, 1)),
+        (NAMES[3], (1, 2), "illusory", "fails", (0, 0, 0)),
+    ],
+)
+def test_the_rule_says_of_the_units_of_a_direction_what_the_paper_says(
+    result, name, units, label, code, conditions
+):
+    """By hand: y = 2 h2 + h3, and units 1 and 2 together never change it."""
+    found, _ = result.verdicts[name]
+    assert (found.units, found.verdict.label, found.verdict.code) == (units, label, code)
+    assert tuple(found.conditions.values()) == pytest.approx(conditions, abs=1e-12)
+
+
+def test_in_the_whole_layer_nothing_tells_the_true_direction_from_the_illusory_one(result):
+    """Both patches write the same for every pair: all conditions hold, and what keeps the rule from
+    calling an illusion faithful is that any direction does as much."""
+    true, false = (result.verdicts[name][1] for name in NAMES[2:])
+    for found in (true, false):
+        assert found.units == (1, 2, 3)
+        assert tuple(found.conditions.values()) == pytest.approx((1, 1, 1))
+        assert (found.verdict.label, found.verdict.code) == ("undetermined", "chance")
+        assert "the output has one dimension" in found.verdict.reasons[0]
+    base, source = torch.randn(2, 20, generator=torch.Generator().manual_seed(1))
+    first, second = (
+        output(SubspacePatch(DIRECTIONS[name]).delta(hidden(base), hidden(source)))
+        for name in NAMES[2:]
+    )
+    torch.testing.assert_close(first, second)
 
 
 def test_page_and_tables(result, tmp_path):
@@ -50,7 +84,10 @@ def test_page_and_tables(result, tmp_path):
     assert "Turn the direction" in page.read_text()
     record = json.loads((tmp_path / "toy.json").read_text())
     assert record["table"][NAMES[3]]["full"] == pytest.approx(1)
-    assert "| 0.40 |" in (tmp_path / "toy.md").read_text()
+    assert record["verdicts"][NAMES[3]][0]["verdict"]["label"] == "illusory"
+    table = (tmp_path / "toy.md").read_text()
+    assert "| 0.40 |" in table
+    assert f"| {NAMES[3]} | units 1, 2 | 0.00 | 0.00 | 0.00 | illusory | the whole comp" in table
 
 
 @st.composite

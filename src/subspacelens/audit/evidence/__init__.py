@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..record import Test
-from . import choice, downstream, effects, elsewhere, landing, natural, nature, path
+from . import choice, downstream, effects, elsewhere, landing, natural, nature, path, refits
 from .case import Case, Natural, Setting
 
 BUDGETS = ("fast", "standard", "full")
@@ -37,8 +37,9 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "selectivity": ("standard", elsewhere.selectivity),
     "unrelated_text": ("standard", elsewhere.unrelated_text),
     "generalisation": ("standard", effects.generalisation),
-    "stability": ("full", choice.stability),
-    "vacuity": ("full", choice.vacuity),
+    "stability": ("full", refits.stability),
+    "shuffled_labels": ("full", refits.shuffled_labels),
+    "vacuity": ("full", refits.vacuity),
 }
 
 __all__ = ["BUDGETS", "TESTS", "Case", "Natural", "Setting"]

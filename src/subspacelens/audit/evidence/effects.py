@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ...core.statistics import quotient
 from ...engine.patches import SubspacePatch
 from ...measure.effects import drops_of
 from ...measure.splits import READERS_IN_PROXY, proxy_split
@@ -104,14 +105,13 @@ def generalisation(case: Case) -> Test:
     """Does it work on templates the fit never saw? FLDD held out over FLDD on the test split."""
     if case.captures.held_out is None:
         return void("the task has no held-out template")
-    inside = case.effects["subspace"].fldd.value
-    if inside is None or abs(inside) < 1e-9:
-        return void(NO_EFFECT)
     replay = case.captures.held_out.at(case.site)
     held_out = replay.effects({"": case.patch}, decided=True)[""].fldd
     if held_out.value is None:
         return void("the model does not do the task on the held-out templates")
-    share = held_out.scaled(1 / inside)
+    share = quotient(held_out, case.effects["subspace"].fldd)
+    if share.value is None:
+        return void(NO_EFFECT)
     return test_of(
         share, f"on templates that were not fitted the effect is {share.value:.0%} as large"
     )
