@@ -179,16 +179,17 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
         [row.label for row in judged if row.kind == kind] for kind in ("faithful", "illusory")
     )
 
-    def said(labels: Sequence[VerdictName], what: Collection[VerdictName]) -> int:
+    def said(labels: Sequence[str], what: Collection[str]) -> int:
         return sum(each in what for each in labels)
 
     own = USED if label in USED else (label,)
     truth = {"faithful": faithful, "partial": faithful, "illusory": illusory}.get(label)
-    right = wrong = ratio = None
+    ratio = borne_out = None
     if truth is not None and faithful and illusory:
         other = illusory if truth is faithful else faithful
         right, wrong = said(truth, own), said(other, own)
         ratio = ((right + 0.5) / (len(truth) + 1)) / ((wrong + 0.5) / (len(other) + 1))
+        borne_out = wrong <= MOST_WRONG and ratio >= LEAST_RATIO
     sizes = [row.fldd for row in judged if row.kind in ("faithful", "illusory") and row.fldd]
     outside = ""
     if min(len(faithful), len(illusory)) < MODELS:
@@ -209,9 +210,7 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
         right_illusory=exact_proportion(said(illusory, ("illusory",)), len(illusory)),
         likelihood_ratio=ratio,
         sees=_sees(judged),
-        borne_out=None
-        if right is None or wrong is None
-        else wrong <= MOST_WRONG and ratio >= LEAST_RATIO,
+        borne_out=borne_out,
     )
 
 

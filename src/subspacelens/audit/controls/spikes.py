@@ -111,6 +111,7 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
     alike, other = plan.shared, (1 - plan.shared**2) ** 0.5
     uses = [bed.written(plan.write if j == 0 else "half", generator) for j in range(k)]
     wakes = uses if plan.same else [bed.dormant(generator) for _ in range(k)]
+    silent = [torch.zeros_like(each) for each in uses]
     if not beside:
         uses, wakes, silent = _orthogonal(bed, uses, wakes, own[k : 2 * k])
     column = bed.column * plan.column if beside else 1.0
@@ -128,7 +129,7 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
         add(sizes[j], 1.0, noise * own[j], uses[j])
     for j in range(k):
         mixed = alike * own[j] + other * own[k + j]
-        add(woken[j], 1.0, noise * mixed, torch.zeros_like(uses[j]) if beside else silent[j])
+        add(woken[j], 1.0, noise * mixed, silent[j])
     for j in range(k):
         add(woken[j] * plan.drift, 0.0, own[2 * k + j], wakes[j])
     for _ in range(plan.parallel - 1):
