@@ -36,6 +36,7 @@ FRAME_SEED = 2311
 """Not a seed of the audit's: no random subspace of its own is V."""
 TAUGHT = 2.0
 SAMPLES = 4096
+LEAST = 0.999
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ RECIPES = {
     "stream": Recipe(Site(1, "resid_post", "SEP")),
     "head": Recipe(Site(2, "head_z", "END", head=1), lessons=200),
     "plane": Recipe(Site(2, "resid_post", "END"), dim=2),
-    "illusion": Recipe(Site(1, "resid_post", "SEP"), illusion=True),
+    "illusion": Recipe(Site(1, "resid_post", "SEP"), illusion=True, steps=1000),
 }
 SHAPE = dict(
     vocab_size=len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=4,
@@ -237,6 +238,8 @@ def main() -> None:
         scores = check(load_trained(name), SAMPLES)
         about.write_text(json.dumps(facts | {"scores": scores}, indent=1) + "\n")
         print(name, *(f"{what} {score:.4f}" for what, score in scores.items()), flush=True)
+        if min(scores.values()) < LEAST:
+            sys.exit(f"{name} does not do what it was trained to do: another seed, or more steps")
 
 
 if __name__ == "__main__":
