@@ -19,7 +19,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test attack check lint format types docs install install-dev lock clean distclean python
+.PHONY: help audit test attack check lint format types docs truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -55,6 +55,9 @@ types: install-dev ## Check the types
 docs: install-dev ## Make a page of the public names, build/docs/api/index.html
 	$(BIN)/python -m pytest -q tests/unit/test_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+truth-models: install ## Train the models of bench/truth anew (a quarter of an hour)
+	$(BIN)/python tools/train_truth.py
 
 install: $(VENV)/.installed-runtime ## Install what `audit` needs into .venv
 
