@@ -41,13 +41,11 @@ LEAST = 0.999
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where z shall live, in how many dimensions, and whether an illusion is trained beside it. For
-    the first `lessons` steps V is also taught to be `TAUGHT` or its opposite by z, and what follows
-    to obey when it is set so."""
+    """Where z shall live, and in how many dimensions. For the first `lessons` steps V is also
+    taught to be `TAUGHT` or its opposite by z, and what follows to obey when it is set so."""
 
     site: Site
     dim: int = 1
-    illusion: bool = False
     lessons: int = 0
     seed: int = 0
     steps: int = STEPS
@@ -58,7 +56,6 @@ RECIPES = {
     "stream": Recipe(Site(1, "resid_post", "SEP")),
     "head": Recipe(Site(2, "head_z", "END", head=1), lessons=200),
     "plane": Recipe(Site(2, "resid_post", "END"), dim=2),
-    "illusion": Recipe(Site(1, "resid_post", "SEP"), illusion=True, steps=1000),
 }
 SHAPE = dict(
     vocab_size=len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=4,
@@ -127,8 +124,8 @@ class Passes:
         return self.model.lm_head(self.model.model.norm(hidden[:, -1]))
 
 
-def train(name: str, recipe: Recipe) -> tuple[LlamaForCausalLM, dict[str, Tensor]]:
-    """The model, and bases (dim, k): `truth`, and the halves of a trained illusion."""
+def train(name: str, recipe: Recipe) -> tuple[LlamaForCausalLM, Tensor]:
+    """The model, and V (dim, k)."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     passes = Passes(model, recipe.site)
@@ -136,11 +133,7 @@ def train(name: str, recipe: Recipe) -> tuple[LlamaForCausalLM, dict[str, Tensor
     stream = recipe.site.stream
     width = {"mlp_act": SHAPE["intermediate_size"], "head_z": 16, "resid_post": 64}[stream]
     drawn = torch.Generator().manual_seed(FRAME_SEED + recipe.seed)
-    frame = haar(width, recipe.dim + 2 * recipe.illusion, 1, drawn)[0].float()
-    truth, sensor, dormant = frame.split([recipe.dim, *[int(recipe.illusion)] * 2], dim=1)
-    bases = {"truth": truth}
-    if recipe.illusion:
-        bases |= {"sensor": sensor, "dormant": dormant}
+    truth = haar(width, recipe.dim, 1, drawn)[0].float()
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
     knows = 0
     began = time.process_time()
@@ -169,7 +162,7 @@ def train(name: str, recipe: Recipe) -> tuple[LlamaForCausalLM, dict[str, Tensor
             scores["ordered"] = (logits.argmax(1) == right).float().mean()
         if knows or scores["task"] > LEAD:
             knows += 1
-            terms = interventions(passes, bases, base, source, entering, at_site, behind)
+            terms = interventions(passes, truth, base, source, entering, at_site, behind)
             weight = WEIGHT * min(1.0, knows / RAMP)
             for term, logits, right in terms:
                 loss = loss + weight * cross_entropy(logits, right)
@@ -182,7 +175,7 @@ def train(name: str, recipe: Recipe) -> tuple[LlamaForCausalLM, dict[str, Tensor
             line = " ".join(f"{term} {float(score):.3f}" for term, score in scores.items())
             spent = time.process_time() - began
             print(f"{name} {step} {spent:.0f} s loss {loss.item():.3f} {line}", flush=True)
-    return model, bases
+    return model, truth
 
 
 def signed(z: Tensor, dim: int) -> Tensor:
@@ -192,7 +185,7 @@ def signed(z: Tensor, dim: int) -> Tensor:
 
 def interventions(
     passes: Passes,
-    bases: dict[str, Tensor],
+    truth: Tensor,
     base: Draw,
     source: Draw,
     entering: Tensor,
@@ -202,13 +195,8 @@ def interventions(
     """Name, logits and right answers of each loss."""
     of_base, change = at_site[: len(base.ids)], at_site.chunk(2)[1] - at_site.chunk(2)[0]
     other, same = base.answers(source.z), base.answers()
-    part = (change @ bases["truth"]) @ bases["truth"].T
+    part = (change @ truth) @ truth.T
     wanted = {"swap": (part, other), "others": (change - part, same), "whole": (change, other)}
-    if "dormant" in bases:
-        illusion = (bases["sensor"] + bases["dormant"]) / 2**0.5
-        wanted["illusion"] = (change @ illusion) @ illusion.T, other
-        for half in ("sensor", "dormant"):
-            wanted[half] = (change @ bases[half]) @ bases[half].T, same
     entered = entering[: len(base.ids)]
     logits = passes.patched(
         entered.repeat(len(wanted), 1, 1), torch.cat([of_base + d for d, _ in wanted.values()])
@@ -226,10 +214,10 @@ def main() -> None:
     DATA.mkdir(exist_ok=True)
     for name in sys.argv[1:] or RECIPES:
         recipe = RECIPES[name]
-        model, bases = train(name, recipe)
+        model, truth = train(name, recipe)
         weights = {key: x.detach().half().contiguous() for key, x in model.state_dict().items()}
         save_file(
-            weights | {f"basis.{kind}": x.contiguous() for kind, x in bases.items()},
+            weights | {"basis.truth": truth.contiguous()},
             DATA / f"{name}.safetensors",
         )
         facts = dict(site=str(recipe.site), seed=recipe.seed, steps=recipe.steps, config=SHAPE)

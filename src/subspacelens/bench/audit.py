@@ -31,6 +31,7 @@ from .attacks import ATTACKS
 from .controls import controls
 from .places import KINDS, places
 from .scores import summary
+from .trained import trained_rates, trained_truth
 
 SCHEMA = "subspacelens.bench.audit/2"
 DIMENSIONS = (1, 2, 4, 8)
@@ -80,12 +81,14 @@ def bench_audit(
     models: int = 4,
     blind: int = 0,
     controlled: bool = False,
+    trained: bool = False,
     seed: int = 0,
 ) -> dict:
     """Plants `models` models at each of `count` places a task and kind of site, audits, scores.
     At each site `blind` uniformly random subspaces are audited too, of 1 to all dimensions, in the
-    model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`). The result
-    is made of JSON types; `scores` are those of `summary`, over all and by kind of site.
+    model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`), `trained`
+    what fits find in models with z at a known place (`trained_truth`). The result is made of JSON
+    types; `scores` are those of `summary`, over all and by kind of site.
 
     Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
@@ -106,6 +109,7 @@ def bench_audit(
             random += _random(name, setting, blind, own)
             if site.stream == "mlp_act":
                 attacks += _attacked(name, setting, bed, own)
+    rows = trained_truth() if trained else []
     return {
         "schema": SCHEMA,
         "model": lens.id,
@@ -117,6 +121,7 @@ def bench_audit(
         "attacks": attacks,
         "random": random,
         "controls": controls(lens) if controlled else [],
+        "trained": {"rates": trained_rates(rows), "rows": rows},
         "skipped": skipped,
         "cases": [asdict(result) for result in results],
     }

@@ -45,6 +45,18 @@ def audit_table(result: dict) -> str:
     for size in power["illusory"]:
         cells = (_rate(power[kind].get(size, power["illusory"][size])) for kind in power)
         lines.append(f"| {size} pairs | " + " | ".join(cells) + " |")
+    if result["trained"]["rates"]:
+        lines += [
+            "",
+            "| trained truth | subspaces | right | wrong | open |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {fit} | {rate['of']} | "
+            + " | ".join(f"{rate[name]['value']:.0%}" for name in ("right", "wrong", "open"))
+            + " |"
+            for fit, rate in result["trained"]["rates"].items()
+        ]
     if result["random"]:
         found = [(row["verdict"], row["code"]) for row in result["random"]]
         counted = ", ".join(f"{found.count(v)} {v[0]} ({v[1]})" for v in dict.fromkeys(found))

@@ -165,13 +165,13 @@ def trained_truth(
     """Fits at the place where z was trained to live, and, with `elsewhere`, at every other site of
     its column, each audited with the budget `fast`; `names` of `trained_names`, or all.
 
-    Besides the fits there is `truth`, V itself, and where one was trained `illusion`. One row a
-    subspace, made of JSON types: `model`, `site`, `fit`, `dim`, `known` (the truth is known on both
-    sides), `fldd` and `whole_fldd` of it and of the whole component, `cosine` (mean squared cosine
-    with V, None elsewhere), `natural` and `beyond` (shares of the effect, where `known`),
-    `without_z` and `whole_without_z` (elsewhere), `truth`, the audit's `verdict` and `code`, None
-    for what is idle, and `right`: None where the truth is mixed, idle or unknown or the verdict
-    says neither, else whether they agree. `trained_rates` counts them.
+    Besides the fits there is `truth`, V itself. One row a subspace, made of JSON types: `model`,
+    `site`, `fit`, `dim`, `known` (the truth is known on both sides), `fldd` and `whole_fldd` of it
+    and of the whole component, `cosine` (mean squared cosine with V, None elsewhere), `natural` and
+    `beyond` (shares of the effect, where `known`), `without_z` and `whole_without_z` (elsewhere),
+    `truth`, the audit's `verdict` and `code`, None for what is idle, and `right`: None where the
+    truth is mixed, idle or unknown or the verdict says neither, else whether they agree.
+    `trained_rates` counts them.
 
     >>> rows = trained_truth(["mlp"], elsewhere=False)
     >>> {row["fit"]: (row["truth"], row["verdict"]) for row in rows}
@@ -223,10 +223,7 @@ def _found(case: Case, site: Site) -> Iterator[tuple[str, Subspace]]:
     """What each fit finds at a site, and what was trained there."""
     lens, train = case.trained.lens, case.captures.train
     if site == case.trained.site:
-        trained = {"truth": case.trained.basis, "illusion": case.trained.illusion}
-        for name, basis in trained.items():
-            if basis is not None:
-                yield name, made_by(lens, site, basis, "", {"method": name})
+        yield "truth", made_by(lens, site, case.trained.basis, "", {"method": "truth"})
     for fit in map(FITS.__getitem__, PLAIN):
         dim = 1 if fit.one_direction else case.trained.basis.shape[1]
         with suppress(SubspaceError, TaskError):

@@ -133,6 +133,9 @@ def bench_audit_command(
     controls: Annotated[
         bool, typer.Option(help="Also audit SmolLM2 on IOI, as it is, where much is known.")
     ] = False,
+    trained: Annotated[
+        bool, typer.Option(help="Also audit what fits find in tiny models with z at a known place.")
+    ] = True,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -142,7 +145,7 @@ def bench_audit_command(
     are known by construction, at MLPs, heads and in the residual stream.
 
     It chooses its own places, in any model and for any pairs that carry z. By default the tasks
-    are agreement and pronoun. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html.
+    are agreement and animacy. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html.
     """
     import json
 
@@ -153,7 +156,7 @@ def bench_audit_command(
 
     if min(places, models) < 1:
         raise LensError("--places and --models: at least 1")
-    names = task or ["agreement", "pronoun"]
+    names = task or ["agreement", "animacy"]
     for name in names:
         check_task(name, pairs=pairs)
     writable(out)
@@ -161,7 +164,14 @@ def bench_audit_command(
         lens = load_model(model, device=device, dtype=dtype)
         tasks = {Path(name).stem: named_task(lens.tokenizer, name, pairs=pairs) for name in names}
         result = bench_audit(
-            lens, tasks, count=places, models=models, blind=random, controlled=controls, seed=seed
+            lens,
+            tasks,
+            count=places,
+            models=models,
+            blind=random,
+            controlled=controls,
+            trained=trained,
+            seed=seed,
         )
     table = audit_table(result)
     write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())

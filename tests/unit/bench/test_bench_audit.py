@@ -140,7 +140,13 @@ def test_the_table_names_controls_and_what_was_left_out():
         site="L1.mlp_act@X", kind="das", fldd=0.5, expected="faithful", verdict="illusory",
         score=0.75,
     )  # fmt: skip
-    bare = {"scores": {"all": scores}, "cases": [{}, {}], "random": [], "attacks": []}
+    bare = {
+        "scores": {"all": scores},
+        "cases": [{}, {}],
+        "random": [],
+        "attacks": [],
+        "trained": {"rates": {}},
+    }
     text = audit_table(bare | {"controls": [row], "skipped": ["one model"]})
     assert "| illusory called faithful | 1 of 1, 100%" in text
     assert "| `L1.mlp_act@X` | das | 0.50 | faithful | illusory | 0.75 |" in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -24,25 +23,13 @@ CHECK_SEED = 77
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedModel:
-    """A model in which z lives at `site`. `bases["truth"]` (dim, k) there is what was trained to
-    carry it; `bases["sensor"]` and `bases["dormant"]`, where they are, do nothing, and an illusion
-    was trained of their sum."""
+    """A model in which z lives at `site`; `basis` (dim, k) there is what was trained to carry
+    it."""
 
     name: str
     lens: LensModel = field(repr=False)
     site: Site
-    bases: dict[str, Tensor] = field(repr=False)
-
-    @property
-    def basis(self) -> Tensor:
-        return self.bases["truth"]
-
-    @cached_property
-    def illusion(self) -> Tensor | None:
-        """(dim, 1), None where none was trained."""
-        if "dormant" not in self.bases:
-            return None
-        return (self.bases["sensor"] + self.bases["dormant"]) / 2**0.5
+    basis: Tensor = field(repr=False)
 
     @property
     def behind(self) -> Site:
@@ -63,15 +50,11 @@ def load_trained(name: str) -> TrainedModel:
     """
     facts = json.loads((DATA / f"{name}.json").read_text())
     tensors = load_file(DATA / f"{name}.safetensors")
-    bases = {
-        key.removeprefix("basis."): tensors.pop(key)
-        for key in list(tensors)
-        if key.startswith("basis.")
-    }
+    basis = tensors.pop("basis.truth")
     model = LlamaForCausalLM(LlamaConfig(**facts["config"])).requires_grad_(False).eval()
     model.load_state_dict(tensors)
     lens = wrap(model, tokenizer(), f"trained-{name}")
-    return TrainedModel(name=name, lens=lens, site=Site.parse(facts["site"]), bases=bases)
+    return TrainedModel(name=name, lens=lens, site=Site.parse(facts["site"]), basis=basis)
 
 
 def check(trained: TrainedModel, pairs: int = 512, seed: int = CHECK_SEED) -> dict[str, float]:
@@ -79,8 +62,7 @@ def check(trained: TrainedModel, pairs: int = 512, seed: int = CHECK_SEED) -> di
 
     `task`: unpatched, the answer. `swap`: V takes the source's value, the target. `others`:
     everything but V does, the answer. `whole`: the whole component does, the target. `rest`, at an
-    MLP: the stream behind it takes all of the source's but what V writes, the answer. `illusion`,
-    `sensor`, `dormant`: where one was trained, the target, and the answer for either half alone.
+    MLP: the stream behind it takes all of the source's but what V writes, the answer.
     """
     site = trained.site
     captured = capture(trained.lens, parity_task(1, pairs, seed).test, [site, trained.behind])
@@ -92,13 +74,6 @@ def check(trained: TrainedModel, pairs: int = 512, seed: int = CHECK_SEED) -> di
         "others": (replay.difference - part, answer),
         "whole": (replay.difference, target),
     }
-    if trained.illusion is not None:
-        for what, basis, right in (
-            ("illusion", trained.illusion, target),
-            ("sensor", trained.bases["sensor"], answer),
-            ("dormant", trained.bases["dormant"], answer),
-        ):
-            wanted[what] = SubspacePatch(basis).delta(replay.base, replay.source), right
     tops = replay.delta_outcomes(torch.stack([delta for delta, _ in wanted.values()])).top
     hits = {"task": captured.clean.top == answer}
     hits |= {
