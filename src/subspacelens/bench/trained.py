@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,7 +199,7 @@ def trained_rates(rows: Sequence[dict]) -> dict[str, dict]:
         units = Units.of(row["model"] for row in chosen)
         outcomes = {"right": True, "wrong": False, "open": None}
         rates[fit] = {"of": len(chosen)} | {
-            outcome: proportion([row["right"] is value for row in chosen], units).model_dump()
+            outcome: proportion(np.array([row["right"] is value for row in chosen]), units).model_dump()
             for outcome, value in outcomes.items()
         }
     return rates
