@@ -199,7 +199,9 @@ def trained_rates(rows: Sequence[dict]) -> dict[str, dict]:
         units = Units.of(row["model"] for row in chosen)
         outcomes = {"right": True, "wrong": False, "open": None}
         rates[fit] = {"of": len(chosen)} | {
-            outcome: proportion(np.array([row["right"] is value for row in chosen]), units).model_dump()
+            outcome: proportion(
+                np.array([row["right"] is value for row in chosen]), units
+            ).model_dump()
             for outcome, value in outcomes.items()
         }
     return rates
