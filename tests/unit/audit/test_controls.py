@@ -68,6 +68,9 @@ def test_no_calibration_where_too_few_do_enough_or_none_is_alike():
     weak = [*RIGHT[:-1], spiked("illusory", "undetermined", 0.1)]
     assert "11 planted illusions" in summed(weak, "faithful", 0.5).void
     assert "none of the spikes'" in summed(RIGHT, "faithful", 0.9).void
+    assert few.borne_out is None and summed(RIGHT, "faithful", 0.9).borne_out is None
+    wrong = rows(["faithful"] * 4, ["faithful"] * 3)
+    assert summed(wrong, "faithful", 0.5).void and summed(wrong, "faithful", 0.5).borne_out is False
     none = Controls.without("the pairs carry no z")
     assert in_words(none, 40) == ["No calibration: the pairs carry no z."]
 

@@ -24,17 +24,17 @@ from ..record import Controls, Spiked, VerdictName
 from ..verdict import SMALLEST_FLDD
 from .bed import KEPT, Bed
 from .spikes import Plan, Spike, channels_of, spikes
-from .words import USED
+from .words import PAIRS, USED
 
 MODELS = 12
 """Planted models that a calibration takes at least."""
 TRIED = 18
-PAIRS = 64
-"""Pairs of either split on which spikes are judged: with more of them an audit errs less often."""
+"""Plans that are drawn, of which some may be left out."""
 MOST_DIMENSIONS = 8
 SPREAD = 1.5
 """Spikes are drawn from what is so many times less to so many times more than the audited one."""
 LEAST_WITHIN = 0.01
+"""Spikes vary at least this share within the classes."""
 AUDITED = ("faithful", "illusory", "mixed")
 MOST_WRONG = 1
 LEAST_RATIO = 3.0
@@ -184,12 +184,6 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
 
     own = USED if label in USED else (label,)
     truth = {"faithful": faithful, "partial": faithful, "illusory": illusory}.get(label)
-    ratio = borne_out = None
-    if truth is not None and faithful and illusory:
-        other = illusory if truth is faithful else faithful
-        right, wrong = said(truth, own), said(other, own)
-        ratio = ((right + 0.5) / (len(truth) + 1)) / ((wrong + 0.5) / (len(other) + 1))
-        borne_out = wrong <= MOST_WRONG and ratio >= LEAST_RATIO
     sizes = [row.fldd for row in judged if row.kind in ("faithful", "illusory") and row.fldd]
     outside = ""
     if min(len(faithful), len(illusory)) < MODELS:
@@ -201,6 +195,13 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
         outside = (
             f"its FLDD, {fldd:.2f}, is none of the spikes' ({min(sizes):.2f} to {max(sizes):.2f})"
         )
+    ratio = borne_out = None
+    if truth is not None and faithful and illusory:
+        other = illusory if truth is faithful else faithful
+        right, wrong = said(truth, own), said(other, own)
+        ratio = ((right + 0.5) / (len(truth) + 1)) / ((wrong + 0.5) / (len(other) + 1))
+        if not outside or wrong > MOST_WRONG:
+            borne_out = wrong <= MOST_WRONG and ratio >= LEAST_RATIO
     return Controls(
         spikes=list(rows),
         void=outside,

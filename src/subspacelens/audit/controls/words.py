@@ -7,6 +7,8 @@ from ..verdict import BANDS
 
 USED = ("faithful", "partial")
 """Verdicts that say that the model's own way was patched."""
+PAIRS = 64
+"""Pairs of either split on which spikes are judged: with more of them an audit errs less often."""
 OBJECTION = (
     "Spikes are like the subspace in size, noise and number of dimensions, not in everything: the "
     "audit could be right here for a reason that no spike shows."
@@ -14,7 +16,9 @@ OBJECTION = (
 
 
 def in_words(controls: Controls, pairs: int) -> list[str]:
-    """Sentences for the card, the terminal and the page; `pairs`: how many were judged on."""
+    """Sentences for the card, the terminal and the page; `pairs`: how many the subspace was judged
+    on."""
+    pairs = min(pairs, PAIRS)
     if not controls.spikes:
         return [f"No calibration: {controls.void}."]
     rows = {
