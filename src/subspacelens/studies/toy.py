@@ -166,6 +166,13 @@ def judge(v: Tensor, units: tuple[int, ...], base: Tensor, source: Tensor) -> Ju
         for name, value in conditions.items()
         if value is not None
     }
+    if abs(size) > 1e-9:
+        split = Split.of(weight)
+        read_null = effect(ReadWrite(split.null(v), v), base, source) / size
+        control = 1 - split.rank / own.shape[1]
+        reading = f"reading only what is disconnected it has {read_null:.0%} of its effect"
+        exact = _exactly(read_null).model_dump()
+        tests["read_source"] = Test(**exact, control=control, reading=reading)
     tests["chance"] = _chance(v, own, base, source)
     verdict = decide(
         Evidence(
