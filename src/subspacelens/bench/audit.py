@@ -24,7 +24,6 @@ from ..core.geometry import haar
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.task_capture import capture_task
-from ..fit.subspace import Subspace
 from ..model.lens import LensModel
 from ..tasks import Task
 from .attacks import ATTACKS
@@ -40,15 +39,6 @@ WITHIN = (0.05, 0.4)
 RANDOM_PAIRS = 48
 SIZES = (32, 64)
 """Pairs to judge on, beside all of them, for the curves of power."""
-TESTS = (
-    "full_component",
-    "row_effect",
-    "covariation",
-    "read_source",
-    "natural",
-    "beyond",
-    "acting",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,50 +145,38 @@ def _planted(
     planted = planted_models(setting, bed, plans, TRUTHS, seed)
     for which, model in enumerate(track(planted, f"planted at {site}", total=models)):
         for spike in model.spikes:
-            judged = judge_blind(model.setting, model.subspace(spike))
-            yield _result(lens, task, site, which, model, spike, judged)
+            yield _result(lens, task, site, which, model, spike)
 
 
 def _random(task: str, setting: Setting, count: int, seed: int) -> Iterator[dict]:
     """Uniformly random subspaces of 1, 2, 4 and so on to half, and of all dimensions."""
-    generator, train = torch.Generator().manual_seed(seed), setting.captures.train
+    generator = torch.Generator().manual_seed(seed)
     width = setting.replay.base.shape[1]
     sizes = [2**power for power in range(width.bit_length()) if 2**power <= width // 2] + [width]
     few = setting.subset(slice(RANDOM_PAIRS))
     for number in track(range(count), f"random at {setting.replay.site}"):
         k = sizes[number % len(sizes)]
-        subspace = Subspace(
-            basis=haar(width, k, 1, generator)[0].float(),
-            site=setting.replay.site,
-            made_with=train.made_with,
-            data_sha256="",
-            fit={"method": "random"},
-        )
-        judged = judge_blind(few, subspace, scored=False)
-        yield {
-            "task": task,
-            "site": str(setting.replay.site),
-            "k": k,
-            "fldd": judged.case.effects["subspace"].fldd.value,
-            "verdict": judged.verdict.label,
-            "code": judged.verdict.code,
-        }
+        basis = haar(width, k, 1, generator)[0]
+        judged = judge_blind(few, few.subspace(basis, "random"), scored=False)
+        yield {"k": k} | _row(task, judged)
 
 
 def _attacked(task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict]:
     for name, (plan, kind) in ATTACKS.items():
         for model in planted_models(setting, bed, [plan], (kind,), seed):
             (spike,) = model.spikes
-            judged = judge_blind(model.setting, model.subspace(spike))
-            yield {
-                "task": task,
-                "site": str(setting.replay.site),
-                "name": name,
-                "truth": kind,
-                "fldd": judged.case.effects["subspace"].fldd.value,
-                "verdict": judged.verdict.label,
-                "code": judged.verdict.code,
-            }
+            yield {"name": name, "truth": kind} | _row(task, model.judged(spike))
+
+
+def _row(task: str, judged: Blind) -> dict:
+    """What stands in a row of either kind that is not scored."""
+    return {
+        "task": task,
+        "site": str(judged.case.site),
+        "fldd": judged.case.effects["subspace"].fldd.value,
+        "verdict": judged.verdict.label,
+        "code": judged.verdict.code,
+    }
 
 
 def _tests(judged: Blind) -> tuple[str, ...]:
@@ -207,16 +185,16 @@ def _tests(judged: Blind) -> tuple[str, ...]:
 
 
 def _result(
-    lens: LensModel, name: str, site: Site, which: int, model: Planted, spike: Spike, judged: Blind
+    lens: LensModel, name: str, site: Site, which: int, model: Planted, spike: Spike
 ) -> Result:
+    judged = model.judged(spike)
     effect = judged.case.effects["subspace"]
     fldd, low = effect.fldd.value, effect.nats.low
     small = fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0
     few = {}
     if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
         for size in SIZES:
-            fewer = model.setting.subset(slice(size))
-            few[size] = judge_blind(fewer, model.subspace(spike), scored=False).verdict.label
+            few[size] = model.judged(spike, scored=False, pairs=size).verdict.label
     return Result(
         model=lens.id,
         task=name,

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..audit import judge
+from ..audit.controls.words import USED
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import SubspaceError, TaskError
 from ..core.progress import track
@@ -39,6 +40,7 @@ from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import FITS
 from ..fit.subspace import Subspace, made_by
+from ..measure.effects import drops_of
 from ..model.hooks import at_columns
 from .truth import TrainedModel, load_trained, parity_task, trained_names
 
@@ -46,7 +48,6 @@ PAIRS = 128
 MOST, LEAST = 2 / 3, 1 / 3
 RIDGE = 1e-3
 PLAIN = ("das", "mean-difference", "probe", "gradient", "pca", "random")
-USED = ("faithful", "partial")
 ORDER = {"head_z": 0, "mlp_act": 1, "resid_post": 2}
 """Which stream of a block comes first."""
 
@@ -110,25 +111,22 @@ class Case:
         delta = there @ subspace.basis @ subspace.basis.T @ known.weight.T
         rest = there @ known.weight.T - known.amounts @ known.written.T
         natural = known.amount_of(delta, rest)[:, None] * (known.amounts @ known.written.T)
-        drops = _drops(known.replay, torch.stack([delta, natural, delta - natural]))
+        drops = drops_of(known.replay, torch.stack([delta, natural, delta - natural])).mean(1)
         return float(drops[1] / drops[0]), float(drops[2] / drops[0])
 
     def without_z(self, subspace: Subspace) -> tuple[float, float]:
         """Of the effect of U, how much U and how much the whole component have without z."""
         replay = self.test.at(subspace.site)
         patches = SubspacePatch(subspace.basis), Full()
-        effect = _drops(replay, patches[0].delta(replay.base, replay.source)[None])[0]
+        effect = drops_of(replay, patches[0].delta(replay.base, replay.source)[None]).mean()
         if _place(subspace.site) > _place(self.trained.site):
             source = self._unchanged(subspace.site)
-            drops = _drops(replay, torch.stack([p.delta(replay.base, source) for p in patches]))
+            deltas = torch.stack([p.delta(replay.base, source) for p in patches])
+            drops = drops_of(replay, deltas).mean(1)
         else:
             clean = self._held(subspace.site, 0 * replay.base)
-            drops = torch.stack(
-                [
-                    (clean - self._held(subspace.site, p.delta(replay.base, replay.source))).mean()
-                    for p in patches
-                ]
-            )
+            deltas = (patch.delta(replay.base, replay.source) for patch in patches)
+            drops = [float((clean - self._held(subspace.site, x)).mean()) for x in deltas]
         return float(drops[0] / effect), float(drops[1] / effect)
 
     def _held(self, site: Site, delta: Tensor) -> Tensor:
@@ -268,12 +266,6 @@ def _agree(truth: str, label: str) -> bool | None:
     said = "faithful" if label in USED else label
     both = ("faithful", "illusory")
     return said == truth if said in both and truth in both else None
-
-
-def _drops(replay: Replay, deltas: Tensor) -> Tensor:
-    """Mean effect in nats of each change, deltas (m, n, dim) to (m,), float64."""
-    patched = replay.delta_outcomes(deltas).logit_diff.double()
-    return (replay.clean.logit_diff.double() - patched).mean(1)
 
 
 def _place(site: Site) -> tuple[int, int]:

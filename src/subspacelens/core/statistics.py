@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import optimize, stats
 from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
@@ -243,6 +244,22 @@ def _newcombe(value: float, ones: int, zeros: int) -> tuple[float, float]:
     low = 0.0 if value == 0 else optimize.root_scalar(beyond, bracket=(0.0, inner)).root
     high = 1.0 if value == 1 else optimize.root_scalar(beyond, bracket=(inner, 1.0)).root
     return float(low), float(high)
+
+
+def within_classes(x: Tensor, z: np.ndarray | Tensor) -> Tensor:
+    """Rows (n, d) less the mean of their class."""
+    z, rest = np.asarray(z), x.clone()
+    for value in np.unique(z):
+        rows = torch.from_numpy(z == value)
+        rest[rows] -= x[rows].mean(dim=0)
+    return rest
+
+
+def within_class_share(x: Tensor, z: np.ndarray | Tensor) -> float:
+    """Share of the variance of the rows (n, d), over all dimensions, that lies within the classes;
+    1 where there is none."""
+    total = float((x - x.mean(dim=0)).square().sum())
+    return float(within_classes(x, z).square().sum()) / total if total > 0 else 1.0
 
 
 def between_class_share(scores: np.ndarray | Tensor, z: np.ndarray | Tensor) -> float:

@@ -95,6 +95,10 @@ class Capture:
             buckets={label: selected(parts, indices) for label, parts in self.buckets.items()},
         )
 
+    def subset(self, indices: Tensor) -> Capture:
+        """The capture of the pairs at `indices` (m,), in that order."""
+        return self.select(self.pairs.at(indices.tolist()), indices)
+
     def difference(self, site: Site) -> Tensor:
         """Source minus base activation, (n, dim)."""
         return self.source[site] - self.base[site]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.errors import SiteError
 from ..core.site import Site
+from ..core.stored import in_memory
 from ..engine.buckets import Bucket, entry_of
 from ..engine.capture import Capture
 from ..engine.outcomes import Outcomes
@@ -206,6 +207,6 @@ def _added(replay: Replay, channels: Channels, base: Tensor) -> Tensor:
 
 
 def _shifted(bucket: Bucket, entry: tuple[str, int], added: Tensor) -> Bucket:
-    stream = bucket.entries[entry][:].clone()
+    stream = in_memory(bucket.entries[entry]).clone()
     stream[:, 0] += added[bucket.pairs.to(added.device)].to(stream.device)
     return replace(bucket, entries={entry: stream})

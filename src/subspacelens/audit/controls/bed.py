@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.site import Site
+from ...core.statistics import within_classes
+from ...core.stored import in_memory
 from ...engine.capture import Capture
 from ...engine.replay import Replay
 from ...fit.closed_form import by_class
@@ -56,13 +58,12 @@ class Bed:
         x, z = by_class(replay)
         x = x.cpu().double()
         centre = x.mean(dim=0)
-        within = torch.cat([x[z == side] - x[z == side].mean(dim=0) for side in (0, 1)])
-        _, s, vh = torch.linalg.svd(within, full_matrices=False)
+        _, s, vh = torch.linalg.svd(within_classes(x, z), full_matrices=False)
         kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
         axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
         between = axes @ (x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0))
         indices = torch.arange(min(PAIRS, len(replay.pairs)))
-        some = train.select(replay.pairs.at(indices.tolist()), indices)
+        some = train.subset(indices)
         stream, width = some.at(site), train.lens.map.d_model
         if replay.writer is not None:
             stream = plant(some, site, _open(len(centre), width)).at(site)
@@ -167,7 +168,7 @@ def _class_difference(replay: Replay) -> Tensor:
     """Of the residual stream that the base prompts have where a patch enters, (d,)."""
     stream = torch.empty(len(replay.pairs), replay.lens.map.d_model, dtype=torch.float64)
     for bucket in replay.buckets:
-        stream[bucket.pairs] = bucket.entries[replay.entry][:][:, 0].cpu().double()
+        stream[bucket.pairs] = in_memory(bucket.entries[replay.entry])[:, 0].cpu().double()
     first = turned(replay) > 0
     return stream[~first].mean(dim=0) - stream[first].mean(dim=0)
 

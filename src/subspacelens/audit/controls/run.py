@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch import Tensor
 
 from ...core.progress import track
-from ...core.statistics import exact_proportion
-from ...engine.capture import Capture
-from ...fit.subspace import Subspace
+from ...core.statistics import exact_proportion, within_class_share
 from ...measure.planting import can_be_planted, planted_task
 from ..evidence import Case, Setting
-from ..judging import judge_blind
+from ..judging import Blind, judge_blind
 from ..record import Controls, Spiked, VerdictName
 from ..verdict import SMALLEST_FLDD
 from .bed import KEPT, Bed
@@ -53,16 +50,10 @@ class Planted:
     setting: Setting
     spikes: tuple[Spike, ...]
 
-    def subspace(self, spike: Spike) -> Subspace:
-        """A spike as the audit takes it, without a hint of what it is."""
-        train = self.setting.captures.train
-        return Subspace(
-            basis=spike.basis.float(),
-            site=self.setting.replay.site,
-            made_with=train.made_with,
-            data_sha256=train.pairs.sha256,
-            fit={"method": "planted"},
-        )
+    def judged(self, spike: Spike, *, scored: bool = True, pairs: int | None = None) -> Blind:
+        """A spike judged without a hint of what it is, on the first `pairs` (`judge_blind`)."""
+        setting = self.setting if pairs is None else self.setting.subset(slice(pairs))
+        return judge_blind(setting, setting.subspace(spike.basis, "planted"), scored=scored)
 
 
 def planted_models(
@@ -94,10 +85,11 @@ def has_kernel(setting: Setting) -> bool:
 def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
     """The error rate of the audit at the site of one subspace that got the verdict `label`, for
     spikes like it: as many dimensions, an effect and a within-class share like its own."""
-    lacking = _lacking(case)
-    if lacking:
+    lacking, z = _lacking(case), case.train.z
+    if lacking or z is None:
         return Controls.without(lacking)
-    fldd, within = case.effects["subspace"].fldd.value or 0.0, _within(case)
+    fldd = case.effects["subspace"].fldd.value or 0.0
+    within = within_class_share(case.train.x @ case.basis, z)
     setting = _smaller(case.setting)
     beside = setting.replay.writer is not None
     generator = torch.Generator().manual_seed(seed)
@@ -131,14 +123,6 @@ def _lacking(case: Case) -> str:
     return ""
 
 
-def _within(case: Case) -> float:
-    """Share of the variance of what the subspace reads that lies within the classes of z."""
-    reading, z = (case.train.x @ case.basis).numpy(), case.train.z
-    total = reading.var(axis=0).sum()
-    inside = sum((z == side).mean() * reading[z == side].var(axis=0).sum() for side in (0, 1))
-    return float(inside / total) if total > 0 else 1.0
-
-
 def _between(share: float) -> float:
     return min(0.9, max(LEAST_WITHIN, share))
 
@@ -146,12 +130,8 @@ def _between(share: float) -> float:
 def _smaller(setting: Setting) -> Setting:
     """The first `PAIRS` pairs of the splits to fit and to judge on."""
     captures, first = setting.captures, setting.chosen[:PAIRS]
-
-    def some(captured: Capture, indices: Tensor) -> Capture:
-        return captured.select(captured.pairs.at(indices.tolist()), indices)
-
-    train = some(captures.train, torch.arange(min(PAIRS, len(captures.train.pairs))))
-    test, swapped = some(captures.test, first), some(captures.reversed, first)
+    train = captures.train.subset(torch.arange(min(PAIRS, len(captures.train.pairs))))
+    test, swapped = captures.test.subset(first), captures.reversed.subset(first)
     captures = replace(captures, train=train, test=test, reversed=swapped, held_out=None)
     return Setting(
         captures=captures,
@@ -162,7 +142,7 @@ def _smaller(setting: Setting) -> Setting:
 
 
 def _audited(model: Planted, spike: Spike, number: int) -> Spiked:
-    judged = judge_blind(model.setting, model.subspace(spike), scored=False)
+    judged = model.judged(spike, scored=False)
     return Spiked(
         model=number,
         kind=spike.kind,

@@ -32,10 +32,9 @@ class Plan:
     sensor's noise with its channel's. `drift`: standard deviation of dormants, in units of half the
     distance of the classes along the sensor. `angle`: of the illusion, 0 all sensor, in degrees; of
     the mixture, 0 all channel, `mix`. `column`: how long a unit's column is, in units of a typical
-    one. `write`: what channels write, see `Bed.written`; `same`: a
-    dormant writes what its channel does. `parallel`: so many channels write the same, of which one
-    is audited. `cancels`: another unit takes back the `noise` of the channels, or most of their
-    `feature`."""
+    one. `write`: what channels write, see `Bed.written`; `same`: a dormant writes what its channel
+    does. `parallel`: so many channels write the same, of which one is audited. `cancels`: another
+    unit takes back the `noise` of the channels, or most of their `feature`."""
 
     k: int
     fldd: float

@@ -102,6 +102,16 @@ class Setting:
         weight = self.replay.writer
         return None if weight is None else Split.of(weight, centred=centred(self.replay.lens))
 
+    def subspace(self, basis: Tensor, method: str) -> Subspace:
+        """One of the site that was not fitted, by its basis (dim, k)."""
+        return Subspace(
+            basis=basis.float(),
+            site=self.replay.site,
+            made_with=self.captures.train.made_with,
+            data_sha256="",
+            fit={"method": method},
+        )
+
     def subset(self, pairs: slice) -> Setting:
         """The same for some of its pairs; what was computed of the training pairs is kept."""
         smaller = replace(self, replay=self.replay.subset(pairs), chosen=self.chosen[pairs])

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from ...certify import centred
-from ...core.statistics import Units, auroc, auroc_interval, between_class_share, ratio
+from ...core.statistics import (
+    Units,
+    auroc,
+    auroc_interval,
+    between_class_share,
+    ratio,
+    within_class_share,
+    within_classes,
+)
 from ...measure.support import SUPPORT_AT
 from ..record import Test
 from .case import NO_EFFECT, Case, class_scores, test_of, void
@@ -114,15 +122,15 @@ def covariation(case: Case) -> Test:
     if float(size[0]) <= RANK * float(torch.linalg.matrix_norm(weight, 2)):
         return void("nothing is written along the subspace")
     reading = case.train.x @ case.basis
-    within = _within(reading, case.train.z)
-    share = float(within.square().sum() / (reading - reading.mean(dim=0)).square().sum())
+    within, share = within_classes(reading, case.train.z), within_class_share(reading, case.train.z)
     if share < LEAST_WITHIN:
         return void(
             f"only {share:.1%} of the reading's variance lies within the classes: it cannot be "
             "told from any other that follows z as closely"
         )
     read = within @ mix.T[:, keep]
-    written = _within(case.train.x @ (weight.T @ along[:, keep]) / size[keep], case.train.z)
+    amounts = case.train.x @ (weight.T @ along[:, keep]) / size[keep]
+    written = within_classes(amounts, case.train.z)
     units = Units(case.setting.fitted.units.of_prompts)
     slope = ratio((read * written).sum(dim=1), read.square().sum(dim=1), units)
     if slope.value is None:
@@ -133,12 +141,3 @@ def covariation(case: Case) -> Test:
         f"subspace; a patch writes 1 ({share:.0%} of the reading's variance is within the classes)",
         0.0,
     )
-
-
-def _within(x: Tensor, z: np.ndarray) -> Tensor:
-    """Rows less the mean of their class."""
-    centred_rows = x.clone()
-    for value in np.unique(z):
-        rows = torch.from_numpy(z == value)
-        centred_rows[rows] -= x[rows].mean(dim=0)
-    return centred_rows

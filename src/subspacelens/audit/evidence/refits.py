@@ -112,8 +112,7 @@ def halves_of(captured: Capture, site: Site, seed: int) -> tuple[Capture, Captur
     """Two random halves of a capture that share no unit of the site and hold about as many bases of
     either z. Raises `TaskError` for a single unit."""
     first, second = (
-        captured.select(captured.pairs.at(half.tolist()), torch.from_numpy(half))
-        for half in _halves(captured, site, seed)
+        captured.subset(torch.from_numpy(half)) for half in _halves(captured, site, seed)
     )
     return first, second
 
