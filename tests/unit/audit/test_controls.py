@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from helpers_knowing import knowing_lens, knowing_task
+from helpers_records import make_record
 from subspacelens.audit import audit
 from subspacelens.audit.controls.run import MODELS, summed
 from subspacelens.audit.controls.words import USED, in_words, tempered
@@ -14,6 +15,7 @@ from subspacelens.audit.record import Controls, Spiked, Verdict
 from subspacelens.core.site import Site
 from subspacelens.engine.task_capture import capture_task
 from subspacelens.fit import das
+from subspacelens.report.page import render
 from subspacelens.tasks import Task
 from subspacelens.tasks.pairset import PairSet
 
@@ -147,3 +149,10 @@ def test_without_z_or_an_effect_nothing_is_planted(task):
     subspace = das(lens, captures.train, site)
     found = audit(lens, captures, subspace, budget="fast", controls=True).record.controls
     assert found.void == "the pairs carry no z" and not found.spikes
+
+
+def test_the_card_says_what_was_right_and_that_it_is_no_calibration():
+    few = summed(rows(["faithful"] * 11, ["illusory"] * 12), "faithful", 0.5)
+    record = make_record("illusory").model_copy(update={"controls": few})
+    card = render([record], "controls").split('<article class="card')[1].split("</article>")[0]
+    assert "right on 23 of 23" in card and "No calibration: only 11 planted channels" in card
