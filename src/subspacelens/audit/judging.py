@@ -87,15 +87,13 @@ def judge(
     )
 
 
-def judge_blind(
-    setting: Setting, subspace: Subspace, *, scored: bool = True, seed: int = 0
-) -> Blind:
+def judge_blind(setting: Setting, subspace: Subspace, *, seed: int = 0) -> Blind:
     """The verdict of the budget `fast` alone, with no more replayed than it takes: what the rule
-    does not come to is not computed. Not `scored`: what only the score rests on is not either."""
+    does not come to is not computed."""
     case = Case(
         setting=setting,
         subspace=subspace,
-        patches=("subspace", "row", *(("read_row", "read_null") if scored else ())),
+        patches=("subspace", "row", "read_row", "read_null"),
         explained=(SUPPORT_AT,),
         draws=FAST_DRAWS,
         proxies=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,11 +24,12 @@ from ..core.errors import SiteError, TaskError
 from ..core.geometry import haar
 from ..core.progress import track
 from ..core.site import Site
-from ..engine.task_capture import capture_task
+from ..engine.task_capture import TaskCapture, capture_task
 from ..model.lens import LensModel
 from ..tasks import Task
 from .attacks import ATTACKS
 from .controls import controls
+from .kept import keep, kept, source_sha256
 from .places import KINDS, places
 from .scores import summary
 from .trained import trained_rates, trained_truth
@@ -59,13 +61,14 @@ class Result:
     verdict: str
     code: str
     tests: dict[str, float | None]
-    few: dict[int, str]
+    few: dict[str, str]
     degenerate: bool
 
 
 def bench_audit(
     lens: LensModel,
     tasks: Mapping[str, Task],
+    folder: Path,
     *,
     count: int = 3,
     models: int = 4,
@@ -78,27 +81,22 @@ def bench_audit(
     At each site `blind` uniformly random subspaces are audited too, of 1 to all dimensions, in the
     model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`), `trained`
     what fits find in models with z at a known place (`trained_truth`). The result is made of JSON
-    types; `scores` are those of `summary`, over all and by kind of site.
+    types; `scores` are those of `summary`, over all and by kind of site. What was found at a site
+    is written to `folder` when it is there, and not done again by the same code.
 
     Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
-    results: list[Result] = []
-    attacks: list[dict] = []
-    random: list[dict] = []
-    skipped: list[str] = []
-    for name, task in tasks.items():
-        for number, setting in enumerate(track(_settings(lens, task, count), f"places of {name}")):
-            own = 1000 * seed + number
-            site = setting.replay.site
-            try:
-                bed = Bed.of(setting.captures.train, site)
-            except (SiteError, TaskError) as error:
-                skipped.append(f"{name}, {site}: {error}")
-                continue
-            results += _planted(lens, name, setting, bed, number, models, own)
-            random += _random(name, setting, blind, own)
-            if site.stream == "mlp_act":
-                attacks += _attacked(name, setting, bed, own)
+    asked = {"models": models, "blind": blind, "seed": seed, "code": source_sha256()}
+    parts = [
+        part
+        for name, task in tasks.items()
+        for part in _parts(lens, name, task, folder, count, asked)
+    ]
+
+    def every(name: str) -> list:
+        return [row for part in parts for row in part[name]]
+
+    results = [Result(**row) for row in every("cases")]
     rows = trained_truth() if trained else []
     return {
         "schema": SCHEMA,
@@ -108,24 +106,55 @@ def bench_audit(
             "all": summary(results),
             **{kind: summary([r for r in results if r.where == kind]) for kind in KINDS.values()},
         },
-        "attacks": attacks,
-        "random": random,
+        "attacks": every("attacks"),
+        "random": every("random"),
         "controls": controls(lens) if controlled else [],
         "trained": {"rates": trained_rates(rows), "rows": rows},
-        "skipped": skipped,
-        "cases": [asdict(result) for result in results],
+        "skipped": every("skipped"),
+        "cases": every("cases"),
     }
 
 
-def _settings(lens: LensModel, task: Task, count: int) -> list[Setting]:
+def _parts(
+    lens: LensModel, name: str, task: Task, folder: Path, count: int, asked: dict
+) -> Iterator[dict]:
+    """What was found at each site of a task, in order: from `folder`, or else found now."""
+    origin = asked | {"weights": lens.weights_sha256, "task": [task.train.sha256, task.test.sha256]}
     sites = places(lens, task, count)
-    captures = capture_task(lens, task, sites)
-    settings = []
-    for site in sites:
-        chosen, _ = set_apart(captures, site)
-        replay = captures.test.at(site).subset(chosen)
-        settings.append(Setting(captures=captures, replay=replay, chosen=chosen))
-    return settings
+    paths = [folder / name / f"{site}.json" for site in sites]
+    there = [kept(path, origin) for path in paths]
+    missing = [site for site, part in zip(sites, there, strict=True) if part is None]
+    captures = capture_task(lens, task, missing) if missing else None
+    for number, (site, path, part) in enumerate(
+        track(list(zip(sites, paths, there, strict=True)), f"places of {name}")
+    ):
+        if part is None and captures is not None:
+            part = _found(lens, name, _setting(captures, site), number, asked) | {"origin": origin}
+            keep(path, part)
+        if part is not None:
+            yield part
+
+
+def _setting(captures: TaskCapture, site: Site) -> Setting:
+    chosen, _ = set_apart(captures, site)
+    replay = captures.test.at(site).subset(chosen)
+    return Setting(captures=captures, replay=replay, chosen=chosen)
+
+
+def _found(lens: LensModel, name: str, setting: Setting, number: int, asked: dict) -> dict:
+    """All rows of one site."""
+    site, seed = setting.replay.site, 1000 * asked["seed"] + number
+    rows: dict[str, list] = {"cases": [], "random": [], "attacks": [], "skipped": []}
+    try:
+        bed = Bed.of(setting.captures.train, site)
+    except (SiteError, TaskError) as error:
+        return rows | {"skipped": [f"{name}, {site}: {error}"]}
+    planted = _planted(lens, name, setting, bed, number, asked["models"], seed)
+    rows["cases"] = [asdict(result) for result in planted]
+    rows["random"] = list(_random(name, setting, asked["blind"], seed))
+    if site.stream == "mlp_act":
+        rows["attacks"] = list(_attacked(name, setting, bed, seed))
+    return rows
 
 
 def _planted(
@@ -157,7 +186,7 @@ def _random(task: str, setting: Setting, count: int, seed: int) -> Iterator[dict
     for number in track(range(count), f"random at {setting.replay.site}"):
         k = sizes[number % len(sizes)]
         basis = haar(width, k, 1, generator)[0]
-        judged = judge_blind(few, few.subspace(basis, "random"), scored=False)
+        judged = judge_blind(few, few.subspace(basis, "random"))
         yield {"k": k} | _row(task, judged)
 
 
@@ -194,7 +223,7 @@ def _result(
     few = {}
     if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
         for size in SIZES:
-            few[size] = model.judged(spike, scored=False, pairs=size).verdict.label
+            few[str(size)] = model.judged(spike, size).verdict.label
     return Result(
         model=lens.id,
         task=name,

@@ -7,7 +7,6 @@ pairs that neither has seen.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..core.errors import ResultError
-from ..core.files import read_whole, write_atomically
 from ..core.first_order import first_order
 from ..core.geometry import orthonormal, unit
 from ..core.illusion_share import illusion_share
@@ -35,6 +32,7 @@ from ..measure.maps import InstantMap, instant_map
 from ..measure.maps.scoring import Score, along_path, available, differing
 from ..model.lens import LensModel
 from ..tasks.pairset import Task
+from .kept import keep, kept
 
 Row = dict[str, Any]
 
@@ -118,7 +116,7 @@ def _rows(
     )  # fmt: skip
     missing: list[Site] = []
     for site in sites:
-        row = _kept(folder / task.name / f"{site}.json", origin)
+        row = kept(folder / task.name / f"{site}.json", origin)
         if row is None:
             missing.append(site)
         else:
@@ -131,19 +129,10 @@ def _rows(
             row = _row(lens, task.name, site, fitted_on, judged_on, options, seed)
             row |= dict(first=_predicted(score.whole, score.das, score.illusion), origin=origin)
             row["scale"] = found.clean_logit_diff
-            write_atomically(folder / task.name / f"{site}.json", json.dumps(row).encode())
+            keep(folder / task.name / f"{site}.json", row)
             seen = row["seen"]
             note(f"{task.name} {site}: predicted {score.das:.2f}, seen {seen['das']:.2f} nats")
             yield row
-
-
-def _kept(path: Path, origin: Mapping[str, Any]) -> Row | None:
-    """The row in a file, if it was made from the same things."""
-    try:
-        row = json.loads(read_whole(path))
-    except (ResultError, ValueError):
-        return None
-    return row if row.get("origin") == origin else None
 
 
 def _row(

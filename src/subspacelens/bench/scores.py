@@ -119,12 +119,12 @@ def _spearman(mixed: Sequence[Result]) -> float | None:
     return float(correlation[0])  # type: ignore[arg-type]
 
 
-def _power(judged: Sequence[Result]) -> dict[str, dict[int, dict]]:
+def _power(judged: Sequence[Result]) -> dict[str, dict[str, dict]]:
     """By truth and number of pairs; only of cases that were judged on fewer pairs too."""
-    power: dict[str, dict[int, dict]] = {}
+    power: dict[str, dict[str, dict]] = {}
     for kind, right in (("illusory", ("illusory",)), ("faithful", USED)):
         some = [r for r in judged if r.kind == kind and r.few]
-        sizes = sorted({size for r in some for size in r.few})
+        sizes = sorted({size for r in some for size in r.few}, key=int)
         power[kind] = {
             size: rate(some, lambda r, size=size, right=right: r.few.get(size) in right)
             for size in sizes

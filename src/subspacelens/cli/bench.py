@@ -145,7 +145,8 @@ def bench_audit_command(
     are known by construction, at MLPs, heads and in the residual stream.
 
     It chooses its own places, in any model and for any pairs that carry z. By default the tasks
-    are agreement and animacy. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html.
+    are agreement and animacy. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html, and every site
+    when it is done: the same command goes on where it was stopped.
     """
     import json
 
@@ -166,6 +167,7 @@ def bench_audit_command(
         result = bench_audit(
             lens,
             tasks,
+            out / "sites",
             count=places,
             models=models,
             blind=random,

@@ -11,10 +11,13 @@ from helpers_records import make_record
 from subspacelens.audit import audit
 from subspacelens.audit.controls.run import MODELS, summed
 from subspacelens.audit.controls.words import USED, in_words, tempered
+from subspacelens.audit.evidence import Setting
+from subspacelens.audit.judging import judge, judge_blind, set_apart
 from subspacelens.audit.record import Controls, Spiked, Verdict
+from subspacelens.audit.verdict import NEEDED, OTHER
 from subspacelens.core.site import Site
 from subspacelens.engine.task_capture import capture_task
-from subspacelens.fit import das
+from subspacelens.fit import FITS, das
 from subspacelens.report.page import render
 from subspacelens.tasks import Task
 from subspacelens.tasks.pairset import PairSet
@@ -135,6 +138,23 @@ def test_an_audit_shows_its_own_error_rate(task, name):
     assert {row.kind for row in first.spikes} == {"faithful", "illusory", "mixed"}
     assert not any(row.kind == "illusory" and row.label in USED for row in first.spikes)
     assert in_words(first, len(task.test))[0].startswith("Here the audit was right on ")
+
+
+@pytest.mark.parametrize("name", ["L2.mlp_act@END", "L2.head_z.1@END", "L2.resid_post@END"])
+def test_what_is_judged_blind_is_judged_by_the_whole_rule(task, name):
+    """Every condition of the verdict is there, and none has another value than in the open."""
+    site, lens = Site.parse(name), knowing_lens()
+    captures = capture_task(lens, task, [site])
+    chosen, _ = set_apart(captures, site)
+    replay = captures.test.at(site).subset(chosen)
+    setting = Setting(captures=captures, replay=replay, chosen=chosen)
+    for fit in (das, FITS["mean-difference"]):
+        subspace = fit(lens, captures.train, site)
+        blind = judge_blind(setting, subspace)
+        told = judge(lens, captures, subspace, budget="fast")
+        assert (blind.verdict.label, blind.verdict.code) == (told.verdict.label, told.verdict.code)
+        for each in NEEDED if blind.case.exact else OTHER:
+            assert blind.tests[each].value == pytest.approx(told.tests[each].value, abs=1e-4)
 
 
 def test_without_z_or_an_effect_nothing_is_planted(task):

@@ -65,12 +65,12 @@ def test_halves_have_an_illusion_beside_every_faithful_dimension():
     torch.testing.assert_close(halves.basis, torch.cat([part.basis for part in parts], dim=1))
 
 
-def test_it_chooses_its_own_places_and_scores_them():
+def test_it_chooses_its_own_places_and_scores_them(tmp_path):
     """A model without a tokenizer and pairs of random tokens: all that it takes is z."""
     lens, task = knowing_lens(), knowing_task()
     streams = [site.stream for site in places(lens, task, 1)]
     assert streams == ["mlp_act", "head_z", "resid_post"]
-    result = bench_audit(lens, {"random": task}, count=1, models=2, blind=6)
+    result = bench_audit(lens, {"random": task}, tmp_path, count=1, models=2, blind=6)
     assert {case["kind"] for case in result["cases"]} == set(KINDS)
     assert {case["where"] for case in result["cases"]} >= {"MLP", "head"}
     assert len(result["random"]) == 18
@@ -79,6 +79,12 @@ def test_it_chooses_its_own_places_and_scores_them():
     scores = result["scores"]["all"]
     assert scores["count"] == len(result["cases"]) >= 20
     assert scores["miss_rate"]["hits"] == scores["inactive_called_faithful"]["hits"] == 0
+    done = sorted(tmp_path.rglob("*.json"))
+    done[0].unlink()
+    stamps = [path.stat().st_mtime_ns for path in done[1:]]
+    again = bench_audit(lens, {"random": task}, tmp_path, count=1, models=2, blind=6)
+    assert again["cases"] == result["cases"]
+    assert stamps == [path.stat().st_mtime_ns for path in done[1:]]
     text = audit_table(result)
     assert "| AUROC of the score |" in text and "uniformly random" in text
     assert roc_figure(result).data

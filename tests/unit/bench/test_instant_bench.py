@@ -11,6 +11,7 @@ from subspacelens import load_model, pairs_task
 from subspacelens.bench import bench_instant, calibration_figure, instant_table
 from subspacelens.bench import instant as module
 from subspacelens.bench.instant import points, spread, summary
+from subspacelens.bench.kept import kept
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
 
 SITES, PAIRS = 16, 12
@@ -64,10 +65,10 @@ def test_a_row_of_other_pairs_or_a_damaged_one_is_made_anew(done, tmp_path):
     _, folder = done
     path = next(iter(sorted(folder.rglob("*.json"))))
     origin = json.loads(path.read_text())["origin"]
-    assert module._kept(path, origin) is not None
-    assert module._kept(path, origin | {"train": "other"}) is None
+    assert kept(path, origin) is not None
+    assert kept(path, origin | {"train": "other"}) is None
     (tmp_path / "half.json").write_text(path.read_text()[:-20])
-    assert module._kept(tmp_path / "half.json", origin) is None
+    assert kept(tmp_path / "half.json", origin) is None
 
 
 def made(predicted, seen, clean=2.0):

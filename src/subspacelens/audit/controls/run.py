@@ -50,10 +50,10 @@ class Planted:
     setting: Setting
     spikes: tuple[Spike, ...]
 
-    def judged(self, spike: Spike, *, scored: bool = True, pairs: int | None = None) -> Blind:
+    def judged(self, spike: Spike, pairs: int | None = None) -> Blind:
         """A spike judged without a hint of what it is, on the first `pairs` (`judge_blind`)."""
         setting = self.setting if pairs is None else self.setting.subset(slice(pairs))
-        return judge_blind(setting, setting.subspace(spike.basis, "planted"), scored=scored)
+        return judge_blind(setting, setting.subspace(spike.basis, "planted"))
 
 
 def planted_models(
@@ -67,19 +67,10 @@ def planted_models(
         generator = torch.Generator().manual_seed(1000 * seed + number)
         channels = channels_of(bed, plan, generator, beside=beside)
         captures = planted_task(setting.captures, site, channels)
-        replay = captures.test.at(site).subset(setting.chosen)
-        if float(replay.clean.logit_diff.mean()) < KEPT * clean:
+        own = setting.planted(captures)
+        if float(own.replay.clean.logit_diff.mean()) < KEPT * clean:
             continue
-        own = Setting(
-            captures=captures, replay=replay, chosen=setting.chosen, kernel=has_kernel(setting)
-        )
         yield Planted(plan, own, tuple(spikes(plan, channels, beside=beside, kinds=kinds)))
-
-
-def has_kernel(setting: Setting) -> bool:
-    """Whether the component, as it is, writes nothing along some directions."""
-    split, writer = setting.split, setting.replay.writer
-    return split is not None and writer is not None and split.rank < writer.shape[1]
 
 
 def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
@@ -142,7 +133,7 @@ def _smaller(setting: Setting) -> Setting:
 
 
 def _audited(model: Planted, spike: Spike, number: int) -> Spiked:
-    judged = model.judged(spike, scored=False)
+    judged = model.judged(spike)
     return Spiked(
         model=number,
         kind=spike.kind,

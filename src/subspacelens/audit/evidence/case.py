@@ -100,7 +100,25 @@ class Setting:
     def split(self) -> Split | None:
         """What is read of the component and what is not, None where it has no linear writer."""
         weight = self.replay.writer
-        return None if weight is None else Split.of(weight, centred=centred(self.replay.lens))
+        return None if weight is None else Split.of(weight, centred=self.centred)
+
+    @cached_property
+    def centred(self) -> bool:
+        """Whether what is written counts less its mean over dimensions."""
+        return centred(self.replay.lens)
+
+    @cached_property
+    def written(self) -> Tensor | None:
+        """The writer matrix as it counts, float64 on the CPU; None where there is none."""
+        if self.replay.writer is None:
+            return None
+        weight = self.replay.writer.cpu().double()
+        return weight - weight.mean(dim=0, keepdim=True) if self.centred else weight
+
+    @cached_property
+    def gain(self) -> float:
+        """By how much the writer stretches at most."""
+        return 0.0 if self.written is None else float(torch.linalg.matrix_norm(self.written, 2))
 
     def subspace(self, basis: Tensor, method: str) -> Subspace:
         """One of the site that was not fitted, by its basis (dim, k)."""
@@ -115,9 +133,25 @@ class Setting:
     def subset(self, pairs: slice) -> Setting:
         """The same for some of its pairs; what was computed of the training pairs is kept."""
         smaller = replace(self, replay=self.replay.subset(pairs), chosen=self.chosen[pairs])
-        kept = ("fitted", "train", "nature", "split")
-        smaller.__dict__.update((name, x) for name, x in self.__dict__.items() if name in kept)
-        return smaller
+        return self._lending(smaller, "fitted", "train", "nature", "split", "written", "gain")
+
+    def planted(self, captures: TaskCapture) -> Setting:
+        """The same pairs in the model that has other channels at the site."""
+        replay = captures.test.at(self.replay.site).subset(self.chosen)
+        own = Setting(captures=captures, replay=replay, chosen=self.chosen, kernel=self.has_kernel)
+        return self._lending(own)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the component writes nothing along some directions."""
+        split, writer = self.split, self.replay.writer
+        return split is not None and writer is not None and split.rank < writer.shape[1]
+
+    def _lending(self, other: Setting, *names: str) -> Setting:
+        """`other`, with what was computed here under these names and is the same there."""
+        there = {name: x for name, x in self.__dict__.items() if name in (*names, "centred")}
+        other.__dict__.update(there)
+        return other
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

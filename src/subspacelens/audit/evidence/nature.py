@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...certify import centred
 from ...core.statistics import (
     Units,
     auroc,
@@ -109,17 +108,14 @@ def covariation(case: Case) -> Test:
     reads has noise of its own, which nothing downstream follows. Only at sites with a linear
     writer; void where the reading hardly varies within the classes (`LEAST_WITHIN`).
     """
-    weight = case.replay.writer
+    weight = case.setting.written
     if weight is None:
         return void("what this site writes is not one linear map of it")
     if case.train.z is None:
         return void("the pairs carry no z, or only one value of it")
-    weight = weight.cpu().double()
-    if centred(case.lens):
-        weight = weight - weight.mean(dim=0, keepdim=True)
     along, size, mix = torch.linalg.svd(weight @ case.basis, full_matrices=False)
     keep = size > RANK * size[0]
-    if float(size[0]) <= RANK * float(torch.linalg.matrix_norm(weight, 2)):
+    if float(size[0]) <= RANK * case.setting.gain:
         return void("nothing is written along the subspace")
     reading = case.train.x @ case.basis
     within, share = within_classes(reading, case.train.z), within_class_share(reading, case.train.z)
