@@ -64,11 +64,14 @@ def test_random_direction_is_undetermined(lens, captures):
 
 def test_a_textbook_illusion_in_the_residual_stream_is_one(lens, captures):
     train = captures.train.at(FAITHFUL)
-    direction = residual_illusions(train)["mean"][:, None]
-    built = made_by(lens, FAITHFUL, direction, train.pairs.sha256, {"method": "built"})
-    judgement = judge(lens, captures, built, budget="fast")
-    assert judgement.effects["subspace"].fldd.value > 0.2
-    assert judgement.verdict.label == "illusory"
+    judged = {}
+    for lacks, direction in residual_illusions(train).items():
+        built = made_by(lens, FAITHFUL, direction[:, None], train.pairs.sha256, {"method": lacks})
+        judged[lacks] = judge(lens, captures, built, budget="fast")
+        assert judged[lacks].effects["subspace"].fldd.value > 0.2
+        assert judged[lacks].verdict.label in ("illusory", "undetermined")
+    assert judged["mean"].verdict.label == "illusory"
+    assert judged["inside"].tests["acting"].value > 2 / 3
 
 
 def test_how_the_classes_differ_is_faithful_and_noise_beside_it_idle(lens, captures):

@@ -35,7 +35,8 @@ from .scores import summary
 from .trained import trained_rates, trained_truth
 
 SCHEMA = "subspacelens.bench.audit/2"
-DIMENSIONS = (1, 2, 4, 8)
+DIMENSIONS = (1, 2, 1, 4, 1, 2, 1, 8)
+"""Of the subspaces in one planted model after the other: most that people hold have one."""
 EFFECTS = (0.3, 1.2)
 WITHIN = (0.05, 0.4)
 RANDOM_PAIRS = 48
@@ -164,7 +165,7 @@ def _planted(
     plans = [
         Plan.drawn(
             generator,
-            k=DIMENSIONS[(number + i) % len(DIMENSIONS)],
+            k=DIMENSIONS[(number * models + i) % len(DIMENSIONS)],
             fldd=EFFECTS,
             within=WITHIN,
             beside=setting.replay.writer is not None,
@@ -222,7 +223,7 @@ def _result(
     small = fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0
     few = {}
     if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
-        for size in SIZES:
+        for size in (size for size in SIZES if size < len(model.setting.chosen)):
             few[str(size)] = model.judged(spike, size).verdict.label
     return Result(
         model=lens.id,

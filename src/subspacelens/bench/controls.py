@@ -38,7 +38,7 @@ def controls(lens: LensModel) -> list[dict]:
     task = ioi(lens.tokenizer, train=PAIRS, test=PAIRS, held_out=0)
     captures = capture_task(lens, task, [*sites, *behind])
     rows = []
-    total = len(BUILT) + 5 * len(FOUND)
+    total = len(BUILT) + 6 * len(FOUND)
     for expected, subspace in track(_subspaces(captures.train), "controls", total=total):
         judgement = judge(lens, captures, subspace, budget="fast")
         rows.append(
@@ -68,7 +68,7 @@ def _subspaces(train: Capture) -> Iterator[tuple[str, Subspace]]:
         yield "faithful", das(lens, train, site)
         yield "faithful", mean_difference(lens, train, site)
         for lacks, direction in residual_illusions(train.at(site)).items():
-            fit = {"method": f"residual-illusion, off {lacks}"}
+            fit = {"method": f"residual-illusion, {lacks}"}
             yield "illusory", made_by(lens, site, direction[:, None], train.pairs.sha256, fit)
 
 

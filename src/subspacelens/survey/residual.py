@@ -3,7 +3,8 @@
 n is how the classes differ, less everything along which any pair's answer reacts: it tells the
 classes apart and moves nothing. d is the direction in which the answer reacts most, less where
 nature moves: it acts and is dormant. v = (n + d)/√2 reads the one and writes the other
-(arXiv 2311.17030 §3, without a kernel).
+(arXiv 2311.17030 §3, without a kernel). A harder sensor lies where the answers of single pairs
+react, but not on average: then whoever reads only where the answer reacts reads it too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ AXES = 5
 def residual_illusions(replay: Replay) -> dict[str, Tensor]:
     """Unit directions v, float64 (d,), by what d lacks: the `mean` difference of the classes, the
     `axes` along which base and source differ most (`AXES`), or `most` of them (95 % of Δ's squared
-    norm).
+    norm). Of `inside` the sensor lies where single answers react, off the mean gradients.
 
     Raises `TaskError` where a pair has no z or one class is empty.
 
@@ -32,16 +33,20 @@ def residual_illusions(replay: Replay) -> dict[str, Tensor]:
     x = x.cpu().double()
     mean = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
     slopes = replay.gradients().cpu().double()
-    reacting = acting_directions(torch.cat([slopes, replay.gradients(replay.difference / 2).cpu()]))
-    sensor = _unit(_less(mean, reacting))
-    pull = -(turned(replay)[:, None] * slopes).mean(dim=0)
+    half = replay.gradients(replay.difference / 2).cpu().double()
+    reacting = acting_directions(torch.cat([slopes, half]))
+    sensor, turn = _unit(_less(mean, reacting)), turned(replay)[:, None]
+    pull, later = -(turn * slopes).mean(dim=0), -(turn * half).mean(dim=0)
     difference = replay.difference.cpu().double()
     natural = {
         "mean": _unit(mean)[:, None],
         "axes": torch.linalg.svd(difference, full_matrices=False)[2][:AXES].T,
         "most": acting_directions(difference, 0.95),
     }
-    return {name: _illusion(sensor, pull, axes) for name, axes in natural.items()}
+    pulls = orthonormal(torch.stack([pull, later], dim=1))
+    inside = _unit(_less(reacting @ (reacting.T @ mean), pulls))
+    found = {name: _illusion(sensor, pull, axes) for name, axes in natural.items()}
+    return found | {"inside": _illusion(inside, pull, natural["mean"])}
 
 
 def _illusion(sensor: Tensor, pull: Tensor, natural: Tensor) -> Tensor:
