@@ -19,7 +19,9 @@ from ..core.errors import SubspaceError
 from ..core.files import file_sha256, regular
 from ..core.geometry import independent, unit
 from ..core.site import Site
+from ..interop import recognised
 from ..model.lens import LensModel
+from .foreign import from_foreign
 from .subspace import Subspace, made_by
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
@@ -34,7 +36,8 @@ def given(
     `key` names the array where a file holds several; `row` takes one row of it, such as a latent of
     an autoencoder's decoder (latents, d). Columns that are not orthonormal are made so, and
     `fit["orthonormalised"]` says whether they were. A file that `Subspace.save` wrote is read as
-    what it is: it must be of this model and this site.
+    what it is: it must be of this model and this site. So is what another tool saved
+    (`interop.recognised`): its numbers are read as what that tool means by them.
 
     Raises `SubspaceError` for a file, key, row or shape that does not fit; for numbers that are
     complex, boolean, sparse, quantised or not finite; and for columns that are linearly dependent
@@ -49,6 +52,10 @@ def given(
         if key not in (None, "basis") or row is not None:
             raise SubspaceError(f"{path} is a subspace of this library: it has no keys and rows")
         return Subspace.load(path, lens, site)
+    found = recognised(path) if path.exists() else None
+    if found is not None:
+        rows = () if row is None else (row,)
+        return from_foreign(lens, found, site, key=key, rows=rows)
     width = lens.map.dim(site)
     array = _chosen(path, key)
     array.check(f"{path}", site, width, row)

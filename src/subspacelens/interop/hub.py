@@ -1,0 +1,66 @@
+"""Files of the Hugging Face hub, by the id of their repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from ..core.errors import ResultError, SubspaceError, first_line
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".gguf", ".json")
+
+
+def located(spec: str | Path) -> Path:
+    """The local path of a file or a folder: `spec` itself where it is there, else what
+    `owner/name`, `owner/name/folder/in/it` or `owner/name/file` is on the hub, downloaded into its
+    cache. Without a network, what the cache has.
+
+    Raises `SubspaceError` where there is no such repository, or nothing of that name in it.
+
+    >>> located("jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
+    """
+    path = Path(spec)
+    parts = str(spec).split("/")
+    repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
+    is_id = _ID.fullmatch(repository) and not parts[0].startswith(".")
+    if path.exists() or not is_id or repository.endswith(_FILES):
+        return path
+    wanted = [inside, f"{inside}/*"] if inside else None
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SubspaceError(
+            f"{spec}: no such file or folder, and not from the hub: {first_line(error)}"
+        ) from None
+    found = folder / inside if inside else folder
+    if not found.exists():
+        raise SubspaceError(f"{repository} is on the hub and has no '{inside}'")
+    return found
+
+
+def pushed(
+    repository: str,
+    files: Mapping[str, bytes],
+    *,
+    message: str,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Puts `files`, bytes by their path in the repository, on the hub in one commit, and gives its
+    address. The repository is made where it is missing; what else is in it stays.
+
+    Raises `ResultError` where the hub refuses or cannot be reached.
+    """
+    hub = HfApi(token=token)
+    changes = [CommitOperationAdd(name, data) for name, data in files.items()]
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        done = hub.create_commit(repository, changes, commit_message=message)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise ResultError(f"{repository}: the hub refused: {first_line(error)}") from None
+    return str(done.commit_url)
