@@ -20,6 +20,7 @@ from ..core.files import file_sha256, regular
 from ..core.geometry import independent, unit
 from ..core.site import Site
 from ..interop import recognised
+from ..interop.names import site_named
 from ..model.lens import LensModel
 from .foreign import from_foreign
 from .subspace import Subspace, made_by
@@ -28,7 +29,12 @@ SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
 
 
 def given(
-    lens: LensModel, site: Site, path: Path | str, *, key: str | None = None, row: int | None = None
+    lens: LensModel,
+    site: Site | str,
+    path: Path | str,
+    *,
+    key: str | None = None,
+    row: int | None = None,
 ) -> Subspace:
     """Reads a direction (d,), a basis (d, k) or its transpose (k, d) for `site`, d wide.
 
@@ -47,7 +53,7 @@ def given(
     >>> latent = given(lens, site, "decoder.safetensors", key="W_dec", row=7)
     >>> latent.dim, latent.fit["orthonormalised"]
     """
-    path = Path(path)
+    path, site = Path(path), site_named(site, lens) if isinstance(site, str) else site
     if Subspace.is_ours(path):
         if key not in (None, "basis") or row is not None:
             raise SubspaceError(f"{path} is a subspace of this library: it has no keys and rows")
@@ -75,8 +81,8 @@ def given(
     gram = wide.T @ wide
     already = float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
     record = dict(
-        method="given", file=path.name, file_sha256=file_sha256(path), key=key, row=row,
-        orthonormalised=not already,
+        method="given", operation="unsaid", file=path.name, file_sha256=file_sha256(path),
+        key=key, row=row, orthonormalised=not already,
     )  # fmt: skip
     return made_by(lens, site, columns, "", record)
 

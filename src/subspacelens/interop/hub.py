@@ -12,13 +12,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from ..core.errors import ResultError, SubspaceError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
+OURS = "subspace.safetensors"
+"""What a subspace of ours is called in a repository."""
+
 _FILES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".gguf", ".json")
 
 
 def located(spec: str | Path) -> Path:
     """The local path of a file or a folder: `spec` itself where it is there, else what
     `owner/name`, `owner/name/folder/in/it` or `owner/name/file` is on the hub, downloaded into its
-    cache. Without a network, what the cache has.
+    cache. Without a network, what the cache has. A repository of ours is the subspace in it.
 
     Raises `SubspaceError` where there is no such repository, or nothing of that name in it.
 
@@ -40,7 +43,7 @@ def located(spec: str | Path) -> Path:
     found = folder / inside if inside else folder
     if not found.exists():
         raise SubspaceError(f"{repository} is on the hub and has no '{inside}'")
-    return found
+    return found / OURS if (found / OURS).is_file() else found
 
 
 def pushed(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import SubspaceError
-from .containers import container_of, names_of, reading, shapes_of, tensors_of
+from .containers import PICKLE, container_of, names_of, reading, shapes_of, tensors_of
 from .foreign import Foreign
 
 LARGEST_CONFIG = 2**24
@@ -87,6 +87,8 @@ def recognised(path: Path | str) -> Foreign | None:
     damaged, and a pickle.
     """
     source = Source(Path(path))
+    if source.container == "pickle":
+        raise SubspaceError(f"{path} is {PICKLE}")
     found = {name: value for name, read in READERS.items() if (value := read(source)) is not None}
     if len(found) > 1:
         raise SubspaceError(
