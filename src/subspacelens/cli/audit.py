@@ -53,9 +53,9 @@ def audit(
     subspace: Annotated[
         Path | None,
         typer.Option(
-            help="Audit this subspace instead of fitting one: a file of ours, a file, folder or hub "
-            "id of another tool (see `subspacelens inspect`; --site @END names a token at its own "
-            "place), or, with --site, a vector or matrix from .npy, .npz, .pt or .safetensors."
+            help="Audit this subspace instead of fitting one: a file of ours, a file, folder or "
+            "hub id of another tool (see `subspacelens inspect`; --site @END names a token at its "
+            "own place), or, with --site, a vector or matrix from .npy, .npz, .pt or .safetensors."
         ),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Which array of that file.")] = None,

@@ -121,9 +121,7 @@ def _place(lens: LensModel, found: Foreign, part: Part, site: Site | str | None)
     if site is None:
         if spot is None:
             raise SiteError(f"{found.origin} does not say where it belongs: name its --site")
-        raise SiteError(
-            f"{found.origin} belongs at {spot} and says no token: add one, --site @END"
-        )
+        raise SiteError(f"{found.origin} belongs at {spot} and says no token: add one, --site @END")
     wanted = site if isinstance(site, Site) else site_named(site, lens)
     if spot is not None and not _agree(spot, wanted):
         raise SiteError(
@@ -169,4 +167,3 @@ def _sha256(path: Path) -> str:
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
         digest.update(f"{file.relative_to(path)} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
-

@@ -32,7 +32,7 @@ def located(spec: str | Path) -> Path:
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
     is_id = _ID.fullmatch(repository) and not parts[0].startswith(".")
     if path.exists() or not is_id or repository.endswith(_FILES):
-        return path
+        return path / OURS if (path / OURS).is_file() else path
     wanted = [inside, f"{inside}/*"] if inside else None
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,14 @@ def of_eraser(numbers: Mapping[str, Any], origin: str, path: Path | None = None)
             "to no eraser"
         )
     kept = {
-        name: (lambda x: lambda: x.detach())(value)
+        name: _as_it_is(value)
         for name in ("proj_left", "proj_right", "bias")
         if isinstance(value := numbers.get(name), Tensor)
     }
     writes, reads = _span(left), _span(right.T)
     same = writes.shape == reads.shape and _apart(writes, reads) < OBLIQUE
-    shared: dict[str, Any] = dict(operation="erase", numbers=kept)
-    parts = {
-        name: Part(shape=(x.shape[0], x.shape[1]), columns=(lambda x: lambda _: x)(x), **shared)
-        for name, x in (("writes", writes), ("reads", reads))
-    }
-    if same:
-        parts = {"subspace": parts["writes"]}
+    named = {"subspace": writes} if same else {"writes": writes, "reads": reads}
+    parts = {name: _part(columns, kept) for name, columns in named.items()}
     return Foreign(
         tool="LEACE",
         kind=f"{'orthogonal' if same else 'oblique'} eraser of rank {writes.shape[1]}",
@@ -61,6 +56,19 @@ def of_eraser(numbers: Mapping[str, Any], origin: str, path: Path | None = None)
             "--key writes or --key reads audits one side of it",
         ),
     )
+
+
+def _part(columns: Tensor, numbers: Mapping[str, Callable[[], Tensor]]) -> Part:
+    return Part(
+        shape=(columns.shape[0], columns.shape[1]),
+        columns=lambda _: columns,
+        operation="erase",
+        numbers=numbers,
+    )
+
+
+def _as_it_is(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor.detach()
 
 
 def _span(columns: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ def _module(lens: LensModel, path: str, text: str) -> nn.Module:
             return modules[exact]
     ends = [name for name in modules if name.endswith(f".{path}")]
     if len(ends) != 1:
-        raise SiteError(f"'{text}': {lens.id} has {len(ends) or 'no'} module{'s'[: len(ends)]} there")
+        raise SiteError(f"'{text}': {lens.id} has {len(ends) or 'no'} modules there")
     return modules[ends[0]]
 
 

@@ -11,7 +11,7 @@ from ..core.files import write_atomically
 from .names import spellings
 from .writing import Outgoing, writer
 
-_INTERCHANGE = '''"""Interchange of a subspace of {width} dimensions, {k} of them, at {site} of {model}.
+_INTERCHANGE = '''"""Interchange of a subspace, {k} of {width} dimensions, at {site} of {model}.
 
 {note}
 """
@@ -25,10 +25,25 @@ BASIS = torch.from_numpy(numpy.load(Path(__file__).parent / "basis.npy"))
 """Orthonormal columns, ({width}, {k})."""
 
 
+PART = slice({start}, {stop})
+"""The numbers of the tensor, its heads one after the other, that it is a basis of."""
+
+
 def interchanged(base, source):
     """`base` (..., {width}) with the value of `source` in the subspace."""
     basis = BASIS.to(base)
     return base + ((source.to(base) - base) @ basis) @ basis.T
+
+
+def edited(base, source, base_position, source_position=None):
+    """`base` (rows, columns, ...) with the value of `source` at a column."""
+    base = base.clone()
+    here = base[:, base_position]
+    there = source[:, base_position if source_position is None else source_position]
+    new = here.flatten(1).clone()
+    new[:, PART] = interchanged(new[:, PART], there.flatten(1)[:, PART])
+    base[:, base_position] = new.view_as(here)
+    return base
 '''
 
 _TRANSFORMER_LENS = '''
@@ -37,15 +52,11 @@ NAME = "{name}"
 
 
 def hook_for(source, base_position, source_position=None):
-    """A pair for `fwd_hooks`: `source` is what `run_with_cache` has under `NAME`, (rows, columns,
-    ...); positions are columns, one for all rows."""
-    there = base_position if source_position is None else source_position
+    """A pair for `fwd_hooks`: `source` is what `run_with_cache` has under `NAME`; positions are
+    columns, one for all rows."""
 
     def hook(act, hook):
-        act = act.clone()
-        here = act[:, base_position]{head}
-        act[:, base_position]{head} = interchanged(here, source[:, there]{head})
-        return act
+        return edited(act, source, base_position, source_position)
 
     return NAME, hook
 '''
@@ -55,16 +66,12 @@ _NNSIGHT = '''
 PLACE = "{name}"
 
 
-def edit(base_activation, source_activation, base_position, source_position=None):
-    """What `PLACE` becomes inside a trace, (rows, columns, width):
+def edit(activation, source, base_position, source_position=None):
+    """What `PLACE` becomes inside a trace:
 
-        model.{path} = edit(model.{path}, source, position)
+        {name} = edit({name}, source, position)
     """
-    there = base_position if source_position is None else source_position
-    edited = base_activation.clone()
-    here = edited[:, base_position]{part}
-    edited[:, base_position]{part} = interchanged(here, source_activation[:, there]{part})
-    return edited
+    return edited(activation, source, base_position, source_position)
 '''
 
 
@@ -72,18 +79,7 @@ def edit(base_activation, source_activation, base_position, source_position=None
 def transformer_lens(outgoing: Outgoing, folder: Path) -> str:
     """`interchange.py` with `hook_for`, for `run_with_hooks`."""
     name, note = _called(outgoing, "TransformerLens")
-    site = outgoing.site
-    head = ""
-    if site.stream == "head_z":
-        head = ".flatten(1)" if site.head is None else f"[:, {site.head}]"
-    code = _TRANSFORMER_LENS
-    if head == ".flatten(1)":
-        code = code.replace(
-            "act[:, base_position]{head} = interchanged(here, source[:, there]{head})",
-            "new = interchanged(here, source[:, there].flatten(1))\n"
-            "        act[:, base_position] = new.view_as(act[:, base_position])",
-        )
-    _write(outgoing, folder, note, code.format(name=name, head=head))
+    _write(outgoing, folder, note, _TRANSFORMER_LENS.format(name=name))
     return (
         "from interchange import NAME, hook_for\n"
         "_, cache = model.run_with_cache(source_tokens, names_filter=NAME)\n"
@@ -95,16 +91,13 @@ def transformer_lens(outgoing: Outgoing, folder: Path) -> str:
 def nnsight(outgoing: Outgoing, folder: Path) -> str:
     """`interchange.py` with `edit`, for a trace."""
     name, note = _called(outgoing, "nnsight")
-    path = name.removeprefix("model.")
-    where = outgoing.lens.map.head_slice(outgoing.site)
-    part = "" if where == slice(None) else f"[:, {where.start}:{where.stop}]"
-    _write(outgoing, folder, note, _NNSIGHT.format(name=name, path=path, part=part))
+    _write(outgoing, folder, note, _NNSIGHT.format(name=name))
     return (
         "from interchange import edit\n"
         "with model.trace(source_tokens):\n"
-        f"    source = model.{path}.save()\n"
+        f"    source = {name}.save()\n"
         "with model.trace(tokens):\n"
-        f"    model.{path} = edit(model.{path}, source, position)\n"
+        f"    {name} = edit({name}, source, position)\n"
         "    logits = model.output.logits.save()"
     )
 
@@ -117,10 +110,10 @@ def _called(outgoing: Outgoing, tool: str) -> tuple[str, str]:
 
 
 def _write(outgoing: Outgoing, folder: Path, note: str, code: str) -> None:
-    basis = outgoing.basis
+    basis, part = outgoing.basis, outgoing.lens.map.head_slice(outgoing.site)
     head = _INTERCHANGE.format(
         width=basis.shape[0], k=basis.shape[1], site=outgoing.site, model=outgoing.lens.id,
-        note=note or "The tensor is the same there.",
+        note=note or "The tensor is the same there.", start=part.start, stop=part.stop,
     )  # fmt: skip
     file = io.BytesIO()
     np.save(file, basis.detach().float().cpu().numpy())

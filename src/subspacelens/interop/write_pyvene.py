@@ -77,4 +77,3 @@ def _component(outgoing: Outgoing) -> str:
     parts = path.split(".")
     indexed = parts[0] + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in parts[1:])
     return f"{indexed}.{'input' if hook is on_input else 'output'}"
-

@@ -73,7 +73,7 @@ def test_centred_streams_are_said():
     ("text", "reason"),
     [
         ("model.layers.1.mlp.input@END", "no site of llama"),
-        ("model.layers.9.output@END", "no module there"),
+        ("model.layers.9.output@END", "no modules there"),
         ("model.norm.output@END", "is in no block"),
         ("model.layers.1.self_attn.q_proj.output@END", "no site of llama"),
         ("model.layers.1.mlp.act_fn@END", "ends with .input or .output"),

@@ -103,7 +103,9 @@ def test_its_parameters_are_no_basis(lens, tmp_path):
     (file,) = path.glob("*.bin")
     for key in ("original", "0.base"):
         with pytest.raises(SubspaceError, match="no part 'rotate_layer"):
-            given(lens, "L1.resid_post@END", file, key=f"rotate_layer.parametrizations.weight.{key}")
+            given(
+                lens, "L1.resid_post@END", file, key=f"rotate_layer.parametrizations.weight.{key}"
+            )
     subspace = given(lens, "L1.resid_post@END", file)
     assert same_span(subspace.basis, made.weight)
     with pytest.raises(SiteError, match="does not say where"):
@@ -128,9 +130,7 @@ def test_square_rotations_swap_what_they_say(lens, tmp_path):
     three = folder(
         tmp_path / "three", rotated.state_dict(), "RotatedSpaceIntervention", dimension=3
     )
-    assert same_span(
-        from_foreign(lens, read_foreign(three), "@END").basis, rotated.weight[:, :3]
-    )
+    assert same_span(from_foreign(lens, read_foreign(three), "@END").basis, rotated.weight[:, :3])
     everything = folder(tmp_path / "all", rotated.state_dict(), "RotatedSpaceIntervention")
     subspace = from_foreign(lens, read_foreign(everything), "@END")
     assert subspace.dim == WIDTH and "does not say which" in subspace.fit["notes"]

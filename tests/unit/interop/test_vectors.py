@@ -133,7 +133,11 @@ def test_an_oblique_eraser_is_no_subspace(lens, tmp_path):
     numbers = eraser(oblique=True)
     torch.save(numbers, tmp_path / "leace.pt")
     save_file(numbers, tmp_path / "leace.safetensors")
-    for thing in (tmp_path / "leace.pt", tmp_path / "leace.safetensors", SimpleNamespace(**numbers)):
+    for thing in (
+        tmp_path / "leace.pt",
+        tmp_path / "leace.safetensors",
+        SimpleNamespace(**numbers),
+    ):
         found = read_foreign(thing)
         with pytest.raises(SubspaceError, match="holds writes, reads: name one with --key"):
             from_foreign(lens, found, "L1.resid_post@END")
@@ -194,7 +198,7 @@ def test_what_two_readers_know_is_refused(tmp_path):
     save_file(eraser(oblique=True) | {
         "W_enc": normal(WIDTH, 4), "W_dec": normal(4, WIDTH), "b_dec": normal(WIDTH),
     }, tmp_path / "both.safetensors")  # fmt: skip
-    with pytest.raises(SubspaceError, match="SAE weights and as LEACE|LEACE eraser and as SAE"):
+    with pytest.raises(SubspaceError, match=r"SAE weights and as LEACE|LEACE eraser and as SAE"):
         read_foreign(tmp_path / "both.safetensors")
 
 
