@@ -176,9 +176,19 @@ def test_transformer_lens(place, peer, tmp_path):
         export(each, "transformer-lens", tmp_path / f"to_{name}")
     folders = {name: str(tmp_path / f"to_{name}") for name in made}
     logits = peer("transformer-lens", "transformer_lens_das", folders=folders)
-    for name, site in (("mlp", "blocks.1.mlp.hook_post@X"), ("resid", "blocks.2.hook_resid_mid@X")):
+    for name, site in (("mlp", "blocks.1.mlp.hook_post@X"), ("resid", "blocks.2.hook_resid_pre@X")):
         subspace = from_foreign(place.lens, read_foreign(tmp_path / f"{name}.pt"), site)
         same_effect(place, subspace, logits[name])
+    # What its bridge writes at `hook_resid_mid` only the MLP reads: another patch.
+    middle = "blocks.2.hook_resid_mid@X"
+    subspace = from_foreign(place.lens, read_foreign(tmp_path / "mid.pt"), middle)
+    v, theirs = subspace.basis, torch.from_numpy(logits["mid"])
+    before_norm = hooked(place, subspace.site, lambda b, s: b + ((s - b) @ v) @ v.T)
+    assert (before_norm - theirs).abs().max() < CLOSE
+    captured = capture(place.lens, pairs_of(place), [subspace.site])
+    ours = captured.at(subspace.site, place.lens).outcomes(SubspacePatch(v)).logit_diff
+    n = torch.arange(len(ours))
+    assert (ours - (theirs[n, 3 + n] - theirs[n, 20 + n])).abs().max() > 0.05
     for name, each in made.items():
         theirs = torch.from_numpy(logits[f"ours_{name}"])
         assert (interchanged(place, each) - theirs).abs().max() < CLOSE, name

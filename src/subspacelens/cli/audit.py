@@ -96,6 +96,7 @@ def audit(
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
+    from ..fit.foreign import check_bos
     from ..model.lens import unchanged
     from ..report import write_report
 
@@ -112,6 +113,7 @@ def audit(
         given = None
         if subspace:
             given = given_subspace(lens, subspace, site, key, row, latent, centred)
+            check_bos(given, lens, chosen.test)
         sites = [given.site] if given else sites_of(site, model, task, lens)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 

@@ -15,8 +15,9 @@ from ..core.files import file_sha256
 from ..core.geometry import independent, unit
 from ..core.site import Site
 from ..interop import Foreign, Part
-from ..interop.names import Spot, centred_elsewhere, site_named, spot_of
+from ..interop.names import MIDDLE, Spot, centred_elsewhere, site_named, spot_of
 from ..model.lens import LensModel
+from ..tasks.pairset import PairSet
 from .subspace import Subspace, made_by
 
 STREAMS_OF_THE_RESIDUAL = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -67,16 +68,33 @@ def from_foreign(
     gram = columns.T @ columns
     already = kept is None and float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
     norms = columns.norm(dim=0)
+    middle = (MIDDLE,) if where.stream == "resid_mid" and part.place else ()
     record: dict[str, Any] = dict(
         method="given", tool=found.tool, kind=found.kind, operation=part.operation, key=key,
         row=rows[0] if len(rows) == 1 else ",".join(map(str, rows)) or None,
         place=None if part.place is None else str(part.place), model=found.model, bos=found.bos,
         norm=float(norms[0]) if len(norms) == 1 else None, kept_by_centring=kept,
-        notes="; ".join((*found.notes, *part.notes)) or None, orthonormalised=not already,
+        notes="; ".join((*found.notes, *part.notes, *middle)) or None, orthonormalised=not already,
     )  # fmt: skip
     if found.path is not None:
         record |= dict(file=found.path.name, file_sha256=_sha256(found.path))
     return made_by(lens, where, basis, "", record)
+
+
+def check_bos(subspace: Subspace, lens: LensModel, pairs: PairSet) -> None:
+    """Raises `SubspaceError` where the file that a subspace comes from says that prompts begin with
+    a BOS token and those of `pairs` do not, or the other way round."""
+    said, token = subspace.fit.get("bos"), getattr(lens.tokenizer, "bos_token_id", None)
+    if not isinstance(said, bool) or token is None:
+        return
+    begin = {prompt.ids[0] == token for pair in pairs for prompt in (pair.base, pair.source)}
+    if begin == {said}:
+        return
+    raise SubspaceError(
+        f"{subspace.fit.get('tool')}: it was made on prompts that {'' if said else 'do not '}begin "
+        f"with a BOS token, and {'not all' if said else 'some'} of {pairs.name} do: change the "
+        "prompts, or save the direction as a plain array"
+    )
 
 
 def _matching(lens: LensModel, found: Foreign, site: Site | str | None) -> str | None:

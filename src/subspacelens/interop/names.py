@@ -47,6 +47,12 @@ _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation")
 _STEERED = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 _COLUMNS = 6
 
+MIDDLE = (
+    "the values are those of the stream, but what a hook writes there only the MLP reads: the "
+    "stream goes past it"
+)
+"""Of `resid_mid`, which no module takes in or gives out alone."""
+
 
 @dataclass(frozen=True, order=True)
 class Spot:
@@ -328,13 +334,14 @@ def spellings(lens: LensModel, site: Site) -> tuple[Spelling, ...]:
     end = "input" if hook is on_input else "output"
     path = next(name for name, each in lens.model.named_modules() if each is module)
     indexed = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
-    part = "" if site.head is None else f", the columns of head {site.head}"
+    part = "" if site.head is None else f"the columns of head {site.head}"
+    part = MIDDLE if site.stream == "resid_mid" else part
     whole = f"{indexed}.{end}"
     first = "" if hook is on_input or _gives_tensor(lens, site) else "[0]"
     return (
         _in_transformer_lens(lens, spot),
-        Spelling("module path", f"{path}.{end}", part.removeprefix(", ")),
-        Spelling("nnsight", f"model.{whole}{first}", part.removeprefix(", ")),
+        Spelling("module path", f"{path}.{end}", part),
+        Spelling("nnsight", f"model.{whole}{first}", part),
         Spelling("nnterp", *_in_nnterp(lens, spot)),
         Spelling("pyvene", *_in_pyvene(lens, spot, whole)),
     )
@@ -355,6 +362,8 @@ def _in_transformer_lens(lens: LensModel, spot: Spot) -> Spelling:
         notes.append(f"{hook} is behind the norm that follows: another tensor")
     if spot.stream != "mlp_act" and spot.stream != "head_z" and centred_elsewhere(lens):
         notes.append("in compatibility mode its mean over the dimensions is taken out")
+    if spot.stream == "resid_mid":
+        notes.append(f"in a TransformerBridge {MIDDLE}")
     return Spelling("TransformerLens", name, "; ".join(notes))
 
 
@@ -394,4 +403,6 @@ def _in_pyvene(lens: LensModel, spot: Spot, whole: str) -> tuple[str, str]:
         return "head_attention_value_output", note
     if name and _means(lens, Name("pyvene", f"layer.{spot.layer}.comp.{name}"), spot):
         return name, f"layer {spot.layer}"
+    if spot.stream == "resid_mid":
+        return whole, MIDDLE
     return whole, f"{name} is another tensor here" if name else ""

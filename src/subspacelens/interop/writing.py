@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.errors import SubspaceError
 from ..core.site import Site
 from ..model.lens import LensModel
+from .names import MIDDLE
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +56,8 @@ def export(outgoing: Outgoing, tool: str, path: Path | str) -> str:
     Raises `SubspaceError` for an unknown tool and for a subspace that the tool cannot express,
     `ResultError` where the path cannot be written.
     """
+    if outgoing.site.stream == "resid_mid" and tool not in ("leace", "control-vector"):
+        raise SubspaceError(f"{outgoing.site} cannot be written for {tool}: {MIDDLE}")
     if tool not in WRITERS:
         raise SubspaceError(f"unknown tool '{tool}': one of {', '.join(sorted(WRITERS))}")
     return WRITERS[tool](outgoing, Path(path))

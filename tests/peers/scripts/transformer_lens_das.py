@@ -13,7 +13,11 @@ model = TransformerBridge.boot_transformers(job.model, dtype=torch.float32, devi
 model.eval()
 columns = torch.full((len(job.base),), job.column)
 found = {}
-for name, hook in {"mlp": "blocks.1.mlp.hook_post", "resid": "blocks.2.hook_resid_mid"}.items():
+for name, hook in {
+    "mlp": "blocks.1.mlp.hook_post",
+    "resid": "blocks.2.hook_resid_pre",
+    "mid": "blocks.2.hook_resid_mid",
+}.items():
     result = interchange.fit_das(
         model, hook, job.base, job.source, job.source[:, -1] % 2,
         lambda ids: model(ids)[:, -1, :2], rank=2, base_positions=columns,

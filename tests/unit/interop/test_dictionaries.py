@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import nn
 from helpers_models import tiny_lens
 from subspacelens import SiteError, SubspaceError
 from subspacelens.fit import given
-from subspacelens.fit.foreign import from_foreign
+from subspacelens.fit.foreign import check_bos, from_foreign
 from subspacelens.interop import read_foreign
+from subspacelens.tasks import Pair, PairSet, Prompt
 
 WIDTH, LATENTS = 32, 40
 HOOK = "blocks.1.hook_resid_pre"
@@ -166,6 +168,24 @@ def test_an_sae_in_memory(lens):
     one = from_foreign(lens, read_foreign(made), "@END", rows=[7])
     assert str(one.site) == "L1.resid_pre@END"
     assert along(one.basis, weights()["W_dec"][7]) == pytest.approx(1, abs=1e-6)
+
+
+def test_prompts_begin_as_the_file_says(tmp_path):
+    lens = replace(
+        tiny_lens("gpt2", dtype=torch.float32), tokenizer=SimpleNamespace(bos_token_id=1)
+    )
+    with_bos, without = (
+        PairSet("some", "test", (Pair(base=p, source=p, answer=5, target=6),))
+        for p in (Prompt("", (1, 7, 8), {"END": 2}), Prompt("", (7, 8, 9), {"END": 2}))
+    )
+    for said, fits, not_ in ((True, with_bos, without), (False, without, with_bos)):
+        found = read_foreign(saved(tmp_path / str(said), config(prepend_bos=said)))
+        one = from_foreign(lens, found, "@END", rows=[0])
+        check_bos(one, lens, fits)
+        with pytest.raises(SubspaceError, match="begin with a BOS token, and"):
+            check_bos(one, lens, not_)
+    plain = replace(one, fit={"method": "given"})
+    check_bos(plain, lens, with_bos)
 
 
 def test_what_is_damaged_is_refused(tmp_path):

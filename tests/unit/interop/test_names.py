@@ -63,6 +63,11 @@ def test_what_a_norm_follows_is_another_tensor_in_transformer_lens():
     assert first.name == "blocks.1.mlp.hook_out" and "another tensor" in first.note
 
 
+def test_what_is_written_between_attention_and_mlp_is_not_the_stream():
+    for each in spellings(tiny_lens("llama"), Site.parse("L1.resid_mid@END")):
+        assert each.name is None or "only the MLP reads" in each.note
+
+
 def test_centred_streams_are_said():
     (first, *_) = spellings(tiny_lens("gpt2"), Site.parse("L1.resid_post@END"))
     assert "its mean over the dimensions is taken out" in first.note

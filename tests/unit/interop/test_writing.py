@@ -29,7 +29,7 @@ def same_span(a, b) -> bool:
 
 @pytest.mark.parametrize(
     "site", ["L1.resid_post@END", "L2.resid_pre@END", "L1.mlp_act@END", "L1.mlp_out@END",
-             "L2.head_z@END", "L2.head_z.3@END", "L1.attn_out@END", "L1.resid_mid@END"]
+             "L2.head_z@END", "L2.head_z.3@END", "L1.attn_out@END"]
 )  # fmt: skip
 def test_a_folder_of_pyvene_is_read_back_at_its_place(tmp_path, site):
     made = outgoing(site, k=2)
@@ -93,6 +93,12 @@ def test_code_for_hooks_needs_nothing_of_ours(tmp_path, site):
     flat, theirs = base.flatten(2), source.flatten(2)
     again = module_in(tmp_path / "nn").edit(flat, theirs, 4, 3)
     assert torch.allclose(again, new.flatten(2), atol=1e-6)
+
+
+def test_no_hook_writes_between_attention_and_mlp(tmp_path):
+    for tool in ("pyvene", "transformer-lens", "nnsight"):
+        with pytest.raises(SubspaceError, match="only the MLP reads"):
+            export(outgoing("L1.resid_mid@END"), tool, tmp_path)
 
 
 def test_unknown_tools_are_named(tmp_path):
