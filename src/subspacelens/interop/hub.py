@@ -15,13 +15,17 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 OURS = "subspace.safetensors"
 """What a subspace of ours is called in a repository."""
 
+_FAILURES = (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError)
+"""Of the hub and of its HTTP client, whichever that is."""
+
 _FILES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".gguf", ".json")
 
 
 def located(spec: str | Path) -> Path:
     """The local path of a file or a folder: `spec` itself where it is there, else what
     `owner/name`, `owner/name/folder/in/it` or `owner/name/file` is on the hub, downloaded into its
-    cache. Without a network, what the cache has. A repository of ours is the subspace in it.
+    cache; of a repository as a whole what is in no folder. Without a network, what the cache has.
+    A repository of ours is the subspace in it.
 
     Raises `SubspaceError` where there is no such repository, or nothing of that name in it.
 
@@ -30,13 +34,15 @@ def located(spec: str | Path) -> Path:
     path = Path(spec)
     parts = str(spec).split("/")
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    is_id = _ID.fullmatch(repository) and not parts[0].startswith(".")
+    is_id = _ID.fullmatch(repository) and not parts[0].startswith(".") and ".." not in parts
     if path.exists() or not is_id or repository.endswith(_FILES):
         return path / OURS if (path / OURS).is_file() else path
-    wanted = [inside, f"{inside}/*"] if inside else None
+    wanted = (
+        dict(allow_patterns=[inside, f"{inside}/*"]) if inside else dict(ignore_patterns=["*/*"])
+    )
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        folder = Path(snapshot_download(repository, **wanted))
+    except _FAILURES as error:
         raise SubspaceError(
             f"{spec}: no such file or folder, and not from the hub: {first_line(error)}"
         ) from None
@@ -64,6 +70,6 @@ def pushed(
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         done = hub.create_commit(repository, changes, commit_message=message)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except _FAILURES as error:
         raise ResultError(f"{repository}: the hub refused: {first_line(error)}") from None
     return str(done.commit_url)
