@@ -17,9 +17,10 @@ def run(patched):
 
 
 def train(patched, steps=4):
-    for parameter in patched.get_trainable_parameters():
+    trained = [p for p in patched.get_trainable_parameters() if p.is_floating_point()]
+    for parameter in trained:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(patched.get_trainable_parameters(), lr=0.05)
+    optimiser = torch.optim.Adam(trained, lr=0.05)
     for _ in range(steps):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(run(patched), answers).backward()

@@ -19,7 +19,9 @@ vector.export_gguf(job.out / "vector.gguf")
 def run(chosen, strength):
     controlled.set_control(chosen, strength)
     with torch.no_grad():
-        return controlled(job.base).logits[:, -1]
+        # One at a time: it expects a row of position ids for each prompt of a batch.
+        rows = [controlled(row[None]).logits[:, -1] for row in job.base]
+        return torch.cat(rows)
 
 
 both = run(vector, 1.5)

@@ -129,6 +129,10 @@ class Hub(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
     refuses = False
 
+    @property
+    def address(self) -> str:
+        return f"http://{self.headers['Host']}"
+
     def log_message(self, *_args) -> None:
         pass
 
@@ -150,7 +154,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.refuses or self.headers.get("Authorization") != "Bearer secret":
             return self.say(403, error="no")
         if self.path == "/api/repos/create":
-            return self.say(url="http://x/me/thing", id="me/thing")
+            return self.say(url=f"{self.address}/me/thing", id="me/thing")
         if "/preupload/" in self.path:
             names = [each["path"] for each in json.loads(body)["files"]]
             return self.say(
@@ -160,7 +164,8 @@ class Hub(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 value = line["value"]
                 self.files[value["path"]] = base64.b64decode(value["content"])
-        self.say(commitUrl="http://x/me/thing/commit/1", commitOid="b" * 40, hookOutput="")
+        where = f"{self.address}/me/thing/commit/{'b' * 40}"
+        self.say(commitUrl=where, commitOid="b" * 40, hookOutput="")
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
