@@ -18,6 +18,7 @@ from .fit import FITS, das
 from .fit.foreign import from_foreign
 from .fit.subspace import Subspace
 from .interop import Foreign, read_foreign
+from .interop.names import site_named, spellings
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
 from .model.lens import LensModel, wrap
@@ -84,6 +85,8 @@ __all__ = [
     "read_pairs",
     "results",
     "showing_progress",
+    "site_named",
+    "spellings",
     "survey",
     "sweep",
     "wrap",

@@ -31,7 +31,7 @@ GUESTS = {
     "pyreft": ("pyvene", "pyreft==0.1.0"),
     "concept-erasure": ("nnsight", "concept-erasure==0.2.4"),
     "dictionary-learning": ("sae-lens", "dictionary-learning==0.1.0"),
-    "steering-vectors": ("nnsight", "steering-vectors==0.12.2"),
+    "steering-vectors": ("repeng", "steering-vectors==0.12.2"),
 }
 """Packages that run in another's environment, without what they ask to be installed with."""
 

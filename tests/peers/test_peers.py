@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -137,10 +139,10 @@ def test_repeng(place, peer, tmp_path):
     assert (ours - torch.from_numpy(logits["ours"])).abs().max() < CLOSE
 
 
-def added(place, vectors, strength: float) -> torch.Tensor:
-    """Logits with vectors added to the outputs of blocks at all positions."""
+def added(place, vectors, strength: float, stream: str = "resid_post") -> torch.Tensor:
+    """Logits with vectors added to what a stream's module gives at all positions."""
     handles = [
-        place.lens.map.blocks[layer].module.register_forward_hook(
+        place_at(place.lens, Site(layer, stream, "X"))[1].register_forward_hook(
             lambda _m, _a, out, v=vector: out + strength * v.to(out)
         )
         for layer, vector in vectors
@@ -151,6 +153,21 @@ def added(place, vectors, strength: float) -> torch.Tensor:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_steering_vectors(place, peer):
+    done = peer("steering-vectors", "steering_train")
+    streams = {"decoder_block": "resid_post", "mlp": "mlp_out", "self_attn": "attn_out"}
+    for kind, stream in streams.items():
+        vectors = {layer: torch.from_numpy(done[f"{kind}.{layer}"]) for layer in (1, 2)}
+        found = read_foreign(SimpleNamespace(layer_activations=vectors, layer_type=kind))
+        parts = {
+            from_foreign(place.lens, found, "@X", key=key).site: part.numbers["vector"]()
+            for key, part in found.parts.items()
+        }
+        assert {site.stream for site in parts} == {stream}
+        ours = added(place, [(s.layer, v) for s, v in parts.items()], 1.5, stream)
+        assert (ours - torch.from_numpy(done[f"{kind}.logits"])).abs().max() < CLOSE
 
 
 def test_concept_erasure(place, peer, tmp_path):
