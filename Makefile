@@ -19,7 +19,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test attack check lint format types docs truth-models install install-dev lock clean distclean python
+.PHONY: help audit test attack check-peers check lint format types docs truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -38,6 +38,9 @@ test: install-dev ## Run the tests, JOBS at a time
 
 attack: install-dev ## Run a thousand hostile command lines (half an hour)
 	$(BIN)/python -m pytest -m attack $(PYTEST_ARGS)
+
+check-peers: install-dev ## Hold readers and writers against the tools themselves (installs them)
+	$(BIN)/python -m pytest -m peers tests/peers $(PYTEST_ARGS)
 
 check: lint types test ## Run everything that a change must pass
 

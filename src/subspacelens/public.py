@@ -2,6 +2,7 @@
 
 from . import fit
 from .audit import Audit, audit
+from .audit.hub import from_hub, push_to_hub
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
 from .core.errors import LensError, ModelError, ResultError, SiteError, SubspaceError, TaskError
@@ -14,7 +15,10 @@ from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
+from .fit.foreign import from_foreign
 from .fit.subspace import Subspace
+from .interop import Foreign, read_foreign
+from .interop.names import site_named, spellings
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
 from .model.lens import LensModel, wrap
@@ -33,6 +37,7 @@ __all__ = [
     "Capture",
     "Effect",
     "Example",
+    "Foreign",
     "Grid",
     "IllusionMap",
     "InstantMap",
@@ -61,6 +66,8 @@ __all__ = [
     "doctor_rows",
     "embedded_facts",
     "fit",
+    "from_foreign",
+    "from_hub",
     "instant_map",
     "ioi",
     "known_facts",
@@ -71,11 +78,15 @@ __all__ = [
     "patch",
     "patching",
     "patching_map",
+    "push_to_hub",
     "read_facts",
+    "read_foreign",
     "read_grid",
     "read_pairs",
     "results",
     "showing_progress",
+    "site_named",
+    "spellings",
     "survey",
     "sweep",
     "wrap",

@@ -15,6 +15,7 @@ FLOORS = (
     {"core"},
     {"model", "tasks"},
     {"engine"},
+    {"interop"},
     {"certify", "fit", "edit"},
     {"measure"},
     {"audit"},

@@ -35,12 +35,22 @@ def peer_pythons(given: Mapping[str, Path], *, install: bool = False) -> dict[st
     for name, package in PACKAGES.items():
         if name in found:
             continue
-        folder = cache_folder() / "peers" / f"{package},torch=={_torch()}"
+        folder = _folder(package)
         if importlib.util.find_spec(name.replace("-", "_")) is not None:
             found[name] = Path(sys.executable)
         elif install or (folder / "complete").exists():
-            found[name] = _environment(folder, package)
+            found[name] = environment(package)
     return found
+
+
+def environment(package: str) -> Path:
+    """The Python of an environment in the cache folder with our torch and one `package`, which is
+    made where it is missing. Raises `LensError` where that cannot be installed."""
+    return _environment(_folder(package), package)
+
+
+def _folder(package: str) -> Path:
+    return cache_folder() / "peers" / f"{package},torch=={_torch()}"
 
 
 def _torch() -> str:

@@ -53,14 +53,27 @@ def audit(
     subspace: Annotated[
         Path | None,
         typer.Option(
-            help="Audit this subspace instead of fitting one: a file of ours, or, with --site, a "
-            "vector or matrix from .npy, .npz, .pt or .safetensors."
+            help="Audit this subspace instead of fitting one: a file of ours, a file, folder or "
+            "hub id of another tool (see `subspacelens inspect`; --site @END names a token at its "
+            "own place), or, with --site, a vector or matrix from .npy, .npz, .pt or .safetensors."
         ),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Which array of that file.")] = None,
     row: Annotated[
         int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
     ] = None,
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(help="A latent of a dictionary; several given are one subspace."),
+    ] = None,
+    centred: Annotated[
+        bool,
+        typer.Option(
+            "--centred",
+            help="It was found in a residual stream without its mean (TransformerLens in "
+            "compatibility mode): take its mean out too.",
+        ),
+    ] = False,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
     seed: Seed = 0,
@@ -83,6 +96,7 @@ def audit(
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
+    from ..fit.foreign import check_bos
     from ..model.lens import unchanged
     from ..report import write_report
 
@@ -96,8 +110,11 @@ def audit(
             model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
         )
         whole_command.enter_context(unchanged(lens))
-        given = given_subspace(lens, subspace, site, key, row) if subspace else None
-        sites = [given.site] if given else sites_of(site, model, task)
+        given = None
+        if subspace:
+            given = given_subspace(lens, subspace, site, key, row, latent, centred)
+            check_bos(given, lens, chosen.test)
+        sites = [given.site] if given else sites_of(site, model, task, lens)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def audited(where: Site):
@@ -149,7 +166,7 @@ def fit_command(
     writable(out)
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
-        sites = sites_of(site, model, task)
+        sites = sites_of(site, model, task, lens)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def saved(where: Site) -> None:

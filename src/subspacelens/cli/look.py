@@ -82,12 +82,12 @@ def doctor(
     fails a proof, or if one that was named cannot be used.
     """
     from ..certify import doctor_rows
-    from ..core.site import Site
+    from ..interop.names import site_named, spellings
     from ..model.loading import load_model
 
     with showing_progress():
         lens = load_model(model, device=device, dtype=dtype)
-        rows = doctor_rows(lens, [Site.parse(text) for text in site] if site else None)
+        rows = doctor_rows(lens, [site_named(text, lens) for text in site] if site else None)
     table = PlainTable("site", "proof", "passed", "error", "tolerance", title=lens.id)
     for row in rows:
         if row.certificate is None:
@@ -100,6 +100,11 @@ def doctor(
                 str(row.site), proof.name, passed, f"{proof.error:.1e}", f"{proof.tolerance:.1e}"
             )
     table.show()
+    if site:
+        for row in rows:
+            for each in spellings(lens, row.site) if row.certificate else ():
+                note = f" ({each.note})" if each.note else ""
+                say(f"{row.site} in {each.tool}: {each.name or '-'}{note}")
     proven = [row for row in rows if row.passed]
     refused = [row for row in rows if row.certificate is None]
     failed = len(rows) - len(proven) - len(refused)

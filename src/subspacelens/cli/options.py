@@ -42,7 +42,8 @@ Sites = Annotated[
     list[str] | None,
     typer.Option(
         "--site",
-        help="Where: L<layer>.<stream>@<label>, such as L18.mlp_act@S2 or L9.head_z.3@END; may be "
+        help="Where: L<layer>.<stream>@<label>, such as L18.mlp_act@S2 or L9.head_z.3@END, or as "
+        "TransformerLens or a path of modules has it, such as blocks.18.mlp.hook_post@S2; may be "
         f"given several times. By default, for smollm2 on ioi: {' and '.join(MAIN_SITES)}.",
     ),
 ]
@@ -131,14 +132,30 @@ def prepared(
     return lens, only_correct(lens, chosen) if only else chosen
 
 
-def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, row: int | None):
-    """The subspace in a file: ours, which knows its site, or another tool's, which does not."""
+def given_subspace(
+    lens, path: Path, sites: list[str] | None, key: str | None, row: int | None,
+    latents: list[int] | None = None, centred: bool = False,
+):  # fmt: skip
+    """The subspace in a file, a folder or a repository of the hub: ours, another tool's, or a plain
+    array, which does not say where it belongs."""
     from ..fit import given
+    from ..fit.foreign import from_foreign
     from ..fit.subspace import Subspace
+    from ..interop import recognised
+    from ..interop.hub import located
+    from ..interop.names import site_named
 
     if sites and len(sites) > 1:
         raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
-    site = Site.parse(sites[0]) if sites else None
+    text = sites[0] if sites else None
+    path = located(path)
+    found = None if not path.exists() or Subspace.is_ours(path) else recognised(path)
+    if found is not None:
+        rows = [*(latents or ()), *(() if row is None else (row,))]
+        return from_foreign(lens, found, text, key=key, rows=rows, centred=centred)
+    if latents or centred:
+        raise LensError(f"{path}: --latent and --centred are for files of other tools")
+    site = site_named(text, lens) if text else None
     ours = Subspace.is_ours(path) or (site is None and path.suffix == ".safetensors")
     if not path.exists() or (key is None and row is None and ours):
         return Subspace.load(path, lens, site)
@@ -147,9 +164,11 @@ def given_subspace(lens, path: Path, sites: list[str] | None, key: str | None, r
     return given(lens, site, path, key=key, row=row)
 
 
-def sites_of(texts: list[str] | None, model: str, task: str) -> list[Site]:
+def sites_of(texts: list[str] | None, model: str, task: str, lens=None) -> list[Site]:
+    from ..interop.names import site_named
+
     if texts:
-        return list(dict.fromkeys(Site.parse(text) for text in texts))
+        return list(dict.fromkeys(site_named(text, lens) for text in texts))
     if (model, task) == ("smollm2", "ioi"):
         return [Site.parse(text) for text in MAIN_SITES]
     raise SiteError("no site: say where with --site, such as --site L5.resid_post@END")

@@ -19,14 +19,22 @@ from ..core.errors import SubspaceError
 from ..core.files import file_sha256, regular
 from ..core.geometry import independent, unit
 from ..core.site import Site
+from ..interop import recognised
+from ..interop.names import site_named
 from ..model.lens import LensModel
+from .foreign import from_foreign
 from .subspace import Subspace, made_by
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
 
 
 def given(
-    lens: LensModel, site: Site, path: Path | str, *, key: str | None = None, row: int | None = None
+    lens: LensModel,
+    site: Site | str,
+    path: Path | str,
+    *,
+    key: str | None = None,
+    row: int | None = None,
 ) -> Subspace:
     """Reads a direction (d,), a basis (d, k) or its transpose (k, d) for `site`, d wide.
 
@@ -34,7 +42,8 @@ def given(
     `key` names the array where a file holds several; `row` takes one row of it, such as a latent of
     an autoencoder's decoder (latents, d). Columns that are not orthonormal are made so, and
     `fit["orthonormalised"]` says whether they were. A file that `Subspace.save` wrote is read as
-    what it is: it must be of this model and this site.
+    what it is: it must be of this model and this site. So is what another tool saved
+    (`interop.recognised`): its numbers are read as what that tool means by them.
 
     Raises `SubspaceError` for a file, key, row or shape that does not fit; for numbers that are
     complex, boolean, sparse, quantised or not finite; and for columns that are linearly dependent
@@ -44,11 +53,15 @@ def given(
     >>> latent = given(lens, site, "decoder.safetensors", key="W_dec", row=7)
     >>> latent.dim, latent.fit["orthonormalised"]
     """
-    path = Path(path)
+    path, site = Path(path), site_named(site, lens) if isinstance(site, str) else site
     if Subspace.is_ours(path):
         if key not in (None, "basis") or row is not None:
             raise SubspaceError(f"{path} is a subspace of this library: it has no keys and rows")
         return Subspace.load(path, lens, site)
+    found = recognised(path) if path.exists() else None
+    if found is not None:
+        rows = () if row is None else (row,)
+        return from_foreign(lens, found, site, key=key, rows=rows)
     width = lens.map.dim(site)
     array = _chosen(path, key)
     array.check(f"{path}", site, width, row)
@@ -68,8 +81,8 @@ def given(
     gram = wide.T @ wide
     already = float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
     record = dict(
-        method="given", file=path.name, file_sha256=file_sha256(path), key=key, row=row,
-        orthonormalised=not already,
+        method="given", operation="unsaid", file=path.name, file_sha256=file_sha256(path),
+        key=key, row=row, orthonormalised=not already,
     )  # fmt: skip
     return made_by(lens, site, columns, "", record)
 
