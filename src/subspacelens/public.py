@@ -10,13 +10,16 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
+from .engine.likely import Likely
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
+from .engine.several import Effects
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
 from .fit.subspace import Subspace
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
+from .measure.swap import Swap, swap
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
 from .report import write_report
@@ -32,12 +35,14 @@ __all__ = [
     "AuditRecord",
     "Capture",
     "Effect",
+    "Effects",
     "Example",
     "Grid",
     "IllusionMap",
     "InstantMap",
     "LensError",
     "LensModel",
+    "Likely",
     "ModelError",
     "Pair",
     "PairSet",
@@ -49,6 +54,7 @@ __all__ = [
     "SiteError",
     "Subspace",
     "SubspaceError",
+    "Swap",
     "Task",
     "TaskCapture",
     "TaskError",
@@ -77,6 +83,7 @@ __all__ = [
     "results",
     "showing_progress",
     "survey",
+    "swap",
     "sweep",
     "wrap",
     "write_report",
