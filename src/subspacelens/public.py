@@ -1,7 +1,7 @@
 """The names of `import subspacelens as sl`. This module loads torch; the package alone does not."""
 
 from . import fit
-from .audit import Audit, audit
+from .audit import Audit, Screen, audit, screen
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
 from .core.errors import LensError, ModelError, ResultError, SiteError, SubspaceError, TaskError
@@ -22,7 +22,7 @@ from .measure.patch import patch
 from .measure.swap import Swap, swap
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
-from .report import write_report
+from .report import write_report, write_screen
 from .survey import IllusionMap, survey
 from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
@@ -50,6 +50,7 @@ __all__ = [
     "Prompt",
     "Replay",
     "ResultError",
+    "Screen",
     "Site",
     "SiteError",
     "Subspace",
@@ -81,10 +82,12 @@ __all__ = [
     "read_grid",
     "read_pairs",
     "results",
+    "screen",
     "showing_progress",
     "survey",
     "swap",
     "sweep",
     "wrap",
     "write_report",
+    "write_screen",
 ]

@@ -138,9 +138,7 @@ def _centred(lens: LensModel, kept: dict) -> bool:
     return kept["centred"]
 
 
-def doctor_rows(
-    lens: LensModel, sites: Sequence[Site | str] | None = None
-) -> list[DoctorRow]:
+def doctor_rows(lens: LensModel, sites: Sequence[Site | str] | None = None) -> list[DoctorRow]:
     """Certificates of `sites`, or else of every stream of the first, a middle and the last layer.
     Streams that the architecture lacks have a reason instead.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,6 +62,27 @@ def given(
         orthonormalised=not already,
     )  # fmt: skip
     return made_by(lens, site, columns, "", record)
+
+
+def given_rows(
+    lens: LensModel,
+    site: Site | str,
+    path: Path | str,
+    rows: Sequence[int],
+    *,
+    key: str | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Rows (m, d) of an array in a file, such as the latents of an autoencoder's decoder, as they
+    are, and where they are from. `key` and errors: see `given`.
+
+    >>> latents, origin = given_rows(lens, "L9.resid_post@END", "decoder.npy", range(64))
+    """
+    path, site = Path(path), Site.of(site)
+    array = _chosen(path, key)
+    for row in rows:
+        array.check(f"{path}", site, lens.map.dim(site), row)
+    origin = dict(file=path.name, file_sha256=file_sha256(path), key=key)
+    return torch.stack([array.read(row).double() for row in rows]), origin
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,7 @@ def _of_npz(path: Path) -> dict[str, _Array]:
         for member in archive.namelist():
             name = member.removesuffix(".npy")
 
+            @cache
             def load(name: str = name) -> np.ndarray:
                 with np.load(path, allow_pickle=False) as file:
                     return file[name]

@@ -70,8 +70,8 @@ def swap(
     top: int = TOP,
     memory: int | None = None,
 ) -> Swap:
-    """Runs `base` with the activation at `site`, or a part of it, from `source`: the `top` likeliest
-    next tokens of both prompts and of the patched one.
+    """Runs `base` with the activation at `site`, or a part of it, from `source`: the `top`
+    likeliest next tokens of both prompts and of the patched one.
 
     `change` is what `patch` takes: None replaces the whole activation. `END` is the last token of
     either prompt; `tokens` gives other labels by a piece of the text that is there once (or
@@ -105,6 +105,4 @@ def swap(
     replay = captured.at(site).require_difference()
     patched = replay.delta_logits(patch.delta(replay.base, replay.source))
     before, expected, after = likeliest(torch.cat([logits, patched]), top, lens.tokenizer)
-    return Swap(
-        site=site, base=base, source=source, before=before, expected=expected, after=after
-    )
+    return Swap(site=site, base=base, source=source, before=before, expected=expected, after=after)

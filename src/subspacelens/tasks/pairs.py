@@ -83,9 +83,7 @@ class _Row:
         return (*self.prompts, *(ids for both in cut if both[0] != both[1] for ids in both))
 
 
-def read_pairs(
-    source: Source, tokenizer: PreTrainedTokenizerBase, split: str = "train"
-) -> PairSet:
+def read_pairs(source: Source, tokenizer: PreTrainedTokenizerBase, split: str = "train") -> PairSet:
     """Every pair of a JSON Lines file, or of dicts of the same form, in order, as the split
     `split`; blank lines are skipped.
 
@@ -152,9 +150,7 @@ def _pair_set(name: str, split: str, rows: Sequence[_Row]) -> PairSet:
     return PairSet(name, split, tuple(row.pair for row in rows))
 
 
-def _read(
-    source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs"
-) -> list[_Row]:
+def _read(source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs") -> list[_Row]:
     """The pairs of a source; `name` is that of dicts in messages."""
     rows: list[_Row] = []
     first: dict[Hashable, str] = {}

@@ -53,9 +53,9 @@
 
   const only = (section, template) => {
     const chosen = (other) => template === "" || other === template;
-    for (const card of section.querySelectorAll("[data-template]")) {
-      card.hidden = !chosen(card.dataset.template);
-    }
+    const cards = [...section.querySelectorAll("[data-template]")];
+    for (const card of cards) card.hidden = !chosen(card.dataset.template);
+    section.querySelector(".no-example").hidden = cards.some((card) => !card.hidden);
     const plot = section.querySelector(".plot");
     if (!plot || !plot.data) return;
     const points = plot.data.map((trace) =>
@@ -79,5 +79,9 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     matchMedia("print").addEventListener("change", repaint);
   };
-  start();
+  start().catch(() => {
+    for (const plot of document.querySelectorAll(".plot")) {
+      plot.textContent = "This browser cannot draw the picture; the numbers are in the tables.";
+    }
+  });
 })();
