@@ -26,7 +26,7 @@ def pair_table(case: Case) -> PairTable:
     """Every pair that was judged on, in the order of the task."""
     order = case.setting.chosen.argsort()
     pairs = case.replay.pairs.at(order.tolist())
-    tokenizer, label, rows = case.lens.tokenizer, case.site.label, order.numpy()
+    tokenizer, label = case.lens.tokenizer, case.site.label
     return PairTable(
         pair=case.setting.chosen[order].tolist(),
         base=[pair.base.text for pair in pairs],
@@ -36,9 +36,9 @@ def pair_table(case: Case) -> PairTable:
         template=[pair.template for pair in pairs],
         answer=token_texts([pair.answer for pair in pairs], tokenizer),
         target=token_texts([pair.target for pair in pairs], tokenizer),
-        clean=case.clean[rows].tolist(),
+        clean=case.replay.clean.logit_diff.double()[order].tolist(),
         patched={
-            name: (case.clean - effect.drop)[rows].tolist()
+            name: effect.patched.logit_diff.double()[order].tolist()
             for name, effect in case.effects.items()
             if name in SHOWN
         },

@@ -1,4 +1,4 @@
-"""Many directions at one site: p-values that are uniform by chance, and the verdicts of an audit."""
+"""Many directions at one site: p-values that are uniform by chance, verdicts as an audit gives."""
 
 from __future__ import annotations
 
