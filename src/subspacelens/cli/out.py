@@ -41,6 +41,29 @@ def refuse_other_audits(
             refuse_other(out, path, read_json(path), expected)
 
 
+def refuse_other_map(out: Path, lens, pairs, *files: str) -> None:
+    """Raises `ResultError` where one of OUT/`files` is a map of another model or of other pairs."""
+    expected = {
+        "the model": ("model.weights_sha256", lens.weights_sha256),
+        "the hash of its pairs": ("task.sha256", pairs.sha256),
+    }
+    for path in (out / file for file in files):
+        if path.exists():
+            refuse_other(out, path, read_json(path), expected)
+
+
+def refuse_other_survey(out: Path, lens, task) -> None:
+    """Raises `ResultError` where OUT is a survey of another model or task, or of no survey."""
+    refuse_other_page(out, "report.html", "survey.json")
+    path = out / "survey.json"
+    if path.exists():
+        expected = {
+            "the model": ("illusions.model.weights_sha256", lens.weights_sha256),
+            "the task": ("illusions.task", task.name),
+        }
+        refuse_other(out, path, read_json(path), expected)
+
+
 def refuse_other_page(out: Path, page: str, *beside: str) -> None:
     """Raises `ResultError` where OUT/`page` is there, but none of the files `beside` of which this
     command makes it."""

@@ -108,6 +108,19 @@ def test_a_page_of_another_command_is_not_replaced(command, tmp_path):
     assert (tmp_path / "run" / "report.html").read_text() == "a survey"
 
 
+def test_a_map_and_a_survey_of_other_pairs_are_not_replaced(run, tiny_folder, tmp_path):
+    for name, more in (("map", ("--stream", "mlp_act")), ("survey", ("--instant",))):
+        fixed = ("--model", tiny_folder, "--label", "S2", "--out", tmp_path / name)
+        assert run(name, *fixed, *more, "--pairs", 8)[0] == 0
+        assert run(name, *fixed, *more, "--pairs", 8)[0] == 0
+        code, _, err = run(name, *fixed, *more, "--pairs", 6)
+        assert code == 2 and "the hash of its pairs is" in err and "--overwrite" in err
+        assert run(name, *fixed, *more, "--pairs", 6, "--overwrite")[0] == 0
+    (tmp_path / "survey" / "report.html").write_text("an audit")
+    code, _, err = run("survey", *fixed, "--pairs", 8)
+    assert code == 2 and "its report.html was made by another command" in err
+
+
 def test_a_file_that_is_no_record_is_not_replaced(command, tmp_path):
     folder = tmp_path / "run" / SITE
     folder.mkdir(parents=True)
