@@ -36,7 +36,7 @@ def refuse_other_audits(
         if judged and path.exists():
             expected = {
                 "the model": ("model.weights_sha256", weights),
-                "the pairs to judge on": ("task.test_sha256", task.test.sha256),
+                "the hash of the pairs it was judged on": ("task.test_sha256", task.test.sha256),
             }
             refuse_other(out, path, read_json(path), expected)
 
@@ -120,7 +120,7 @@ def _wanted(
     pairs = settings.get("pairs", task.train.sha256)
     wanted = {
         "the model": ("model", weights),
-        "the pairs it was fitted on": ("pairs", pairs),
+        "the hash of its pairs": ("pairs", pairs),
         "its number of dimensions": ("dim", settings["dim"]),
     }
     return wanted | {

@@ -56,8 +56,8 @@ def screen_rows(
     if held.exists() and not overwrite:
         expected = {
             "the model": ("model.weights_sha256", lens.weights_sha256),
-            "the pairs": ("task.test_sha256", captures.test.pairs.sha256),
-            "the file of directions": ("origin.file_sha256", origin["file_sha256"]),
+            "the hash of its pairs": ("task.test_sha256", captures.test.pairs.sha256),
+            "the hash of its file": ("origin.file_sha256", origin["file_sha256"]),
         }
         refuse_other(out, held, read_json(held), expected)
     found = screen(

@@ -54,7 +54,7 @@ def test_many_rows_are_one_page(command, decoder, tmp_path):
     assert "of 3 directions" in " ".join(out.split()) and "row 4: " in out
     np.save(decoder, np.load(decoder)[::-1])
     code, _, err = command("--subspace", decoder, "--row", "1-4")
-    assert code == 2 and "the file of directions is" in err and "--overwrite" in err
+    assert code == 2 and "the hash of its file is" in err and "--overwrite" in err
     assert command("--subspace", decoder, "--row", "1-4", "--overwrite")[0] == 0
 
 
@@ -89,7 +89,7 @@ def test_the_same_goes_on_and_something_else_is_not_replaced(command, tmp_path):
     for more, message in (
         (("--fit", "random", "--budget", "fast"), "the setting method is pca, now random"),
         ((*quick, "--dim", 2), "its number of dimensions is 1, now 2"),
-        ((*quick, "--pairs", 12), "the pairs it was fitted on is "),
+        ((*quick, "--pairs", 12), "the hash of its pairs is "),
     ):
         code, _, err = command(*more)
         assert code == 2 and message in err and "--overwrite" in err, err
