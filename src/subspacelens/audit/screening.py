@@ -25,6 +25,7 @@ from ..core.records import EffectRecord, ModelRecord, Number, Record, read_recor
 from ..core.site import Site
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
+from ..measure.effects import random_effects
 from ..measure.support import SUPPORT_AT
 from ..model.lens import LensModel, unchanged
 from .evidence import Case, Setting
@@ -214,20 +215,16 @@ def pooled(own: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _judged(setting: Setting, subspace: Subspace, draws: int, seed: int, leaking: int) -> _Judged:
     case = Case(
         setting=setting, subspace=subspace, patches=("subspace",), explained=(SUPPORT_AT,),
-        draws=draws, proxies=False, seed=seed,
+        draws=FAST_DRAWS, proxies=False, seed=seed,
     )  # fmt: skip
-    effect, random = case.effects["subspace"], case.random
-    evidence, tests = evidence_for(case, leaking)
+    null = random_effects(case.replay, None, case.basis, draws, seed).uniform
+    own, effect = float(case.drop[: null.shape[1]].mean()), case.effects["subspace"].record
+    evidence, _ = evidence_for(case, leaking)
     if can_be_judged(evidence):
-        wider = replace(case, patches=PATCHES)
-        wider.__dict__["random"] = random
-        evidence, tests = evidence_for(wider, leaking)
+        evidence, tests = evidence_for(replace(case, patches=PATCHES), leaking)
         decide(evidence)
         evidence = replace(evidence, tests=dict(tests.known))
-    pairs = random.uniform.shape[1]
-    return _Judged(
-        effect.record, evidence, float(case.drop[:pairs].mean()), random.uniform.mean(axis=1)
-    )
+    return _Judged(effect, evidence, own, null.mean(axis=1))
 
 
 def _row(number: int, judged: _Judged, size: float, p: float, q: float) -> ScreenRow:
