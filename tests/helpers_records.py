@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from subspacelens.audit.pair_by_pair import chosen_pairs
 from subspacelens.audit.record import (
     AuditRecord,
     Clean,
     DoseResponse,
     Figures,
+    PairExample,
+    PairTable,
     Scatter,
     SubspaceRecord,
     SupportCurve,
@@ -20,6 +23,7 @@ from subspacelens.audit.record import (
     Written,
 )
 from subspacelens.core.records import EffectRecord, Estimate, ModelRecord
+from subspacelens.engine.likely import Likely
 
 Label = Literal["faithful", "illusory", "undetermined"]
 
@@ -78,6 +82,8 @@ def make_record(
             "Pairs that share a base prompt count as one unit in every interval.",
         ],
         "figures": _figures(label),
+        "pairs": (pairs := make_pairs(label)),
+        "examples": make_examples(pairs),
         "seconds": 143.2,
         "peak_rss_bytes": 1_912_602_624,
         "versions": {"subspacelens": "0.1.0", "torch": "2.6.0", "transformers": "5.0.0"},
@@ -85,6 +91,57 @@ def make_record(
         "--dim 1 --pairs 128 --seed 0 --out out",
     }
     return AuditRecord(**(fields | changes))
+
+
+def make_pairs(label: Label = "illusory", count: int = 128, templates: int = 5) -> PairTable:
+    """Pairs of the task with plausible synthetic numbers."""
+    random = np.random.default_rng(1)
+    names = ("Mary", "John", "Christine", "Bartholomew", "Monica", "Al")
+    base, source, marks = [], [], []
+    for i in range(count):
+        first, second = names[i % 6], names[(i + 1 + i // 6 % 5) % 6]
+        start = f"Then, {first} and {second} had a long and really crazy argument number {i}. "
+        base.append(f"{start}Afterwards {second} said to")
+        source.append(f"{start}Afterwards {first} said to")
+        marks.append((len(start) + 11, [len(start) + 11 + len(n) for n in (second, first)]))
+    clean = random.normal(_CLEAN_NATS, 1.2, count)
+    drops = {
+        name: clean * random.normal(fldd, 0.25, count)
+        for name, fldd in zip(("full", "subspace", "row"), _FLDD[label], strict=False)
+        if fldd is not None
+    }
+    return PairTable(
+        pair=list(range(count)),
+        base=base,
+        source=source,
+        base_marks=[[(start, ends[0])] for start, ends in marks],
+        source_marks=[[(start, ends[1])] for start, ends in marks],
+        template=[f"argument-{i % templates}" for i in range(count)],
+        answer=[" " + names[i % 6] for i in range(count)],
+        target=[" " + names[(i + 1 + i // 6 % 5) % 6] for i in range(count)],
+        clean=clean.tolist(),
+        patched={name: (clean - drop).tolist() for name, drop in drops.items()},
+    )
+
+
+def make_examples(pairs: PairTable) -> list[PairExample]:
+    clean, patched = np.array(pairs.clean), np.array(pairs.patched["subspace"])
+    return [
+        PairExample(
+            row=row,
+            kind=kind,
+            tops={
+                name: [
+                    Likely(token, round(0.6 / 2**place, 3))
+                    for place, token in enumerate(
+                        (pairs.answer[row], pairs.target[row], " the", " her", "\n")
+                    )
+                ]
+                for name in ("clean", *pairs.patched)
+            },
+        )
+        for row, kind in chosen_pairs(clean, clean - patched).items()
+    ]
 
 
 def _around(value: float | None, width: float) -> Estimate:

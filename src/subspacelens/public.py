@@ -1,7 +1,7 @@
 """The names of `import subspacelens as sl`. This module loads torch; the package alone does not."""
 
 from . import fit
-from .audit import Audit, audit
+from .audit import Audit, Screen, audit, screen
 from .audit.hub import from_hub, push_to_hub
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
@@ -11,8 +11,10 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
+from .engine.likely import Likely
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
+from .engine.several import Effects
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
 from .fit.foreign import from_foreign
@@ -21,9 +23,10 @@ from .interop import Foreign, read_foreign
 from .interop.names import site_named, spellings
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
+from .measure.swap import Swap, swap
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
-from .report import write_report
+from .report import write_report, write_screen
 from .survey import IllusionMap, survey
 from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
@@ -36,6 +39,7 @@ __all__ = [
     "AuditRecord",
     "Capture",
     "Effect",
+    "Effects",
     "Example",
     "Foreign",
     "Grid",
@@ -43,6 +47,7 @@ __all__ = [
     "InstantMap",
     "LensError",
     "LensModel",
+    "Likely",
     "ModelError",
     "Pair",
     "PairSet",
@@ -50,10 +55,12 @@ __all__ = [
     "Prompt",
     "Replay",
     "ResultError",
+    "Screen",
     "Site",
     "SiteError",
     "Subspace",
     "SubspaceError",
+    "Swap",
     "Task",
     "TaskCapture",
     "TaskError",
@@ -84,11 +91,14 @@ __all__ = [
     "read_grid",
     "read_pairs",
     "results",
+    "screen",
     "showing_progress",
     "site_named",
     "spellings",
     "survey",
+    "swap",
     "sweep",
     "wrap",
     "write_report",
+    "write_screen",
 ]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.attack
 TINY = ("--model", "{tiny}")
 SMALL = (*TINY, "--pairs", "8", "--out", "{out}/run")
 AT = ("--site", "L1.mlp_act@S2")
-QUICK = ("--fit", "pca", "--budget", "fast")
+QUICK = ("--fit", "pca", "--budget", "fast", "--overwrite")
 
 TEXTS = [
     "", " ", "-", "--", "[/b]", "[red]x[/red]", "\x1b[31mred", "a" * 300, "a" * 5000, "ä" * 200,

@@ -89,8 +89,8 @@ def open_page(browser):
 
 def test_every_figure_is_drawn(open_page, report):
     page = open_page(report, viewport={"width": 1280, "height": 900})
-    # Eight a site, but for the null part that the undetermined one lacks.
-    assert page.locator(".plot").count() == 3 * 8 - 1
+    # Nine a site, but for the null part that the undetermined one lacks.
+    assert page.locator(".plot").count() == 3 * 9 - 1
     assert page.locator(".plot svg.main-svg").first.is_visible()
     assert page.evaluate(
         "[...document.querySelectorAll('.plot')].every(p => p.clientWidth"
@@ -110,6 +110,31 @@ def test_text_and_figures_take_the_theme(open_page, report, scheme):
     assert contrast(page, ".plot .xtick text", "fill") > 4.5
 
 
+def test_a_point_shows_its_prompts(open_page, report):
+    page = open_page(report, viewport={"width": 1280, "height": 900})
+    page.locator(".examples .plot .point").nth(3).hover(force=True)
+    page.wait_for_function("document.querySelector('.examples .hoverlayer .hovertext')")
+    shown = page.locator(".examples .hoverlayer").first.text_content()
+    assert "source:" in shown and "nats without a patch" in shown and "Then, " in shown
+
+
+def test_the_filter_keeps_the_pairs_of_a_template(open_page, report):
+    page = open_page(report, viewport={"width": 1280, "height": 900})
+    section = page.locator(".examples").first
+    assert section.locator(".pair:visible").count() == 12
+    section.locator("select").select_option("2")
+    page.wait_for_timeout(300)
+    shown = section.locator(".pair:visible")
+    assert 0 < shown.count() < 12
+    assert {shown.nth(i).get_attribute("data-template") for i in range(shown.count())} == {"2"}
+    chosen = page.evaluate(
+        "document.querySelector('.examples .plot').data.map(t => t.selectedpoints.length)"
+    )
+    assert sum(chosen) == len([i for i in range(128) if i % 5 == 2])
+    section.locator("select").select_option("")
+    assert section.locator(".pair:visible").count() == 12
+
+
 def test_figures_follow_a_change_of_theme(open_page, report):
     page = open_page(report, color_scheme="light")
     page.emulate_media(color_scheme="dark")
@@ -120,7 +145,7 @@ def test_figures_follow_a_change_of_theme(open_page, report):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_never_scrolls_sideways(open_page, report, scheme):
     page = open_page(report, viewport={"width": 375, "height": 812}, color_scheme=scheme)
-    page.locator("summary").click()
+    page.locator("summary").first.click()
     page.wait_for_timeout(300)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 375
     assert page.evaluate(

@@ -66,6 +66,18 @@ def test_ten_lines_of_python(tiny_folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/mine/report.html").is_file()
 
 
+def test_the_page_of_what_is_in_memory_runs(tiny_folder, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/in_python.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    code = code.replace('"smollm2"', repr(tiny_folder)).replace("L18.mlp_act", "L1.mlp_act")
+    code = code.replace("L17.resid_post", "L2.resid_post")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "Swap(L2.resid_post@END)" in capsys.readouterr().out
+    assert (tmp_path / "runs/latent/report.html").is_file()
+    assert (tmp_path / "runs/latents/screen.html").is_file()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text()

@@ -99,13 +99,20 @@ def judge_blind(setting: Setting, subspace: Subspace, *, seed: int = 0) -> Blind
         proxies=False,
         seed=seed,
     )
-    tests = _OnDemand(case)
-    evidence = _evidence(case, tests, ())
+    evidence, tests = evidence_for(case)
+    return Blind(decide(evidence), case, tests)
+
+
+def evidence_for(case: Case, leaking: int = 0) -> tuple[Evidence, OnDemand]:
+    """What the rule rests on, each test run when it is first asked for: none where it does not come
+    to them; and all tests of the case. `leaking`: see `Evidence`."""
+    tests = OnDemand(case)
+    evidence = _evidence(case, tests, (), leaking)
     if not can_be_judged(evidence):
         evidence = replace(evidence, tests={})
     elif case.subspace.dim > 1:
         evidence = replace(evidence, axes=axes(case))
-    return Blind(decide(evidence), case, tests)
+    return evidence, tests
 
 
 class Blind(NamedTuple):
@@ -116,17 +123,17 @@ class Blind(NamedTuple):
     tests: Mapping[str, Test]
 
 
-class _OnDemand(Mapping[str, Test]):
-    """The tests of a case, each run when it is first asked for."""
+class OnDemand(Mapping[str, Test]):
+    """The tests of a case, each run when it is first asked for; `known` are those that were."""
 
     def __init__(self, case: Case) -> None:
-        self._case, self._known = case, dict[str, Test]()
+        self._case, self.known = case, dict[str, Test]()
 
     def __getitem__(self, name: str) -> Test:
-        if name not in self._known:
+        if name not in self.known:
             _, run = TESTS[name]
-            self._known[name] = run(self._case)
-        return self._known[name]
+            self.known[name] = run(self._case)
+        return self.known[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(TESTS)

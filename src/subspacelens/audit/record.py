@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
+import polars as pl
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ..core.files import write_atomically
 from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
+from ..engine.likely import Likely
 
-SCHEMA = "subspacelens.audit/4"
-EARLIER = tuple(f"subspacelens.audit/{number}" for number in (1, 2, 3))
+SCHEMA = "subspacelens.audit/5"
+EARLIER = tuple(f"subspacelens.audit/{number}" for number in (1, 2, 3, 4))
 
 
 PATCHES = ("full", "subspace", "row", "null", "read_row", "read_null", "random", "reversed")
@@ -201,15 +203,55 @@ class Figures(Record):
     support: SupportCurve
 
 
+ExampleKind = Literal["typical", "extreme", "failing"]
+
+
+class PairTable(Record):
+    """Every pair that was judged on, a column each: `pair` is its number in the test split, `clean`
+    and `patched`, by patch, are logit differences in nats. `base_marks` and `source_marks` are the
+    characters [start, end) that the site's label stands for."""
+
+    WORDS: ClassVar = ("base", "source", "template", "answer", "target")
+    PATCHES: ClassVar = ("full", "subspace", "row")
+
+    pair: list[int]
+    base: list[str]
+    source: list[str]
+    base_marks: list[list[tuple[int, int]]]
+    source_marks: list[list[tuple[int, int]]]
+    template: list[str]
+    answer: list[str]
+    target: list[str]
+    clean: list[Number]
+    patched: dict[str, list[Number]]
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        columns = {name: getattr(self, name) for name in type(self).model_fields}
+        _check_even(**columns | columns.pop("patched"))
+        return self
+
+
+class PairExample(Record):
+    """A pair to show, by its `row` in the table: why, and the likeliest next tokens with their
+    probabilities, likeliest first, under no patch (`clean`) and under each of the others."""
+
+    row: int
+    kind: ExampleKind
+    tops: dict[str, list[Likely]]
+
+
 class AuditRecord(Record):
-    """Schema `subspacelens.audit/4`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
-    `over_templates`: None with fewer than three; `controls`: None where none were asked for.
+    """Schema `subspacelens.audit/5`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
+    `over_templates`: None with fewer than three; `controls`: None where none were asked for;
+    `pairs`: the pairs that were judged on, one by one; `examples`: those of them that are shown.
+    `frame()` and `tests_frame()` are tables of pairs and of tests.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
     """
 
-    schema_: Literal["subspacelens.audit/4"] = SCHEMA
+    schema_: Literal["subspacelens.audit/5"] = SCHEMA
     model: ModelRecord
     task: TaskRecord
     site: str
@@ -224,6 +266,8 @@ class AuditRecord(Record):
     verdict: Verdict
     notes: list[str]
     figures: Figures
+    pairs: PairTable
+    examples: list[PairExample]
     seconds: float = Field(ge=0)
     peak_rss_bytes: int = Field(ge=0)
     versions: dict[str, str]
@@ -250,6 +294,40 @@ class AuditRecord(Record):
         if chance is not None and chance.value is not None and not 0 <= chance.value <= 1:
             raise ValueError(f"chance: a p-value lies between 0 and 1, not at {chance.value:g}")
         return tests
+
+    @model_validator(mode="after")
+    def _of_the_pairs(self) -> Self:
+        bad = [each.row for each in self.examples if not 0 <= each.row < len(self.pairs.pair)]
+        if bad:
+            raise ValueError(f"examples: there is no pair in row {bad[0]}")
+        return self
+
+    def frame(self) -> pl.DataFrame:
+        """One row a pair that was judged on, polars (`.to_pandas()` where pandas and pyarrow are
+        installed): `pair`, its number in the test split, prompts, template, answer and target, and
+        the logit difference in nats without a patch (`clean`) and under that of the whole component
+        (`full`), the `subspace` and its `row` part, null where it has none.
+
+        >>> record.frame().filter(pl.col("subspace") > 0)  # the pairs that keep their answer
+        """
+        pairs = self.pairs
+        words = {name: getattr(pairs, name) for name in PairTable.WORDS}
+        nothing = [None] * len(pairs.pair)
+        numbers = {name: pairs.patched.get(name, nothing) for name in PairTable.PATCHES}
+        columns = {"pair": pairs.pair, **words, "clean": pairs.clean, **numbers}
+        kinds = dict.fromkeys(("clean", *numbers), pl.Float64)
+        return pl.DataFrame(columns, schema_overrides=kinds)
+
+    def tests_frame(self) -> pl.DataFrame:
+        """One row a test: `test`, `value` with its 95 % interval `low` and `high`, `control`,
+        `reading`."""
+        numbers = ("value", "low", "high", "control")
+        columns = {
+            "test": list(self.tests),
+            **{name: [getattr(each, name) for each in self.tests.values()] for name in numbers},
+            "reading": [each.reading for each in self.tests.values()],
+        }
+        return pl.DataFrame(columns, schema_overrides=dict.fromkeys(numbers, pl.Float64))
 
     def effect(self, patch: str) -> EffectRecord:
         """What a patch does; without values where it was not tried."""

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from ..core.format import plain, with_interval
 from ..core.machine import peak_rss_bytes, versions
@@ -24,6 +25,7 @@ from .controls.words import tempered
 from .drawing import draw
 from .evidence import Case
 from .judging import Judgement, judge
+from .pair_by_pair import pair_examples, pair_table
 from .record import (
     AuditRecord,
     Clean,
@@ -46,6 +48,7 @@ class Audit:
 
     >>> result = sl.audit(lens, captures, subspace)
     >>> result.label, result.record.effects["subspace"].fldd.value
+    >>> result.frame().to_pandas()  # one row a pair
     """
 
     subspace: Subspace = field(repr=False)
@@ -55,6 +58,14 @@ class Audit:
     def label(self) -> VerdictName:
         """`faithful`, `partial`, `mixed`, `illusory` or `undetermined`."""
         return self.record.verdict.label
+
+    def frame(self) -> pl.DataFrame:
+        """One row a pair that was judged on (`AuditRecord.frame`)."""
+        return self.record.frame()
+
+    def tests_frame(self) -> pl.DataFrame:
+        """One row a test (`AuditRecord.tests_frame`)."""
+        return self.record.tests_frame()
 
     def save(self, directory: Path | str) -> Path:
         """Writes `subspace.safetensors` and `audit.json` into `directory/<site>/`, and returns that
@@ -124,6 +135,7 @@ def audit(
     - `result.record.tests` has the evidence by name: `value`, `low`, `high` (95 % interval over
       base prompts), `control` (the same for random directions, or by chance), and a `reading` in
       words. None stands for what does not exist.
+    - `result.frame()` has a row a pair, `result.tests_frame()` a row a test.
     - `result.record.controls` says how often the audit was right on planted faithful and illusory
       subspaces that are like this one. A verdict that they do not bear out is `undetermined`.
 
@@ -131,7 +143,7 @@ def audit(
     do, `SiteError` if its site was not captured or fails a proof, `LensError` for an unknown budget
     or test. Source: arXiv 2311.17030; docs/audit.md has every test and the rule.
 
-    >>> site = sl.Site.parse("L18.mlp_act@S2")
+    >>> site = "L18.mlp_act@S2"
     >>> captures = sl.capture_task(lens, task, [site])
     >>> result = sl.audit(lens, captures, sl.das(lens, captures.train, site))
     >>> result.label, result.record.effects["row"].fldd.value
@@ -145,9 +157,11 @@ def audit(
             checked = run_controls(case, verdict.label, seed)
             verdict = tempered(verdict, checked)
         weights = lens.weights_sha256
+        pairs = pair_table(case)
+        examples = pair_examples(case, pairs)
     record = AuditRecord(
         model=ModelRecord(id=lens.id, weights_sha256=weights, dtype=str(lens.dtype).split(".")[-1]),
-        task=_task_record(captures),
+        task=task_record(captures),
         site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
         clean=_clean(case),
@@ -160,6 +174,8 @@ def audit(
         verdict=verdict,
         notes=_notes(judgement),
         figures=draw(case),
+        pairs=pairs,
+        examples=examples,
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
@@ -168,7 +184,7 @@ def audit(
     return Audit(subspace, record)
 
 
-def _task_record(captures: TaskCapture) -> TaskRecord:
+def task_record(captures: TaskCapture) -> TaskRecord:
     task = captures.task
     return TaskRecord(
         name=task.name,

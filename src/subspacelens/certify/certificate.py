@@ -67,7 +67,7 @@ class DoctorRow:
         return self.certificate is not None and self.certificate.passed
 
 
-def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Certificate:
+def certify(lens: LensModel, site: Site | str, *, pairs: PairSet | None = None) -> Certificate:
     """The certificate of a site: from two short prompts of random tokens, with an inner label and
     END, for whatever label is asked; or from the shortest and the longest base prompt of `pairs`,
     at the site's label and at END. Made once per model, layer, stream and head.
@@ -75,9 +75,10 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
     Raises `SiteError` for a site that the architecture lacks, `ModelError` for a model in training
     mode. A failed proof does not raise: see `require`.
 
-    >>> certify(lens, Site.parse("L18.mlp_act@S2")).passed
+    >>> certify(lens, "L18.mlp_act@S2").passed
     True
     """
+    site = Site.of(site)
     lens.map.block(site)
     if lens.model.training:
         raise ModelError("the model is in training mode: call model.eval() first")
@@ -97,7 +98,7 @@ def certify(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Cer
     return replace(kept[key], site=site)
 
 
-def require(lens: LensModel, site: Site, *, pairs: PairSet | None = None) -> Certificate:
+def require(lens: LensModel, site: Site | str, *, pairs: PairSet | None = None) -> Certificate:
     """The certificate of a site that passed every proof. Raises `SiteError`, in one line that names
     the first proof that failed and by how much, for any other."""
     certificate = certify(lens, site, pairs=pairs)
@@ -137,7 +138,7 @@ def _centred(lens: LensModel, kept: dict) -> bool:
     return kept["centred"]
 
 
-def doctor_rows(lens: LensModel, sites: Sequence[Site] | None = None) -> list[DoctorRow]:
+def doctor_rows(lens: LensModel, sites: Sequence[Site | str] | None = None) -> list[DoctorRow]:
     """Certificates of `sites`, or else of every stream of the first, a middle and the last layer.
     Streams that the architecture lacks have a reason instead.
 
@@ -149,7 +150,7 @@ def doctor_rows(lens: LensModel, sites: Sequence[Site] | None = None) -> list[Do
         sites = [Site(layer, stream, "END") for layer in layers for stream in STREAMS]
     rows = []
     with unchanged(lens):
-        for site in track(sites, "certificates"):
+        for site in track(list(map(Site.of, sites)), "certificates"):
             try:
                 lens.map.block(site)
             except SiteError as error:

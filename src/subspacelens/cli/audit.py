@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.errors import LensError
 from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
@@ -33,12 +34,15 @@ from .options import (
     bytes_of,
     chosen_fit,
     command_line,
+    fit_settings,
     given_subspace,
     prepared,
     sites_of,
     writable,
 )
+from .out import Overwrite, refuse_other_audits, refuse_other_page
 from .printing import PlainTable, paragraph, say
+from .rows import one_site, rows_of, screen_rows
 from .sites import at_each_site, capture_sites
 
 
@@ -60,7 +64,11 @@ def audit(
     ] = None,
     key: Annotated[str | None, typer.Option(help="Which array of that file.")] = None,
     row: Annotated[
-        int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
+        str | None,
+        typer.Option(
+            help="Which row of that array, such as an autoencoder's latent; or several, 0-63 or "
+            "0,3,7: each is judged fast, on one page, corrected for how many they are."
+        ),
     ] = None,
     latent: Annotated[
         list[int] | None,
@@ -86,12 +94,15 @@ def audit(
     tests: Tests = None,
     controls: Controls = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory, or what else.
 
     Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. A site that
-    fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. Without options
-    it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a site where
+    fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. With
+    several rows of a --subspace there is OUT/<site>/screen.json and screen.html instead. Results of
+    something else in OUT are not replaced, unless with --overwrite. Without options it runs the
+    main job: indirect object identification in SmolLM2-135M-Instruct, at a site where
     DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
@@ -104,17 +115,41 @@ def audit(
     find = chosen_fit(fit, fit_option, dim, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
+    rows = [] if row is None else rows_of(row)
+    if len(rows) > 1:
+        if subspace is None:
+            raise LensError("--row: of which array? Name its file with --subspace")
+        if tests or controls or budget == "full":
+            raise LensError(
+                "--row: several rows are judged fast; --tests, --controls and --budget full go "
+                "with one"
+            )
+        where = one_site(subspace, site)
     writable(out)
+    if not overwrite:
+        refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
             model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
         )
         whole_command.enter_context(unchanged(lens))
+        if len(rows) > 1:
+            activations, _ = capture_sites(lens, chosen, [where], 1, shifted, captures, space)
+            screen_rows(lens, activations, where, subspace, key, rows, seed, out, overwrite)
+            return
         given = None
         if subspace:
-            given = given_subspace(lens, subspace, site, key, row, latent, centred)
+            number = rows[0] if rows else None
+            given = given_subspace(lens, subspace, site, key, number, latent, centred)
             check_bos(given, lens, chosen.test)
         sites = [given.site] if given else sites_of(site, model, task, lens)
+        if not overwrite:
+            settings = (
+                {**given.fit, "dim": given.dim, "pairs": given.data_sha256}
+                if given
+                else fit_settings(fit, fit_option, dim, seed)
+            )
+            refuse_other_audits(out, sites, lens, chosen, settings)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def audited(where: Site):
@@ -154,6 +189,7 @@ def fit_command(
     shifted: Shifted = False,
     captures: Captures = None,
     out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Find a subspace at each site and save it, without judging it.
 
@@ -167,6 +203,9 @@ def fit_command(
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
         sites = sites_of(site, model, task, lens)
+        if not overwrite:
+            settings = fit_settings(fit, fit_option, dim, seed)
+            refuse_other_audits(out, sites, lens, chosen, settings, judged=False)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
         def saved(where: Site) -> None:

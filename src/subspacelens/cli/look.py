@@ -22,6 +22,7 @@ from .options import (
     prepared,
     writable,
 )
+from .out import Overwrite, refuse_other_map
 from .printing import PlainTable, say
 
 
@@ -42,6 +43,7 @@ def map_command(
     memory: Memory = None,
     shifted: Shifted = False,
     out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Find where to look: the effect of patching whole components, at every layer, and beside it
     what DAS would find there and how much of that is illusion.
@@ -57,6 +59,8 @@ def map_command(
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
         lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        if not overwrite:
+            refuse_other_map(out, lens, chosen.test[:pairs], "map.json", "instant.json")
         effects = patching_map(
             lens, chosen.test, streams, label or ["S2", "END"],
             shifted=shifted, memory=budget, limit=pairs,

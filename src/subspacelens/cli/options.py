@@ -189,6 +189,17 @@ def chosen_fit(
     return partial(fit, dim=dim, seed=seed, **settings)
 
 
+def fit_settings(name: str, options: list[str] | None, dim: int, seed: int) -> dict[str, object]:
+    """What the subspaces of `chosen_fit` say of themselves, as far as that is known before."""
+    from ..fit import named
+
+    fit = named(name)
+    texts = (text.partition("=") for text in options or ())
+    settings = fit.options | fit.read_options({key: value for key, _, value in texts})
+    known = {key: value for key, value in settings.items() if value is not None}
+    return {**known, "method": name, "dim": dim, "seed": seed}
+
+
 def bytes_of(memory: str | None) -> int | None:
     """`--memory` in bytes; raises `LensError` where it is not a size."""
     if memory is None:

@@ -10,6 +10,7 @@ import typer
 from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
+from .out import Overwrite, refuse_other_map, refuse_other_survey
 from .printing import say
 
 TaskName = Annotated[
@@ -66,6 +67,7 @@ def survey(
     out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
         "runs/survey"
     ),
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw the illusion map: the layers at which DAS must not be trusted on this model and task.
 
@@ -77,17 +79,17 @@ def survey(
         if das:
             raise LensError("--instant predicts what --das fits: give one of them")
         _instant(model, task, label, stream, refine, dim, pairs, device, dtype, memory, shifted,
-                 out)  # fmt: skip
+                 out, overwrite)  # fmt: skip
         return
     if stream or refine or dim != 1:
         raise LensError("--stream, --refine and --dim go with --instant")
     parts = ("weights", "das") if das else ("weights",)
     _run(model, task, label, parts, pairs, steps, 10, workers, None, device, dtype, memory,
-         shifted, out)  # fmt: skip
+         shifted, out, overwrite)  # fmt: skip
 
 
 def _instant(
-    model, task, label, stream, refine, dim, pairs, device, dtype, memory, shifted, out
+    model, task, label, stream, refine, dim, pairs, device, dtype, memory, shifted, out, overwrite
 ) -> None:
     from ..measure.maps import instant_map
     from ..report.instant_page import promise, reading, write_instant_page
@@ -96,6 +98,8 @@ def _instant(
     writable(out)
     with showing_progress():
         lens, chosen, shifted = _prepared(model, task, shifted, device, dtype)
+        if not overwrite:
+            refuse_other_map(out, lens, chosen.test[:pairs], "instant.json")
         found = instant_map(
             lens, chosen.test, stream, label, dim=dim, refine=refine, shifted=shifted,
             memory=budget, limit=pairs,
@@ -140,6 +144,7 @@ def reproduce_prevalence(
     out: Annotated[Path, typer.Option(help="Folder for the page and tables.")] = Path(
         "runs/prevalence"
     ),
+    overwrite: Overwrite = False,
 ) -> None:
     """How common the illusion is: built illusions, weights, distortion, random MLPs, DAS.
 
@@ -147,12 +152,12 @@ def reproduce_prevalence(
     """
     parts = ("weights", "distortion", "random", *(("das",) if das else ()))
     _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
-         shifted, out)  # fmt: skip
+         shifted, out, overwrite)  # fmt: skip
 
 
 def _run(
     model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
-    shifted, out,
+    shifted, out, overwrite,
 ) -> None:  # fmt: skip
     from ..engine.text import read_corpus
     from ..report.survey_page import markdown, reading, write_survey
@@ -169,6 +174,8 @@ def _run(
         )
     with showing_progress():
         lens, chosen, shifted = _prepared(model, task, shifted, device, dtype)
+        if not overwrite:
+            refuse_other_survey(out, lens, chosen)
         labels = label or [n for n in ("S2", SUBJECT, "END") if n in chosen.test.labels]
         unknown = [name for name in labels if name not in chosen.test.labels]
         if unknown:

@@ -74,6 +74,11 @@ class Site:
         layer, stream, head, label = match.groups()
         return cls(int(layer), stream, label, None if head is None else int(head))
 
+    @classmethod
+    def of(cls, site: Site | str) -> Site:
+        """The site itself, or what `parse` reads of a text."""
+        return cls.parse(site) if isinstance(site, str) else site
+
     def __str__(self) -> str:
         head = "" if self.head is None else f".{self.head}"
         return f"L{self.layer}.{self.stream}{head}@{self.label}"

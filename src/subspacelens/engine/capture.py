@@ -61,7 +61,7 @@ class Capture:
         Raises `SiteError` if the site was not captured, `ModelError` if `lens`, where it is given,
         is not the model that the capture was made with.
         """
-        site = Site.parse(site) if isinstance(site, str) else site
+        site = Site.of(site)
         if site not in self.base:
             raise SiteError(
                 f"site {site} is not in the capture of {', '.join(map(str, self.sites))}"
@@ -99,8 +99,9 @@ class Capture:
         """The capture of the pairs at `indices` (m,), in that order."""
         return self.select(self.pairs.at(indices.tolist()), indices)
 
-    def difference(self, site: Site) -> Tensor:
+    def difference(self, site: Site | str) -> Tensor:
         """Source minus base activation, (n, dim)."""
+        site = Site.of(site)
         return self.source[site] - self.base[site]
 
 
@@ -155,8 +156,7 @@ def planned(
     lens: LensModel, pairs: PairSet, sites: Iterable[Site | str], *, shifted: bool = False
 ) -> Plan:
     """What a capture will keep. Raises what `capture` does before the model runs."""
-    parsed = (Site.parse(site) if isinstance(site, str) else site for site in sites)
-    places = tuple(dict.fromkeys(parsed))
+    places = tuple(dict.fromkeys(map(Site.of, sites)))
     if not places:
         raise SiteError("no site to capture")
     check_ready(lens.model)

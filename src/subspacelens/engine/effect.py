@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.records import EffectRecord, Estimate
 from ..core.statistics import Units, mean, proportion, ratio
 from ..tasks.pairset import Pair, PairSet
+from .likely import token_texts
 from .outcomes import Outcomes
 
 if TYPE_CHECKING:
@@ -107,10 +108,13 @@ class Effect:
         return self.patched.top.numpy() == np.array([pair.target for pair in self.pairs])
 
     def frame(self) -> pl.DataFrame:
-        """One row a pair: prompts, template, answer, target, logit differences in nats, and the
-        likeliest token without and with the patch."""
+        """One row a pair, polars (`.to_pandas()` where pandas and pyarrow are installed): `pair`
+        counted from 0, prompts, template, answer, target, logit differences in nats, and the
+        likeliest token without and with the patch, null where it was not looked for."""
+        tops = self.patched.top.tolist()
         return pl.DataFrame(
             {
+                "pair": range(len(self.pairs)),
                 "base": [pair.base.text for pair in self.pairs],
                 "source": [pair.source.text for pair in self.pairs],
                 "template": [pair.template for pair in self.pairs],
@@ -119,7 +123,10 @@ class Effect:
                 "clean_logit_diff": _numbers(self.clean.logit_diff),
                 "patched_logit_diff": _numbers(self.patched.logit_diff),
                 "clean_top": self._words(self.clean.top.tolist()),
-                "patched_top": self._words(self.patched.top.tolist()),
+                "patched_top": [
+                    word if token >= 0 else None
+                    for word, token in zip(self._words(tops), tops, strict=True)
+                ],
             }
         )
 
@@ -158,10 +165,7 @@ class Effect:
         return [self._words(row) for row in logits.topk(tokens, dim=-1).indices.tolist()]
 
     def _words(self, tokens: Sequence[int]) -> list[str]:
-        tokenizer = None if self.replay is None else self.replay.lens.tokenizer
-        if tokenizer is None:
-            return [str(token) for token in tokens]
-        return [str(tokenizer.decode([token])) for token in tokens]
+        return token_texts(tokens, None if self.replay is None else self.replay.lens.tokenizer)
 
 
 def fldd_of(drops: np.ndarray, clean: np.ndarray) -> np.ndarray:

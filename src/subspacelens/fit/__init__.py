@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from ..core.modules import callable_package
 from .closed_form import closed_form, gradient, mean_difference, pca, probe, random
 from .das import das
-from .given import given
+from .given import given, given_rows
 from .per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from .registry import FITS, Fit, fit, named, register
 
@@ -30,6 +30,7 @@ __all__ = [
     "das",
     "fit",
     "given",
+    "given_rows",
     "gradient",
     "mean_difference",
     "named",

@@ -30,7 +30,7 @@ def mean_difference(
     Takes all 2n prompts, bases and sources. `seed` changes nothing. Raises `SubspaceError` for
     another `dim` than 1, `TaskError` for pairs without z, and what every fit raises (`Fit`).
 
-    >>> mean_difference(lens, captures.train, Site.parse("L17.resid_post@S2"))
+    >>> mean_difference(lens, captures.train, "L17.resid_post@S2")
     """
     replay = captured.at(site, lens)
     x, z = by_class(replay)
@@ -49,7 +49,7 @@ def pca(
     Δ, source minus base, is not centred. `seed` changes nothing. Raises `SubspaceError` if Δ spans
     fewer dimensions, and what every fit raises (`Fit`).
 
-    >>> pca(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=3)
+    >>> pca(lens, captures.train, "L17.resid_post@S2", dim=3)
     """
     replay = captured.at(site, lens)
     basis = _leading(replay.difference, dim, f"the differences at {site}")
@@ -72,7 +72,7 @@ def gradient(
     changes nothing. Raises `SubspaceError` if the gradients span fewer dimensions, and what every
     fit raises (`Fit`).
 
-    >>> gradient(lens, captures.train, Site.parse("L17.resid_post@S2"))
+    >>> gradient(lens, captures.train, "L17.resid_post@S2")
     """
     replay = captured.at(site, lens)
     basis = _leading(replay.gradients(), dim, f"the gradients at {site}")
@@ -107,7 +107,7 @@ def closed_form(
     changes nothing. Raises `SubspaceError` where the gradient is not finite, and what every fit
     raises (`Fit`).
 
-    >>> closed_form(lens, captures.train, Site.parse("L20.mlp_act@END"), dim=2)
+    >>> closed_form(lens, captures.train, "L20.mlp_act@END", dim=2)
     """
     replay = captured.at(site, lens)
     difference = replay.difference
@@ -147,7 +147,7 @@ def probe(
     null-space projection, Ravfogel et al. 2020, arXiv 2004.07667). `seed` changes nothing. Raises
     `TaskError` for pairs without z, and what every fit raises (`Fit`).
 
-    >>> probe(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=2)
+    >>> probe(lens, captures.train, "L17.resid_post@S2", dim=2)
     """
     replay = captured.at(site, lens)
     x, z = by_class(replay)
@@ -172,7 +172,7 @@ def random(
 
     Raises what every fit raises (`Fit`).
 
-    >>> random(lens, captures.train, Site.parse("L17.resid_post@S2"), dim=2, seed=5)
+    >>> random(lens, captures.train, "L17.resid_post@S2", dim=2, seed=5)
     """
     basis = haar(lens.map.dim(site), dim, 1, torch.Generator().manual_seed(seed))[0]
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="random", seed=seed))

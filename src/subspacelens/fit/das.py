@@ -91,7 +91,7 @@ def das(
     Raises `SubspaceError` for settings that are out of range or of another recipe, and for a loss
     that is not finite, and what every fit raises (`Fit`).
 
-    >>> subspace = das(lens, captures.train, Site.parse("L18.mlp_act@S2"), dim=2)
+    >>> subspace = das(lens, captures.train, "L18.mlp_act@S2", dim=2)
     >>> subspace.fit["passes"], subspace.fit["last_loss"]
     """
     chosen = settled(

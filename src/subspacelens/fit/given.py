@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,13 +18,12 @@ from torch import Tensor
 
 from ..core.errors import SubspaceError
 from ..core.files import file_sha256, regular
-from ..core.geometry import independent, unit
 from ..core.site import Site
 from ..interop import recognised
 from ..interop.names import site_named
 from ..model.lens import LensModel
 from .foreign import from_foreign
-from .subspace import Subspace, made_by
+from .subspace import Subspace, check_shape, made_by, not_numbers, spanned
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
 
@@ -49,8 +49,7 @@ def given(
     complex, boolean, sparse, quantised or not finite; and for columns that are linearly dependent
     as far as the precision of the file can tell. Shapes are checked before an array is read.
 
-    >>> site = sl.Site.parse("L9.resid_post@END")
-    >>> latent = given(lens, site, "decoder.safetensors", key="W_dec", row=7)
+    >>> latent = given(lens, "L9.resid_post@END", "decoder.safetensors", key="W_dec", row=7)
     >>> latent.dim, latent.fit["orthonormalised"]
     """
     path, site = Path(path), site_named(site, lens) if isinstance(site, str) else site
@@ -65,26 +64,33 @@ def given(
     width = lens.map.dim(site)
     array = _chosen(path, key)
     array.check(f"{path}", site, width, row)
-    stored = array.read(row)
-    basis = stored[:, None] if stored.ndim == 1 else stored
-    basis = basis if basis.shape[0] == width else basis.T
-    wide = basis.double()
-    if not bool(wide.isfinite().all()) or not bool(wide.any()):
-        raise SubspaceError(f"{path}: the array is zero or not finite")
-    columns = unit(wide)
-    rank = independent(columns, _precision(stored.dtype))
-    if rank < basis.shape[1]:
-        raise SubspaceError(
-            f"{path}: only {rank} of its {basis.shape[1]} columns are independent, as far as "
-            f"{str(stored.dtype).removeprefix('torch.')} can tell"
-        )
-    gram = wide.T @ wide
-    already = float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
+    columns, already = spanned(array.read(row), width, f"{path}")
     record = dict(
         method="given", operation="unsaid", file=path.name, file_sha256=file_sha256(path),
         key=key, row=row, orthonormalised=not already,
     )  # fmt: skip
     return made_by(lens, site, columns, "", record)
+
+
+def given_rows(
+    lens: LensModel,
+    site: Site | str,
+    path: Path | str,
+    rows: Sequence[int],
+    *,
+    key: str | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Rows (m, d) of an array in a file, such as the latents of an autoencoder's decoder, as they
+    are, and where they are from. `key` and errors: see `given`.
+
+    >>> latents, origin = given_rows(lens, "L9.resid_post@END", "decoder.npy", range(64))
+    """
+    path, site = Path(path), Site.of(site)
+    array = _chosen(path, key)
+    for row in rows:
+        array.check(f"{path}", site, lens.map.dim(site), row)
+    origin = dict(file=path.name, file_sha256=file_sha256(path), key=key)
+    return torch.stack([array.read(row).double() for row in rows]), origin
 
 
 @dataclass(frozen=True)
@@ -104,19 +110,7 @@ class _Array:
             if len(shape) != 2 or not 0 <= row < shape[0]:
                 raise SubspaceError(f"{name}: no row {row} in an array of shape {shape}")
             shape = shape[1:]
-        fits = shape == (width,) or (
-            len(shape) == 2 and width in shape and min(shape) >= 1 and max(shape) == width
-        )
-        if not fits:
-            raise SubspaceError(
-                f"{name}: shape {shape} is not a direction or a basis at {site}, which is "
-                f"{width} wide"
-            )
-
-
-def _precision(dtype: torch.dtype) -> float:
-    """The spacing of numbers around 1; integers are exact."""
-    return torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
+        check_shape(shape, site, width, name)
 
 
 def _chosen(path: Path, key: str | None) -> _Array:
@@ -181,6 +175,7 @@ def _of_npz(path: Path) -> dict[str, _Array]:
         for member in archive.namelist():
             name = member.removesuffix(".npy")
 
+            @cache
             def load(name: str = name) -> np.ndarray:
                 with np.load(path, allow_pickle=False) as file:
                     return file[name]
@@ -210,22 +205,12 @@ def _of_safetensors(path: Path) -> dict[str, _Array]:
 
 
 def _of_tensor(tensor: Tensor) -> _Array:
-    if tensor.is_quantized:
-        kind = "quantised numbers"
-    elif tensor.layout is not torch.strided or tensor.is_nested:
-        kind = f"layout {tensor.layout}"
-    elif tensor.is_meta:
-        kind = "no numbers (device meta)"
-    elif tensor.is_complex() or tensor.dtype == torch.bool:
-        kind = str(tensor.dtype).removeprefix("torch.")
-    else:
-        kind = ""
     shape = () if tensor.is_nested else tuple(tensor.shape)
 
     def read(row: int | None) -> Tensor:
         return (tensor if row is None else tensor[row]).detach().clone()
 
-    return _Array(shape, kind, read)
+    return _Array(shape, not_numbers(tensor), read)
 
 
 def _mappable(path: Path) -> bool:

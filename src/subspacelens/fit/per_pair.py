@@ -86,7 +86,7 @@ class PairDirections:
 def per_pair(
     lens: LensModel,
     captured: Capture,
-    site: Site,
+    site: Site | str,
     *,
     recipe: ClosedForm | Recipe | None = None,
     seed: int = 0,
@@ -98,10 +98,10 @@ def per_pair(
     Raises `ModelError` for a capture of another model, `TaskError` where base and source do not
     differ at the site, and `SubspaceError` where a gradient is not finite.
 
-    >>> directions = per_pair(lens, captures.test, Site.parse("L9.mlp_act@subject"))
+    >>> directions = per_pair(lens, captures.test, "L9.mlp_act@subject")
     >>> directions.directions.shape, directions.logit_diff  # (n, d) and (n,), nats
     """
-    recipe = recipe or ClosedForm()
+    recipe, site = recipe or ClosedForm(), Site.of(site)
     replay = captured.at(site, lens).require_difference()
     if isinstance(recipe, ClosedForm):
         return PairDirections(site, *_solved(replay, recipe.steps), recipe)

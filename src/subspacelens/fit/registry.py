@@ -9,7 +9,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from reprlib import repr as shortened
 from types import MappingProxyType
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -91,7 +91,9 @@ class Fit:
             self.check(given)
         return given
 
-    def __call__(self, lens: LensModel, captured: Capture, site: Site, **settings: Any) -> Subspace:
+    def __call__(
+        self, lens: LensModel, captured: Capture, site: Site | str, **settings: Any
+    ) -> Subspace:
         """Fits under `torch.enable_grad()`, whatever the caller's grad mode.
 
         Raises `SubspaceError` for settings that are out of range or do not fit the site,
@@ -99,6 +101,7 @@ class Fit:
         and `TaskError` where base and source do not differ at the site.
         """
         settings = self._checked(settings, self.schema.model_fields, strict=False)
+        site = Site.of(site)
         dim = settings.get("dim", 1)
         if self.one_direction and dim != 1:
             raise SubspaceError(f"{self.name} finds one direction, not --dim {dim}")
@@ -119,15 +122,21 @@ def register(
     classes: bool = False,
     one_direction: bool = False,
     blind: bool = False,
-) -> Callable[[Callable[P, Subspace]], Callable[P, Subspace]]:
+) -> Callable[
+    [Callable[Concatenate[LensModel, Capture, Site, P], Subspace]],
+    Callable[Concatenate[LensModel, Capture, Site | str, P], Subspace],
+]:
     """Registers a function (lens, captured, site, *, dim, seed, ...) under `name`; its keywords,
-    with their annotations and defaults, are its options. What they mean: see `Fit`.
+    with their annotations and defaults, are its options. What they mean: see `Fit`. The function
+    gets a `Site`; who calls it may write it as text.
 
     >>> @register("first-axis", blind=True)
     ... def first_axis(lens, captured, site, *, dim: int = 1, seed: int = 0) -> Subspace: ...
     """
 
-    def decorate(function: Callable[P, Subspace]) -> Callable[P, Subspace]:
+    def decorate(
+        function: Callable[Concatenate[LensModel, Capture, Site, P], Subspace],
+    ) -> Callable[Concatenate[LensModel, Capture, Site | str, P], Subspace]:
         fit = Fit(
             name=name, function=function, schema=_schema(name, function), gradients=gradients,
             check=check, classes=classes, one_direction=one_direction, blind=blind,
@@ -151,7 +160,7 @@ def named(name: str) -> Fit:
 
 
 def fit(
-    lens: LensModel, captured: Capture, site: Site, method: str = "das", **options: Any
+    lens: LensModel, captured: Capture, site: Site | str, method: str = "das", **options: Any
 ) -> Subspace:
     """A subspace of `site`, found on the pairs of `captured` by the fit that is registered as
     `method`, with its `options` (`dim` and `seed` for all of them).

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import SiteError, SubspaceError
+from ..core.geometry import independent, unit
 from ..core.identity import MODEL, Identity
 from ..core.site import Site
 from ..core.tensorfile import TensorFile
@@ -27,7 +30,7 @@ class Subspace:
     `data_sha256` is the hash of the pairs that it was fitted on, empty if that is not known; `fit`
     names the method and every setting. Raises `SubspaceError` for a basis that is none.
 
-    >>> subspace = sl.das(lens, captures.train, sl.Site.parse("L18.mlp_act@S2"))
+    >>> subspace = sl.das(lens, captures.train, "L18.mlp_act@S2")
     >>> subspace.save("s2.safetensors")
     >>> sl.Subspace.load("s2.safetensors", lens).dim
     1
@@ -41,6 +44,47 @@ class Subspace:
 
     def __post_init__(self) -> None:
         check_basis(self.basis, f"subspace at {self.site}")
+
+    @classmethod
+    def of(
+        cls,
+        lens: LensModel,
+        site: Site | str,
+        directions: Tensor | np.ndarray,
+        *,
+        note: str = "",
+    ) -> Subspace:
+        """A subspace that is in memory: a direction (dim,), a basis (dim, k) or directions (k, dim)
+        at a site that is `dim` wide, of real numbers of any kind.
+
+        The columns are made orthonormal; `fit["orthonormalised"]` says whether they had to be, and
+        `fit["sha256"]` is the hash of what was given, as float64. `note` is kept beside them, such
+        as where the tensor comes from.
+
+        Raises `SubspaceError` for numbers that are not real, dense and finite, for another shape
+        and a square one, in which rows cannot be told from columns, and for directions that are
+        linearly dependent as far as their kind of number can tell.
+
+        >>> latent = sl.Subspace.of(lens, "L18.mlp_act@S2", decoder[7], note="latent 7")
+        >>> sl.patch(lens, task, latent.site, latent).fldd.value
+        """
+        site = Site.of(site)
+        width, name = lens.map.dim(site), f"directions for {site}"
+        array = torch.as_tensor(directions).detach()
+        problem = not_numbers(array)
+        if problem:
+            raise SubspaceError(f"{name}: an array of {problem}: give real numbers, dense")
+        shape = tuple(array.shape)
+        check_shape(shape, site, width, name)
+        if len(shape) == 2 and shape[0] == shape[1] > 1:
+            raise SubspaceError(
+                f"{name}: a square array {shape} may hold its directions as rows or as columns; "
+                "all of them are the whole component, which a patch without a subspace replaces"
+            )
+        columns, already = spanned(array.cpu(), width, name)
+        digest = hashlib.sha256(array.cpu().double().contiguous().numpy().tobytes()).hexdigest()
+        record = dict(method="given", sha256=digest, orthonormalised=not already)
+        return made_by(lens, site, columns, "", record | ({"note": note} if note else {}))
 
     @property
     def dim(self) -> int:
@@ -80,7 +124,10 @@ class Subspace:
 
     @classmethod
     def load(
-        cls, path: Path | str, lens: LensModel | None = None, site: Site | None = None
+        cls,
+        path: Path | str,
+        lens: LensModel | None = None,
+        site: Site | str | None = None,
     ) -> Subspace:
         """Reads a file written by `save`; with `lens` or `site`, refuses one made for another.
 
@@ -100,7 +147,7 @@ class Subspace:
             raise SubspaceError(f"{path}: its metadata is damaged: {error}") from None
         except SubspaceError as error:
             raise SubspaceError(f"{path}: {error}") from None
-        if site is not None and subspace.site != site:
+        if site is not None and subspace.site != Site.of(site):
             raise SubspaceError(f"{path} was made for site {subspace.site}, not {site}")
         if lens is not None:
             subspace.check(lens, str(path))
@@ -141,6 +188,49 @@ def check_basis(basis: Tensor, what: str) -> None:
     gram = basis.double().T @ basis.double()
     if not bool(basis.isfinite().all()) or float((gram - torch.eye(k)).abs().max()) > 1e-4:
         raise SubspaceError(f"{what}: the columns of the basis are not orthonormal")
+
+
+def not_numbers(tensor: Tensor) -> str:
+    """What a tensor holds where it is no dense array of real numbers; empty where it is one."""
+    if tensor.is_quantized:
+        return "quantised numbers"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"layout {tensor.layout}"
+    if tensor.is_meta:
+        return "no numbers (device meta)"
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        return str(tensor.dtype).removeprefix("torch.")
+    return ""
+
+
+def check_shape(shape: tuple[int, ...], site: Site, width: int, name: str) -> None:
+    """Raises `SubspaceError` unless an array of this shape can be a direction (width,), a basis
+    (width, k) or its transpose."""
+    fits = shape == (width,) or (len(shape) == 2 and max(shape) == width and min(shape) >= 1)
+    if not fits:
+        raise SubspaceError(
+            f"{name}: shape {shape} is not a direction or a basis at {site}, which is {width} wide"
+        )
+
+
+def spanned(array: Tensor, width: int, name: str) -> tuple[Tensor, bool]:
+    """The columns of an array of such a shape, float64 (width, k) of length one, and whether they
+    were orthonormal already, to 1e-4. Raises `SubspaceError` for numbers that are all zero or not
+    finite, and for columns that are linearly dependent as far as its dtype can tell."""
+    basis = array[:, None] if array.ndim == 1 else array
+    wide = (basis if basis.shape[0] == width else basis.T).double()
+    if not bool(wide.isfinite().all()) or not bool(wide.any()):
+        raise SubspaceError(f"{name}: the array is zero or not finite")
+    columns = unit(wide)
+    exact = torch.float64 if not array.dtype.is_floating_point else array.dtype
+    rank = independent(columns, torch.finfo(exact).eps)
+    if rank < wide.shape[1]:
+        raise SubspaceError(
+            f"{name}: only {rank} of its {wide.shape[1]} columns are independent, as far as "
+            f"{str(array.dtype).removeprefix('torch.')} can tell"
+        )
+    gram = wide.T @ wide
+    return columns, float((gram - torch.eye(len(gram))).abs().max()) < 1e-4
 
 
 def made_by(

@@ -60,11 +60,12 @@ class RandomEffects:
 
 
 def random_effects(
-    replay: Replay, natural: Tensor, basis: Tensor, draws: int, seed: int
+    replay: Replay, natural: Tensor | None, basis: Tensor, draws: int, seed: int
 ) -> RandomEffects:
     """Effects, on the first `RANDOM_PAIRS` pairs, of `draws` random subspaces of as many dimensions
     as `basis` (dim, k), and of as many more that are drawn from the covariance of the differences
-    `natural` (n, dim), of what they have orthogonal to `basis`. The first are uniform (Haar), and
+    `natural` (n, dim), of what they have orthogonal to `basis`, or, with None, of none of the
+    latter. The first are uniform (Haar), and
     their patches are scaled to write as much as that of `basis` (root mean square; W δ at a site
     with a linear writer)."""
     replay = replay.subset(slice(RANDOM_PAIRS))
@@ -82,8 +83,10 @@ def random_effects(
     uniform = [written(each) for each in haar(width, k, draws, generator)]
     tiny = torch.finfo(ours.dtype).tiny
     scaled = [delta * (ours / size(delta).clamp(min=tiny)) for delta in uniform]
-    others = natural.double() - (natural.double() @ basis.double()) @ basis.double().T
-    drawn = [written(each) for each in natural_draws(others, k, draws, generator)]
+    drawn = []
+    if natural is not None:
+        others = natural.double() - (natural.double() @ basis.double()) @ basis.double().T
+        drawn = [written(each) for each in natural_draws(others, k, draws, generator)]
     outcomes = replay.delta_outcomes(torch.stack(scaled + drawn), decided=True)
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()

@@ -13,6 +13,7 @@ from ..core.site import Site
 from ..engine.capture import Capture, capture
 from ..engine.effect import Effect
 from ..engine.patches import Full, Patch, SubspacePatch
+from ..engine.several import Effects
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace, check_basis
 from ..model.lens import LensModel
@@ -42,7 +43,7 @@ def patch(
     *,
     shifted: bool = False,
     memory: int | None = None,
-) -> dict[str, Effect]: ...
+) -> Effects: ...
 
 
 def patch(
@@ -53,7 +54,7 @@ def patch(
     *,
     shifted: bool = False,
     memory: int | None = None,
-) -> Effect | dict[str, Effect]:
+) -> Effect | Effects:
     """Patches one site on all pairs and says what the model answers.
 
     `pairs`: a task, of which the test pairs are taken, a set of pairs, or a capture of either,
@@ -63,7 +64,8 @@ def patch(
     `memory` is the budget of the replay in bytes; a capture has its own.
 
     Returns an `Effect`: `.fldd`, `.nats`, `.iia`, `.iia_pair` with 95 % intervals over base
-    prompts, `.frame()` with a row a pair, `.examples(5)`. For several changes a dict of them.
+    prompts, `.frame()` with a row a pair, `.examples(5)`. For several changes a dict of them,
+    whose `.frame()` has a row a pair and patch.
 
     Raises `SiteError` for a site that the model lacks or that fails a proof, `TaskError` for pairs
     without its label, `SubspaceError` for a subspace of another model or site, `ModelError` for a
@@ -72,11 +74,12 @@ def patch(
     >>> effect = sl.patch(lens, task, "L18.mlp_act@S2", subspace)
     >>> effect.fldd.value, effect.frame(), effect.examples(5)
     >>> both = sl.patch(lens, task, "L18.mlp_act@S2", {"whole": patches.Full(), "ours": subspace})
+    >>> both.frame().to_pandas()
     """
-    site = Site.parse(site) if isinstance(site, str) else site
+    site = Site.of(site)
     require(lens, site)
     changes = change if isinstance(change, Mapping) else {"": change}
-    patches = {name: _patch(lens, site, each) for name, each in changes.items()}
+    patches = {name: patch_of(lens, site, each) for name, each in changes.items()}
     if isinstance(pairs, TaskCapture):
         captured = pairs.test
     elif isinstance(pairs, Capture):
@@ -85,10 +88,12 @@ def patch(
         test = pairs.test if isinstance(pairs, Task) else pairs
         captured = capture(lens, test, [site], shifted=shifted, memory=memory)
     effects = captured.at(site, lens).effects(patches)
-    return effects if isinstance(change, Mapping) else effects[""]
+    return Effects(effects) if isinstance(change, Mapping) else effects[""]
 
 
-def _patch(lens: LensModel, site: Site, change: Change | None) -> Patch:
+def patch_of(lens: LensModel, site: Site, change: Change | None) -> Patch:
+    """The patch that a change at a site is. Raises `SubspaceError` for a subspace of another model
+    or site, and for a tensor that is no orthonormal basis."""
     if change is None:
         return Full()
     if isinstance(change, Subspace):

@@ -17,6 +17,7 @@ from ..core.files import write_atomically
 from ..core.format import fixed, number
 from . import figures
 from .document import Plot, document
+from .examples import examples, visible
 from .words import AXIS_WORDS, METRIC_WORDS, PATCH_WORDS, TEST_WORDS
 
 _VERDICTS = ("illusory", "mixed", "partial", "faithful", "undetermined")
@@ -39,6 +40,7 @@ def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failur
         records=records,
         failures=failures,
         plots=[_plots(record) for record in records],
+        examples=[examples(record) for record in records],
         axis_words=AXIS_WORDS,
         patch_words=PATCH_WORDS,
         metric_words=METRIC_WORDS,
@@ -202,4 +204,5 @@ _FILTERS = {
     "spread": spread,
     "ordered_tests": ordered_tests,
     "patch_order": figures.patch_order,
+    "visible": visible,
 }

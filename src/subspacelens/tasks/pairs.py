@@ -1,4 +1,4 @@
-"""The user's own pairs, from a JSON Lines file. A line is one pair:
+"""The user's own pairs, from a JSON Lines file or as dicts of the same form. A line is one pair:
 
     {"base": "The capital of France is", "source": "The capital of Italy is",
      "answer": " Paris", "target": " Rome",
@@ -28,6 +28,7 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from ..core.errors import TaskError
 from ..core.files import regular
+from .dicts import Source, dict_lines, in_memory, name_of
 from .pairset import Pair, PairSet, Task
 from .tokens import answer_token, tokenize_prompt
 
@@ -82,29 +83,31 @@ class _Row:
         return (*self.prompts, *(ids for both in cut if both[0] != both[1] for ids in both))
 
 
-def read_pairs(
-    path: Path | str, tokenizer: PreTrainedTokenizerBase, split: str = "train"
-) -> PairSet:
-    """Every pair of a JSON Lines file, in order, as the split `split`; blank lines are skipped.
+def read_pairs(source: Source, tokenizer: PreTrainedTokenizerBase, split: str = "train") -> PairSet:
+    """Every pair of a JSON Lines file, or of dicts of the same form, in order, as the split
+    `split`; blank lines are skipped.
 
-    Raises `TaskError`, with file and line, for a file that cannot be read or has no pairs and for
-    a line that is not the form above, repeats a pair, or does not fit the tokenizer.
+    Raises `TaskError`, with file and line, or `pairs[3]` for the fourth dict, for a file that
+    cannot be read or has no pairs and for a line that is not the form above, repeats a pair, or
+    does not fit the tokenizer.
 
     >>> read_pairs("pairs.jsonl", lens.tokenizer).labels
+    >>> pair = {"base": "2 and 2 is", "source": "2 and 3 is", "answer": " 4", "target": " 5"}
+    >>> read_pairs([pair], lens.tokenizer)
     """
-    path = Path(path)
-    return _pair_set(path.stem, split, _with_z(_read(path, tokenizer)))
+    return _pair_set(name_of(source), split, _with_z(_read(source, tokenizer)))
 
 
 def pairs_task(
     tokenizer: PreTrainedTokenizerBase,
-    train: Path | str,
-    test: Path | str | None = None,
-    held_out: Path | str | None = None,
+    train: Source,
+    test: Source | None = None,
+    held_out: Source | None = None,
     *,
     name: str | None = None,
 ) -> Task:
-    """A task from one file of pairs a split, or from one file alone. `name`: the file's stem.
+    """A task from one file of pairs a split, or from one file alone; dicts of the same form may
+    stand in place of any file. `name`: the file's stem.
 
     Without `test`, the pairs of `train` are divided:
 
@@ -120,20 +123,20 @@ def pairs_task(
     share a prompt, the held-out file shares a template with train, or nothing is left to test on.
 
     >>> task = pairs_task(lens.tokenizer, "pairs.jsonl")  # a third of it becomes the test split
+    >>> task = pairs_task(lens.tokenizer, [{"base": ..., "source": ..., ...}, ...], name="mine")
     """
-    train_path = Path(train)
-    task = train_path.stem if name is None else name
-    rows = _read(train_path, tokenizer)
-    held_out_rows = [] if held_out is None else _read(Path(held_out), tokenizer)
+    task = name_of(train) if name is None else name
+    rows = _read(train, tokenizer, "train")
+    held_out_rows = [] if held_out is None else _read(held_out, tokenizer, "held_out")
     _refuse_shared_templates(rows, held_out_rows)
-    test_rows = [] if test is None else _read(Path(test), tokenizer)
+    test_rows = [] if test is None else _read(test, tokenizer, "test")
     told = _with_z([*rows, *test_rows, *held_out_rows])
     rows, told = told[: len(rows)], told[len(rows) :]
     test_rows, held_out_rows = told[: len(test_rows)], told[len(test_rows) :]
     if test is None:
         if held_out is None:
             rows, held_out_rows = _divide_templates(rows)
-        rows, test_rows = _divide_prompts(rows, train_path)
+        rows, test_rows = _divide_prompts(rows, "the pairs" if in_memory(train) else train)
     _refuse_shared_prompts(rows, test_rows, held_out_rows)
     return Task(
         task,
@@ -147,22 +150,18 @@ def _pair_set(name: str, split: str, rows: Sequence[_Row]) -> PairSet:
     return PairSet(name, split, tuple(row.pair for row in rows))
 
 
-def _read(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
-    try:
-        content = regular(path).read_bytes()
-    except OSError as error:
-        raise TaskError(
-            f"{path}: cannot be read ({error.strerror}): give a JSON Lines file of pairs"
-        ) from None
+def _read(source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs") -> list[_Row]:
+    """The pairs of a source; `name` is that of dicts in messages."""
     rows: list[_Row] = []
     first: dict[Hashable, str] = {}
-    for where, text in _lines(path, content):
+    for where, text in dict_lines(source, name) if in_memory(source) else _lines(Path(source)):
         row = _Row(where, _pair(_parse(text, where), tokenizer, where))
         if (earlier := first.setdefault((row.pair.base.ids, row.pair.source.ids), where)) != where:
             raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
         rows.append(row)
     if not rows:
-        raise TaskError(f"{path}: no pairs: write one JSON object a line")
+        where = name if in_memory(source) else source
+        raise TaskError(f"{where}: no pairs: write one JSON object a line, or give a dict for each")
     return rows
 
 
@@ -180,7 +179,13 @@ def _with_z(rows: list[_Row]) -> list[_Row]:
     ]
 
 
-def _lines(path: Path, content: bytes) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        content = regular(path).read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"{path}: cannot be read ({error.strerror}): give a JSON Lines file of pairs"
+        ) from None
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         where = f"{path}, line {number}"
         try:
@@ -281,7 +286,7 @@ def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
     )
 
 
-def _divide_prompts(rows: Sequence[_Row], path: Path) -> tuple[list[_Row], list[_Row]]:
+def _divide_prompts(rows: Sequence[_Row], path: Path | str) -> tuple[list[_Row], list[_Row]]:
     """About two thirds of the rows, and the rest, without a prompt in common."""
     for keys in ([row.beginnings for row in rows], [row.prompts for row in rows]):
         roots = _joined(keys)

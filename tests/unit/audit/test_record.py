@@ -38,9 +38,11 @@ def test_a_record_comes_back_as_it_was(path):
     assert record.effect("unknown") == EffectRecord.absent()
 
 
-def test_a_record_of_an_earlier_version_says_what_to_do(path):
-    change(path, "schema", to="subspacelens.audit/1")
-    with pytest.raises(ResultError, match=r"audit\.json .*audit/1 is of an earlier version; run"):
+@pytest.mark.parametrize("version", [1, 4])
+def test_a_record_of_an_earlier_version_says_what_to_do(path, version):
+    change(path, "schema", to=f"subspacelens.audit/{version}")
+    message = rf"audit\.json .*audit/{version} is of an earlier version; run"
+    with pytest.raises(ResultError, match=message):
         load_audit(path)
 
 

@@ -67,7 +67,7 @@ def test_audit_writes_results_that_can_be_read_back(audited, tiny_folder):
     assert record.no_op.nats.value == pytest.approx(0, abs=1e-4)
     assert record.task.test_pairs == 16 and record.command.startswith("subspacelens audit --model")
     raw = json.loads((audited / SITE / "audit.json").read_text())
-    assert raw["schema"] == "subspacelens.audit/4"
+    assert raw["schema"] == "subspacelens.audit/5"
     file = TensorFile.load(audited / SITE / "subspace.safetensors", FORMAT, "a subspace file")
     basis = file.tensors["basis"]
     assert file.facts["site"] == SITE

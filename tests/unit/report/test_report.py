@@ -1,6 +1,7 @@
 """The report: nothing from a record can act in the page, nothing is fetched, nothing is missing."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -11,7 +12,7 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from helpers_records import make_record
+from helpers_records import make_examples, make_pairs, make_record
 from subspacelens.audit.record import (
     PATCHES,
     DoseResponse,
@@ -24,6 +25,7 @@ from subspacelens.audit.record import Test as PValue
 from subspacelens.core.errors import ResultError
 from subspacelens.core.records import EffectRecord, Estimate
 from subspacelens.report import figures, page, render, write_report
+from subspacelens.report.examples import CARD_ROOM, HOVER_ROOM, excerpt, scatter
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\"'&\u2028"
 
@@ -71,6 +73,11 @@ def hostile_record():
     )
     test = plain.tests["support"].model_copy(update={"reading": HOSTILE})
     dose = plain.figures.dose_response.model_copy(update={"marks": {HOSTILE: 0.5}})
+    few = make_pairs(count=20, templates=2)
+    words = {name: [HOSTILE] * 20 for name in ("base", "source", "answer", "target")}
+    words["template"] = [HOSTILE, "plain"] * 10
+    spans = {name: [[(3, 20)]] * 20 for name in ("base_marks", "source_marks")}
+    pairs = few.model_copy(update=words | spans)
     return make_record(
         site=HOSTILE,
         model=model,
@@ -83,6 +90,8 @@ def hostile_record():
         versions={HOSTILE: HOSTILE},
         command=HOSTILE,
         figures=plain.figures.model_copy(update={"dose_response": dose}),
+        pairs=pairs,
+        examples=make_examples(pairs),
     )
 
 
@@ -91,12 +100,24 @@ def test_hostile_strings_stay_text():
     parsed, plain = Page(text), Page(render([make_record()], "plain"))
     assert "alert(2)" in parsed.text
     assert len(parsed.scripts) == len(plain.scripts)
+    assert parsed.text.count("alert(2)") > 4 * 12
     assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in plain.elements}
     assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
     assert "<script>alert" not in text
-    assert "<img" not in "".join(parsed.scripts[:-2])
-    for data in parsed.scripts[:-2]:
-        json.loads(data)
+    figures_of_page = parsed.scripts[:-2]
+    assert "<img" not in "".join(figures_of_page)
+    for data in figures_of_page:
+        assert "<img" not in data and "<script" not in json.dumps(json.loads(data))
+    shown = json.dumps([trace.to_plotly_json() for trace in scatter(hostile_record()).data])
+    assert set(re.findall(r"<[^>]*>", shown)) <= {
+        "<b>",
+        "</b>",
+        "<br>",
+        "<i>",
+        "</i>",
+        "<extra>",
+        "</extra>",
+    }
 
 
 def test_hostile_names_bring_no_tags_into_a_figure():
@@ -108,14 +129,20 @@ def test_hostile_names_bring_no_tags_into_a_figure():
 def test_one_plotly_and_only_the_scripts_the_policy_names():
     parsed = Page(two_sites())
     kinds = [attributes.get("type") for attributes in parsed.named("script")]
-    assert kinds.count(None) == 2
-    assert two_sites().count("plotly.js v") == 1
+    assert kinds.count(None) == 1
+    (packed,) = (
+        script
+        for script, kind in zip(parsed.scripts, kinds, strict=True)
+        if kind == "application/gzip;base64"
+    )
+    plotly = gzip.decompress(base64.b64decode(packed)).decode()
+    assert "plotly.js v" in plotly[:200] and "plotly.js v" not in two_sites()
     policy = next(
         attributes["content"]
         for attributes in parsed.named("meta")
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
-    run = [s for s, kind in zip(parsed.scripts, kinds, strict=True) if kind is None]
+    run = [s for s, kind in zip(parsed.scripts, kinds, strict=True) if kind is None] + [plotly]
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in run]
     assert policy is not None
     assert "default-src 'none'" in policy
@@ -141,6 +168,7 @@ def test_every_section_is_there_and_in_order():
         "How to read this page",
         *(
             "What each patch does",
+            "Examples",
             "What natural prompts do along the subspace",
             "Dose and response",
             "What is written, against what is natural",
@@ -165,9 +193,62 @@ def test_tables_and_figures_are_named():
     parsed = Page(two_sites())
     assert all(attributes.get("scope") in ("row", "col") for attributes in parsed.named("th"))
     plots = [a for a in parsed.named("div") if a.get("class") == "plot"]
-    assert len(plots) == 2 * 8
+    assert len(plots) == 2 * 9
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 20 for a in plots)
-    assert len(parsed.named("figcaption")) == len(parsed.named("figure")) == 2 * 5
+    assert len(parsed.named("figcaption")) == len(parsed.named("figure")) == 2 * 6
+
+
+def test_a_dozen_pairs_are_told_with_their_label_and_likeliest_tokens():
+    parsed = Page(render([make_record()], "t"))
+    cards = [a for a in parsed.named("article") if a.get("class") == "pair"]
+    assert len(cards) == 12 and {a["data-template"] for a in cards} <= set("01234")
+    assert len(parsed.named("mark")) == 2 * 12
+    record = make_record()
+    for example in record.examples:
+        assert record.pairs.base[example.row][:40] in parsed.text
+    text = " ".join(parsed.text.split())
+    for words in ("no patch", "whole component", "subspace V", "unit row part"):
+        assert text.count(f" {words} ") >= 12
+    assert [a["value"] for a in parsed.named("option")] == ["", "0", "1", "2", "3", "4"]
+
+
+def test_every_pair_is_one_point_at_its_effects():
+    pairs, points = make_record().pairs, []
+    for trace in scatter(make_record()).data:
+        points += zip(trace.x, trace.y, [data[1] for data in trace.customdata], strict=True)
+    full, subspace = (
+        [round(a - b, 3) for a, b in zip(pairs.clean, pairs.patched[name], strict=True)]
+        for name in ("full", "subspace")
+    )
+    templates = [str(i % 5) for i in range(128)]
+    assert sorted(points) == sorted(zip(full, subspace, templates, strict=True))
+
+
+def test_a_page_of_a_thousand_pairs_is_small():
+    """Of the main job: two sites. Long prompts add nothing beyond what is shown of them."""
+    records = []
+    for label, site in (("illusory", "L18.mlp_act@S2"), ("faithful", "L17.resid_post@S2")):
+        pairs = make_pairs(label, 1000)
+        long = [f"{'word ' * 500}{text}" for text in pairs.base]
+        marks = [[(a + 2500, b + 2500)] for ((a, b),) in pairs.base_marks]
+        pairs = pairs.model_copy(update={"base": long, "base_marks": marks})
+        records.append(make_record(label, site, pairs=pairs, examples=make_examples(pairs)))
+    assert len(render(records, "t").encode()) < 3e6
+
+
+def test_an_excerpt_is_around_what_is_marked():
+    text = "a" * 300 + "MARK" + "b" * 300
+    short, marks = excerpt(text, [(300, 304)], 100)
+    ((start, end),) = marks
+    assert short[start:end] == "MARK" and len(short) == 102 and short[0] == short[-1] == "…"
+    assert excerpt(text, [], 100) == ("…" + "b" * 100, [])
+    assert excerpt("abc", [(0, 1)], 100) == ("abc", [(0, 1)])
+    assert HOVER_ROOM < CARD_ROOM
+
+
+def test_a_record_without_examples_has_no_such_section():
+    text = render([make_record(examples=[])], "t")
+    assert "Examples</h3>" not in text
 
 
 def test_what_does_not_exist_is_said_and_not_drawn():

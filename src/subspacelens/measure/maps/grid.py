@@ -91,7 +91,7 @@ class SiteGrid(ABC, Generic[E]):
 
     def at(self, site: Site | str) -> E:
         """The numbers of a site, such as `L17.head_z.3@S2`. Raises `SiteError` if it has none."""
-        site = Site.parse(site) if isinstance(site, str) else site
+        site = Site.of(site)
         for effect in self.sites(stream=site.stream, label=site.label):
             if effect.site == site:
                 return effect

@@ -202,7 +202,7 @@ def _to_refine(
     """Sites by name, or so many of the strongest."""
     if isinstance(refine, int):
         return tuple(sorted(scored, key=lambda site: -scored[site].das)[:refine])
-    chosen = tuple(dict.fromkeys(Site.parse(s) if isinstance(s, str) else s for s in refine))
+    chosen = tuple(dict.fromkeys(map(Site.of, refine)))
     for site in chosen:
         if site not in scored:
             raise SiteError(f"site {site} cannot be refined: it is not in this map")

@@ -1,5 +1,6 @@
 "use strict";
-// Draws every figure from the JSON that follows it, and keeps text and grid in the page's colours.
+// Unpacks plotly.js, draws every figure from the JSON that follows it, keeps text and grid in the
+// page's colours, and shows the examples of the template that is chosen.
 (() => {
   const plots = [];
 
@@ -31,14 +32,56 @@
   };
   const repaint = () => plots.forEach(paint);
 
-  for (const data of document.querySelectorAll("script.figure")) {
-    const plot = data.previousElementSibling;
-    const { data: traces, layout } = JSON.parse(data.textContent);
-    const config = { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false };
-    plots.push(plot);
-    Plotly.newPlot(plot, traces, layout, config).then(paint);
+  const unpacked = async () => {
+    const packed = atob(document.getElementById("plotly").textContent);
+    const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  };
+
+  const draw = () => {
+    for (const data of document.querySelectorAll("script.figure")) {
+      const plot = data.previousElementSibling;
+      const { data: traces, layout } = JSON.parse(data.textContent);
+      const config = {
+        displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false,
+      };
+      plots.push(plot);
+      Plotly.newPlot(plot, traces, layout, config).then(paint);
+    }
+  };
+
+  const only = (section, template) => {
+    const chosen = (other) => template === "" || other === template;
+    const cards = [...section.querySelectorAll("[data-template]")];
+    for (const card of cards) card.hidden = !chosen(card.dataset.template);
+    section.querySelector(".no-example").hidden = cards.some((card) => !card.hidden);
+    const plot = section.querySelector(".plot");
+    if (!plot || !plot.data) return;
+    const points = plot.data.map((trace) =>
+      template === "" || !trace.customdata
+        ? null
+        : [...trace.customdata.keys()].filter((i) => chosen(trace.customdata[i][1])));
+    Plotly.restyle(plot, { selectedpoints: points });
+  };
+
+  for (const filter of document.querySelectorAll(".filter")) {
+    const select = filter.querySelector("select");
+    filter.hidden = false;
+    select.addEventListener("change", () => only(filter.closest(".examples"), select.value));
   }
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-  matchMedia("print").addEventListener("change", repaint);
+  const start = async () => {
+    const script = document.createElement("script");
+    script.textContent = await unpacked();
+    document.head.append(script);
+    draw();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+    matchMedia("print").addEventListener("change", repaint);
+  };
+  start().catch(() => {
+    for (const plot of document.querySelectorAll(".plot")) {
+      plot.textContent = "This browser cannot draw the picture; the numbers are in the tables.";
+    }
+  });
 })();
