@@ -10,11 +10,13 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
+from .engine.metrics import Metric
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
 from .fit import FITS, das
 from .fit.subspace import Subspace
+from .measure.hypotheses import Agreement, agreement
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
 from .model.lens import LensModel, wrap
@@ -28,6 +30,7 @@ from .tasks.facts import embedded_facts, read_facts
 __all__ = [
     "FITS",
     "STREAMS",
+    "Agreement",
     "Audit",
     "AuditRecord",
     "Capture",
@@ -38,6 +41,7 @@ __all__ = [
     "InstantMap",
     "LensError",
     "LensModel",
+    "Metric",
     "ModelError",
     "Pair",
     "PairSet",
@@ -52,6 +56,7 @@ __all__ = [
     "Task",
     "TaskCapture",
     "TaskError",
+    "agreement",
     "audit",
     "capture",
     "capture_task",

@@ -12,6 +12,7 @@ from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
 from .options import (
+    Answers,
     BudgetName,
     Captures,
     Controls,
@@ -21,6 +22,7 @@ from .options import (
     FitName,
     FitOptions,
     Memory,
+    MetricName,
     Model,
     OnlyCorrect,
     Pairs,
@@ -69,9 +71,11 @@ def audit(
     memory: Memory = None,
     shifted: Shifted = False,
     captures: Captures = None,
+    answers: Answers = "whole",
     budget: BudgetName = "standard",
     tests: Tests = None,
     controls: Controls = None,
+    metric: MetricName = "logit_diff",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
 ) -> None:
     """Fit a subspace at each site, or take one, and say: faithful, illusory, or what else.
@@ -83,6 +87,7 @@ def audit(
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
+    from ..engine.metrics import metric_of
     from ..model.lens import unchanged
     from ..report import write_report
 
@@ -90,10 +95,11 @@ def audit(
     find = chosen_fit(fit, fit_option, dim, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
+    metric_of(metric)
     writable(out)
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
+            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct, answers=answers
         )
         whole_command.enter_context(unchanged(lens))
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
@@ -106,7 +112,7 @@ def audit(
             direction = given or find(lens, activations.train, where)
             result = run_audit(
                 lens, activations, direction, budget=budget, tests=named, controls=controls,
-                seed=seed, command=command_line(),
+                metric=metric, seed=seed, command=command_line(),
             )  # fmt: skip
             result.save(out)
             return result.record
@@ -136,6 +142,7 @@ def fit_command(
     memory: Memory = None,
     shifted: Shifted = False,
     captures: Captures = None,
+    answers: Answers = "whole",
     out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
 ) -> None:
     """Find a subspace at each site and save it, without judging it.
@@ -148,7 +155,9 @@ def fit_command(
     find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
+        lens, chosen = prepared(
+            model, task, None, pairs, seed, device, dtype, only=only_correct, answers=answers
+        )
         sites = sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 

@@ -10,6 +10,7 @@ import typer
 from ..core.progress import showing_progress
 from ..core.site import STREAMS
 from .options import (
+    Answers,
     Device,
     Dtype,
     Memory,
@@ -41,6 +42,7 @@ def map_command(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    answers: Answers = "whole",
     out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
 ) -> None:
     """Find where to look: the effect of patching whole components, at every layer, and beside it
@@ -56,7 +58,7 @@ def map_command(
     writable(out)
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, answers=answers)
         effects = patching_map(
             lens, chosen.test, streams, label or ["S2", "END"],
             shifted=shifted, memory=budget, limit=pairs,
