@@ -14,7 +14,7 @@ from ..core.progress import track
 from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
 from ..tasks.answers import Tokens
-from ..tasks.facts import Fact, fact_prompt, object_token
+from ..tasks.facts import Fact, fact_prompt, object_tokens
 from ..tasks.pairset import PairSet, Prompt, Task
 from .batches import padded, prompt_batches
 
@@ -112,16 +112,21 @@ def goes_on(
     ]
 
 
-def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """The facts whose prompt the model continues, as its most likely token over the whole
-    vocabulary, with the first token of the object.
+def known_facts(
+    lens: LensModel, facts: Sequence[Fact], *, answers: str = "first"
+) -> tuple[Fact, ...]:
+    """The facts whose prompt the model continues, with its most likely token over the whole
+    vocabulary each time, with the first token of the object, or with the `whole` of it.
 
-    >>> known = known_facts(lens, embedded_facts())
+    >>> known = known_facts(lens, embedded_facts(), answers="whole")
     """
-    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
-    right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
-    known = recall(lens, prompts, right[:, None], "facts").top == right
-    return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
+    objects = [object_tokens(lens.tokenizer, fact.answer) for fact in facts]
+    asked = [
+        (fact_prompt(lens.tokenizer, fact), [tokens if answers == "whole" else tokens[:1]])
+        for fact, tokens in zip(facts, objects, strict=True)
+    ]
+    known = goes_on(lens, asked, "facts")
+    return tuple(fact for fact, is_known in zip(facts, known, strict=True) if is_known)
 
 
 def only_correct(lens: LensModel, task: Task) -> Task:
