@@ -148,6 +148,7 @@ def _evidence(
         effect=effect.nats,
         moved=None if case.replay.metric is None else mean(effect.moved, case.units),
         unit=getattr(case.replay.metric, "unit", "nats"),
+        clean=float(case.clean.mean()),
         fldd=effect.fldd,
         units=min(case.units.count, case.setting.fitted.units.count),
         exact=case.exact,
