@@ -12,6 +12,7 @@ from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
 from .engine.likely import Likely
+from .engine.metrics import Metric
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.several import Effects
@@ -21,6 +22,7 @@ from .fit.foreign import from_foreign
 from .fit.subspace import Subspace
 from .interop import Foreign, read_foreign
 from .interop.names import site_named, spellings
+from .measure.hypotheses import Agreement, agreement
 from .measure.maps import InstantMap, PatchingMap, instant_map, patching_map
 from .measure.patch import patch
 from .measure.swap import Swap, swap
@@ -35,6 +37,7 @@ from .tasks.facts import embedded_facts, read_facts
 __all__ = [
     "FITS",
     "STREAMS",
+    "Agreement",
     "Audit",
     "AuditRecord",
     "Capture",
@@ -48,6 +51,7 @@ __all__ = [
     "LensError",
     "LensModel",
     "Likely",
+    "Metric",
     "ModelError",
     "Pair",
     "PairSet",
@@ -64,6 +68,7 @@ __all__ = [
     "Task",
     "TaskCapture",
     "TaskError",
+    "agreement",
     "audit",
     "capture",
     "capture_task",

@@ -33,7 +33,7 @@ def draw(case: Case) -> Figures:
 def scatter(case: Case, values: np.ndarray | Tensor) -> Scatter:
     """Values of prompts, all bases first, by class: z, or where the pairs carry none, the role."""
     values = np.asarray(values)
-    classes = (case.test.role if case.test.z is None else case.test.z)[: len(values)]
+    classes = (case.test.role if case.test.two is None else case.test.two)[: len(values)]
     return Scatter(z0=values[classes == 0].tolist(), z1=values[classes == 1].tolist())
 
 
@@ -61,7 +61,7 @@ def support(case: Case) -> SupportCurve:
     splits = list(case.by_support.values())
     on, off = (
         [
-            None if np.isnan(x) else float(x)
+            None if np.isnan(x) or case.replay.metric is not None else float(x)
             for x in fldd_of(np.stack(drops), case.clean[: len(drops[0])])
         ]
         for drops in ([split.on for split in splits], [split.off for split in splits])
@@ -78,9 +78,9 @@ def support(case: Case) -> SupportCurve:
 def dose_response(case: Case) -> DoseResponse:
     """Mean effect in nats of each dose of `DOSES`, and the doses of the named patches: at a site
     with a linear writer every patch that writes along W V is one of them."""
-    replay = case.replay.subset(slice(DOSE_PAIRS))
+    replay = case.replay.subset(slice(DOSE_PAIRS)).measured_by(None)
     whole = case.patch.delta(replay.base, replay.source)
-    effects = {0.0: 0.0, 1.0: float(case.drop[:DOSE_PAIRS].mean())}
+    effects = {0.0: 0.0, 1.0: float(case.effects["subspace"].drop[:DOSE_PAIRS].mean())}
     others = [dose for dose in DOSES if dose not in effects]
     drops = drops_of(replay, torch.stack([dose * whole for dose in others]))
     effects |= zip(others, drops.mean(1).tolist(), strict=True)

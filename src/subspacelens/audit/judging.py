@@ -14,6 +14,8 @@ from ..core.errors import LensError
 from ..core.progress import track
 from ..core.records import EffectRecord
 from ..core.site import Site
+from ..core.statistics import mean
+from ..engine.metrics import Chosen, metric_of
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
@@ -49,6 +51,7 @@ def judge(
     *,
     budget: str = "standard",
     tests: Sequence[str] | None = None,
+    metric: Chosen = None,
     seed: int = 0,
 ) -> Judgement:
     """The evidence and the verdict alone; arguments and errors as in `audit`."""
@@ -57,7 +60,8 @@ def judge(
     whole = captures.test.at(subspace.site, lens)
     chosen, sharing = set_apart(captures, subspace.site)
     left_out = len(whole.pairs) - len(chosen)
-    setting = Setting(captures=captures, replay=whole.subset(chosen), chosen=chosen)
+    replay = whole.subset(chosen).measured_by(metric_of(metric))
+    setting = Setting(captures=captures, replay=replay, chosen=chosen)
     names = chosen_tests(budget, tests, linear=setting.replay.writer is not None)
     fast = budget == "fast"
     case = Case(
@@ -149,6 +153,9 @@ def _evidence(
     return Evidence(
         tests=tests,
         effect=effect.nats,
+        moved=None if case.replay.metric is None else mean(effect.moved, case.units),
+        unit=getattr(case.replay.metric, "unit", "nats"),
+        clean=float(case.clean.mean()),
         fldd=effect.fldd,
         units=min(case.units.count, case.setting.fitted.units.count),
         exact=case.exact,

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ..core.files import write_atomically
 from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
 from ..engine.likely import Likely
+from ..measure.hypotheses import Agreement
 
 SCHEMA = "subspacelens.audit/5"
 EARLIER = tuple(f"subspacelens.audit/{number}" for number in (1, 2, 3, 4))
@@ -70,6 +71,16 @@ class Axis(Record):
     dimensions: int = Field(ge=1)
     share: Estimate
     label: AxisLabel
+
+
+class MetricRecord(Record):
+    """Another metric than the logit difference, which the tests compare: its mean without a patch,
+    and its mean change, patched less clean, by patch."""
+
+    name: str
+    unit: str
+    clean: Estimate
+    changes: dict[str, Estimate]
 
 
 class OverTemplates(Record):
@@ -243,9 +254,10 @@ class PairExample(Record):
 
 class AuditRecord(Record):
     """Schema `subspacelens.audit/5`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
-    `over_templates`: None with fewer than three; `controls`: None where none were asked for;
-    `pairs`: the pairs that were judged on, one by one; `examples`: those of them that are shown.
-    `frame()` and `tests_frame()` are tables of pairs and of tests.
+    `over_templates`: None with fewer than three; `metric`: None where it is the logit difference;
+    `hypotheses`: by the variables of which the pairs say what they predict; `controls`: None where
+    none were asked for; `pairs`: the pairs that were judged on, one by one; `examples`: those of
+    them that are shown. `frame()` and `tests_frame()` are tables of pairs and of tests.
 
     >>> record = result.record
     >>> record.effects["subspace"].fldd, record.tests["full_component"].reading
@@ -260,6 +272,8 @@ class AuditRecord(Record):
     effects: dict[str, EffectRecord]
     no_op: EffectRecord
     over_templates: OverTemplates | None = None
+    metric: MetricRecord | None = None
+    hypotheses: dict[str, Agreement] = Field(default_factory=dict)
     tests: dict[str, Test]
     axes: list[Axis]
     controls: Controls | None = None

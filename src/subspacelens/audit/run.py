@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..core.format import plain, with_interval
+from ..core.format import percent, plain, with_interval
 from ..core.machine import peak_rss_bytes, versions
-from ..core.records import EffectRecord, ModelRecord
+from ..core.records import EffectRecord, Estimate, ModelRecord
 from ..core.statistics import Units, mean, proportion
+from ..engine.metrics import Chosen
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
+from ..measure.hypotheses import Agreement, agreement
 from ..measure.splits import READERS_IN_PROXY
 from ..model.lens import LensModel, unchanged
 from .controls.run import controls as run_controls
@@ -29,6 +31,7 @@ from .pair_by_pair import pair_examples, pair_table
 from .record import (
     AuditRecord,
     Clean,
+    MetricRecord,
     OverTemplates,
     SubspaceRecord,
     TaskRecord,
@@ -103,6 +106,7 @@ def audit(
     budget: str = "standard",
     tests: Sequence[str] | None = None,
     controls: bool | None = None,
+    metric: Chosen = None,
     seed: int = 0,
     command: str = "",
 ) -> Audit:
@@ -113,7 +117,9 @@ def audit(
     rests on), `standard`, or `full` (the subspace is fitted again on halves of the data, to
     shuffled labels, and in a copy that knows nothing); `tests` names tests to run instead. With
     `controls`, by default under `full`, known truth is planted at the site and audited too.
-    `command` is kept in the record.
+    `metric` is what the tests compare instead of the logit difference: a name such as
+    `target_prob`, a `Metric`, or a function of logits (`engine.metrics.metric_of`); FLDD, gradients
+    and controls stay with the logit difference. `command` is kept in the record.
 
     How to read what comes back:
 
@@ -151,11 +157,14 @@ def audit(
     """
     started = time.monotonic()
     with unchanged(lens):
-        judgement = judge(lens, captures, subspace, budget=budget, tests=tests, seed=seed)
+        judgement = judge(
+            lens, captures, subspace, budget=budget, tests=tests, metric=metric, seed=seed
+        )
         case, verdict, checked = judgement.case, judgement.verdict, None
         if controls if controls is not None else budget == "full":
             checked = run_controls(case, verdict.label, seed)
             verdict = tempered(verdict, checked)
+        hypotheses = _hypotheses(case)
         weights = lens.weights_sha256
         pairs = pair_table(case)
         examples = pair_examples(case, pairs)
@@ -168,11 +177,13 @@ def audit(
         effects=judgement.effects,
         no_op=case.effects["no_op"].record,
         over_templates=_over_templates(case),
+        metric=_metric(case),
+        hypotheses=hypotheses,
         tests=judgement.tests,
         axes=list(judgement.axes),
         controls=checked,
         verdict=verdict,
-        notes=_notes(judgement),
+        notes=_notes(judgement) + _hypothesis_notes(hypotheses),
         figures=draw(case),
         pairs=pairs,
         examples=examples,
@@ -198,11 +209,35 @@ def task_record(captures: TaskCapture) -> TaskRecord:
 
 
 def _clean(case: Case) -> Clean:
-    answers = np.array([pair.answer for pair in case.replay.pairs])
-    return Clean(
-        logit_diff=mean(case.clean, case.units),
-        top_answer=proportion(case.replay.clean.top.numpy() == answers, case.units),
-    )
+    right = case.replay.clean.says("answer", case.replay.pairs).numpy()
+    return Clean(logit_diff=mean(case.clean, case.units), top_answer=proportion(right, case.units))
+
+
+def _hypotheses(case: Case) -> dict[str, Agreement]:
+    if not any(pair.predictions for pair in case.replay.pairs):
+        return {}
+    return agreement(case.replay.measured_by(None).effect(case.patch))
+
+
+def _hypothesis_notes(hypotheses: Mapping[str, Agreement]) -> list[str]:
+    def said(estimate: Estimate) -> str:
+        return "no pairs" if estimate.value is None else with_interval(estimate, percent)
+
+    return [
+        f"variable {name}: under the patch the model says what it predicts in "
+        f"{said(each.deciding)} of the {each.deciding_pairs} pairs on which the variables differ "
+        f"(cause {said(each.cause)}, isolate {said(each.isolate)})"
+        for name, each in hypotheses.items()
+    ]
+
+
+def _metric(case: Case) -> MetricRecord | None:
+    metric = case.replay.metric
+    if metric is None:
+        return None
+    clean = mean(metric.sign * case.replay.clean.measured.double().numpy(), case.units)
+    changes = {name: effect.change for name, effect in case.effects.items() if name != "no_op"}
+    return MetricRecord(name=metric.name, unit=metric.unit, clean=clean, changes=changes)
 
 
 def _over_templates(case: Case) -> OverTemplates | None:
@@ -229,7 +264,7 @@ def _task_notes(case: Case) -> list[str]:
     """What the model says instead, where it gives the right answer in less than half of the
     prompts."""
     top = case.replay.clean.top.numpy()
-    right = top == np.array([pair.answer for pair in case.replay.pairs])
+    right = case.replay.clean.says("answer", case.replay.pairs).numpy()
     if right.mean() >= 1 / 2:
         return []
     token, count = Counter(top[~right].tolist()).most_common(1)[0]
@@ -244,6 +279,11 @@ def _task_notes(case: Case) -> list[str]:
 def _notes(judgement: Judgement) -> list[str]:
     case = judgement.case
     notes = _task_notes(case) + _template_notes(case)
+    if case.replay.metric is not None:
+        notes.append(
+            f"the tests compare changes of {case.replay.metric.name}; FLDD, nats, the directions "
+            "that act, controls and pictures are of the logit difference"
+        )
     if judgement.left_out:
         notes.append(
             f"{judgement.left_out} test pairs share their tokens up to {case.site.label}, or a "
@@ -265,6 +305,9 @@ def _notes(judgement: Judgement) -> list[str]:
         )
     if case.subspace.fit.get("orthonormalised"):
         notes.append("the columns that were given were not orthonormal: their span is audited")
-    if case.test.z is None:
-        notes.append("the pairs carry no z: the pictures show bases (0) and sources (1) instead")
+    if case.test.two is None:
+        known = "the pairs carry no z"
+        if case.setting.classes:
+            known = f"z has {len(case.setting.classes)} values in the pairs"
+        notes.append(f"{known}: the pictures show bases (0) and sources (1) instead")
     return notes

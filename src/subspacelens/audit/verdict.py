@@ -144,7 +144,9 @@ class Condition:
 class Evidence:
     """What a verdict rests on.
 
-    `effect` (nats) and `fldd` are the subspace patch's, `units` the number of units
+    `effect` (nats) and `fldd` are the subspace patch's, `moved` by how much it moves another metric
+    towards the source's answer, in `unit`, None where there is none, `clean` the mean logit
+    difference without a patch, in nats; `units` the number of units
     (`PairSet.units_at`) in the smaller split; `exact` says that the row/null split is by
     construction, `axes` what each axis of a subspace of several dimensions does, `whole` that the
     subspace is all of its component. `leaking` pairs to judge on share their tokens up to the label
@@ -155,6 +157,9 @@ class Evidence:
     tests: Mapping[str, Test]
     effect: Estimate
     fldd: Estimate
+    moved: Estimate | None = None
+    unit: str = "nats"
+    clean: float = 0.0
     units: int
     exact: bool
     axes: Sequence[Axis] = ()
@@ -233,7 +238,7 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
     if effect.value is None or fldd.value is None:
         return _undetermined(
             "task",
-            "the model has no logit difference on these pairs, so there is nothing to explain",
+            _no_preference(evidence.clean),
             "Another metric, or pairs on which the model does the task, could settle it.",
         )
     if effect.value * fldd.value < 0:
@@ -243,13 +248,14 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
             f"no preference to explain ({effect.value:.2f} nats are FLDD {fldd.value:.2f})",
             "Pairs on which the model does the task could settle it.",
         )
-    if effect.low is None or effect.high is None:
+    effect, unit = evidence.moved or effect, f" {evidence.unit}" if evidence.unit else ""
+    if effect.value is None or effect.low is None or effect.high is None:
         return _undetermined(
             "few",
-            f"how sure the effect is cannot be told: {effect.value:.2f} nats, no interval",
+            f"how sure the effect is cannot be told: {effect.value or 0:.2f}{unit}, no interval",
             "More pairs could settle it.",
         )
-    interval = f"{effect.value:.2f} nats [{effect.low:.2f}, {effect.high:.2f}]"
+    interval = f"{effect.value:.2f}{unit} [{effect.low:.2f}, {effect.high:.2f}]"
     if effect.high < 0:
         return _undetermined(
             "small",
@@ -276,6 +282,15 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
             "A faithful direction and an illusory one do exactly the same here.",
         )
     return None
+
+
+def _no_preference(clean: float) -> str:
+    if clean < 0:
+        return (
+            "the model prefers the target to the answer on these pairs, before any patch, by "
+            f"{-clean:.2f} nats: there is no preference for the answer to explain"
+        )
+    return "the model has no logit difference on these pairs, so there is nothing to explain"
 
 
 def _idle(axes: Sequence[Axis]) -> Reasoning | None:

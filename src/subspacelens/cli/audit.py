@@ -13,6 +13,7 @@ from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
 from .options import (
+    Answers,
     BudgetName,
     Captures,
     Controls,
@@ -22,6 +23,7 @@ from .options import (
     FitName,
     FitOptions,
     Memory,
+    MetricName,
     Model,
     OnlyCorrect,
     Pairs,
@@ -90,9 +92,11 @@ def audit(
     memory: Memory = None,
     shifted: Shifted = False,
     captures: Captures = None,
+    answers: Answers = "whole",
     budget: BudgetName = "standard",
     tests: Tests = None,
     controls: Controls = None,
+    metric: MetricName = "logit_diff",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/audit"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -107,6 +111,7 @@ def audit(
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
+    from ..engine.metrics import metric_of
     from ..fit.foreign import check_bos
     from ..model.lens import unchanged
     from ..report import write_report
@@ -125,12 +130,13 @@ def audit(
                 "with one"
             )
         where = one_site(subspace, site)
+    metric_of(metric)
     writable(out)
     if not overwrite:
         refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
+            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct, answers=answers
         )
         whole_command.enter_context(unchanged(lens))
         if len(rows) > 1:
@@ -158,7 +164,7 @@ def audit(
             direction = given or find(lens, activations.train, where)
             result = run_audit(
                 lens, activations, direction, budget=budget, tests=named, controls=controls,
-                seed=seed, command=command_line(),
+                metric=metric, seed=seed, command=command_line(),
             )  # fmt: skip
             result.save(out)
             return result.record
@@ -188,6 +194,7 @@ def fit_command(
     memory: Memory = None,
     shifted: Shifted = False,
     captures: Captures = None,
+    answers: Answers = "whole",
     out: Annotated[Path, typer.Option(help="Folder for the subspaces.")] = Path("runs/fit"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -201,7 +208,9 @@ def fit_command(
     find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
+        lens, chosen = prepared(
+            model, task, None, pairs, seed, device, dtype, only=only_correct, answers=answers
+        )
         sites = sites_of(site, model, task, lens)
         if not overwrite:
             settings = fit_settings(fit, fit_option, dim, seed)

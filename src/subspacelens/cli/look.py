@@ -10,6 +10,7 @@ import typer
 from ..core.progress import showing_progress
 from ..core.site import STREAMS
 from .options import (
+    Answers,
     Device,
     Dtype,
     Memory,
@@ -42,6 +43,7 @@ def map_command(
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    answers: Answers = "whole",
     out: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("runs/map"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -58,7 +60,7 @@ def map_command(
     writable(out)
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype)
+        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, answers=answers)
         if not overwrite:
             refuse_other_map(out, lens, chosen.test[:pairs], "map.json", "instant.json")
         effects = patching_map(

@@ -111,6 +111,21 @@ Shifted = Annotated[
     typer.Option("--shifted", help="Allow labels in different columns of base and source."),
 ]
 
+Answers = Annotated[
+    str,
+    typer.Option(
+        help="What of longer answers is compared: `whole`, or `first`, the first token where they "
+        "part."
+    ),
+]
+MetricName = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="What the tests compare: `logit_diff`, `target_logprob`, `target_prob`, "
+        "`kl_to_source` or `target_rank`.",
+    ),
+]
 OnlyCorrect = Annotated[
     bool,
     typer.Option("--only-correct", help="Leave out pairs that the model itself does not answer."),
@@ -119,16 +134,17 @@ OnlyCorrect = Annotated[
 
 def prepared(
     model: str, task: str, test_pairs: Path | None, pairs: int | None, seed: int,
-    device: str | None, dtype: str, *, only: bool = False,
+    device: str | None, dtype: str, *, only: bool = False, answers: str = "whole",
 ):  # fmt: skip
-    """The model and the task; `only` the pairs that the model answers."""
+    """The model and the task; `only` the pairs that the model answers. `answers`: see
+    `named_task`."""
     from ..engine.recall import only_correct
     from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
-    check_task(task, test_pairs, pairs)
+    check_task(task, test_pairs, pairs, answers)
     lens = load_model(model, device=device, dtype=dtype)
-    chosen = named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed)
+    chosen = named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, answers=answers)
     return lens, only_correct(lens, chosen) if only else chosen
 
 

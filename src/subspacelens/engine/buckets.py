@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from ..core.site import Site
@@ -25,7 +27,8 @@ def entry_of(model_map: ModelMap, site: Site) -> Entry:
 class Bucket:
     """Pairs whose base prompts are replayed together.
 
-    `pairs` (n,) are positions in the pair set. `padding` (n,) counts unused columns on the left of
+    `pairs` (n,) are positions in the pair set; a pair that is read in several rows (`Pair.reads`)
+    has them one after the other. `padding` (n,) counts unused columns on the left of
     the prefix. `ends` (n,) is where the last column is among the S from the label's on; what
     follows it is padding, which no earlier column sees. `entries[e]` (n, S, d) is the residual
     stream at a place. `keys[l]` and `values[l]` (n, heads, P, width) belong to the columns before
@@ -41,10 +44,14 @@ class Bucket:
 
     def select(self, indices: Tensor) -> Bucket | None:
         """Those of the pairs at `indices` (m,), each as often as it is there, renamed to its place
-        in `indices`; None if there are none. Rows keep their order."""
+        in `indices`; None if there are none. Rows keep their order, but those of one pair stay
+        together."""
         rows, pairs = (self.pairs[:, None] == indices).nonzero(as_tuple=True)
         if len(rows) == 0:
             return None
+        if self.count < len(self.pairs):
+            order = pairs.argsort(stable=True)
+            rows, pairs = rows[order], pairs[order]
 
         def of(tensors: Mapping) -> dict:
             return {name: taken(x, rows) for name, x in tensors.items()}
@@ -72,6 +79,17 @@ class Bucket:
         """Entries, keys and values, each with its layer."""
         entries = [(x, layer) for (_, layer), x in self.entries.items()]
         return entries + [(x, i) for each in (self.keys, self.values) for i, x in each.items()]
+
+    @cached_property
+    def first_rows(self) -> Tensor:
+        """Where the rows of each pair begin, and where all end, (pairs + 1,)."""
+        _, counts = self.pairs.unique_consecutive(return_counts=True)
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    @property
+    def count(self) -> int:
+        """How many pairs it has."""
+        return len(self.first_rows) - 1
 
     @property
     def stored(self) -> bool:

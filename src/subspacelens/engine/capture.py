@@ -177,7 +177,7 @@ def filled(
     in the place where they are to be held, and are filled. `around`: see `capture`."""
     lens, pairs, places = plan.lens, plan.pairs, plan.sites
     passes, identity = BasePasses(lens, places, pairs, buckets), lens.identity
-    bases = {prompt_key(pair.base): pair.base for pair in pairs}
+    bases = {prompt_key(prompt): prompt for pair in pairs for prompt in pair.reads}
     sources = {prompt_key(pair.source): pair.source for pair in pairs}
     alone = [prompt for key, prompt in sources.items() if key not in bases]
     work = [
@@ -194,7 +194,10 @@ def filled(
                 run(batch)
     base, source = (
         {site: torch.stack([passes.activations[key][site] for key in keys]) for site in places}
-        for keys in ([prompt_key(p.base) for p in pairs], [prompt_key(p.source) for p in pairs])
+        for keys in (
+            [prompt_key(pair.reads[0]) for pair in pairs],
+            [prompt_key(pair.source) for pair in pairs],
+        )
     )
     for site in places:
         check_finite(site, base[site], "base activation of pair")
@@ -205,7 +208,7 @@ def filled(
         sites=places,
         base=base,
         source=source,
-        clean=passes.clean,
+        clean=passes.outcomes(),
         buckets=buckets,
         made_with=identity,
         memory=memory,

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..core.records import EffectRecord, Estimate
 from ..core.statistics import Units, mean, proportion, ratio
+from ..tasks.answers import Tokens
 from ..tasks.pairset import Pair, PairSet
 from .likely import token_texts
+from .metrics import LOGIT_DIFF, Chosen, Measured, metric_of, values_of
 from .outcomes import Outcomes
 
 if TYPE_CHECKING:
@@ -69,6 +71,44 @@ class Effect:
         return _numbers(self.clean.logit_diff) - _numbers(self.patched.logit_diff)
 
     @cached_property
+    def moved(self) -> np.ndarray:
+        """By how much each pair moves towards the source's answer in the metric of the replay,
+        float64 (n,): `drop` where that is the logit difference."""
+        return _numbers(self.clean.measured) - _numbers(self.patched.measured)
+
+    @cached_property
+    def change(self) -> Estimate:
+        """Mean change of the metric of the replay, patched less clean, in its own unit; of the
+        logit difference minus `nats`."""
+        metric = None if self.replay is None else self.replay.metric
+        return mean(self.moved, self.units).scaled(-1 if metric is None else -metric.sign)
+
+    def metric(self, metric: Chosen) -> Measured:
+        """The same patch in another metric: a name (`engine.metrics`), or a function of the logits
+        (n, vocabulary) of all pairs in their order, where their answers part, that gives (n,)
+        numbers. Replays the pairs.
+
+        Raises `LensError` for an unknown name, `TaskError` for a function that fails, `ValueError`
+        for an effect that was not made by a replay.
+
+        >>> effect.metric("target_prob").change.value
+        >>> effect.metric(lambda logits: logits[:, 11] - logits[:, 12]).patched
+        """
+        if self.replay is None or self.delta is None:
+            raise ValueError("this effect was put together from several replays: no other metric")
+        chosen = metric_of(metric)
+        if callable(metric):
+            deltas = (0 * self.delta, self.delta)
+            both = [values_of(metric, self.replay.delta_logits(delta)) for delta in deltas]
+        else:
+            replay = self.replay.measured_by(chosen)
+            sign = 1 if chosen is None else chosen.sign
+            both = [sign * x for x in (replay.clean.measured, replay.measured(self.delta))]
+        clean, patched = map(_numbers, both)
+        name = LOGIT_DIFF if chosen is None else chosen.name
+        return Measured(name, clean, patched, mean(patched - clean, self.units))
+
+    @cached_property
     def nats(self) -> Estimate:
         """Mean drop of the logit difference, in nats."""
         return mean(self.drop, self.units)
@@ -88,8 +128,7 @@ class Effect:
 
     @cached_property
     def iia(self) -> Estimate:
-        """Interchange accuracy: share of pairs whose likeliest token over the whole vocabulary is
-        the target."""
+        """Interchange accuracy: share of pairs in which the model says the target (`hits`)."""
         return proportion(self.hits, self.units)
 
     @cached_property
@@ -104,8 +143,9 @@ class Effect:
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """Whether the target is the likeliest token, bool (n,)."""
-        return self.patched.top.numpy() == np.array([pair.target for pair in self.pairs])
+        """Whether the target is the likeliest token over the whole vocabulary, bool (n,); of longer
+        or several targets see `Outcomes.says`."""
+        return self.patched.says("target", self.pairs).numpy()
 
     def frame(self) -> pl.DataFrame:
         """One row a pair, polars (`.to_pandas()` where pandas and pyarrow are installed): `pair`
@@ -118,8 +158,8 @@ class Effect:
                 "base": [pair.base.text for pair in self.pairs],
                 "source": [pair.source.text for pair in self.pairs],
                 "template": [pair.template for pair in self.pairs],
-                "answer": self._words([pair.answer for pair in self.pairs]),
-                "target": self._words([pair.target for pair in self.pairs]),
+                "answer": [self._text(pair.accepted.answers[0]) for pair in self.pairs],
+                "target": [self._text(pair.accepted.targets[0]) for pair in self.pairs],
                 "clean_logit_diff": _numbers(self.clean.logit_diff),
                 "patched_logit_diff": _numbers(self.patched.logit_diff),
                 "clean_top": self._words(self.clean.top.tolist()),
@@ -149,12 +189,11 @@ class Effect:
         ]
 
     def _example(self, pair: Pair, index: int, before: Sequence, after: Sequence) -> Example:
-        answer, target = self._words([pair.answer, pair.target])
         return Example(
             base=pair.base.text,
             source=pair.source.text,
-            answer=answer,
-            target=target,
+            answer=self._text(pair.accepted.answers[0]),
+            target=self._text(pair.accepted.targets[0]),
             clean_logit_diff=float(self.clean.logit_diff[index]),
             patched_logit_diff=float(self.patched.logit_diff[index]),
             before=tuple(before),
@@ -166,6 +205,12 @@ class Effect:
 
     def _words(self, tokens: Sequence[int]) -> list[str]:
         return token_texts(tokens, None if self.replay is None else self.replay.lens.tokenizer)
+
+    def _text(self, tokens: Tokens) -> str:
+        tokenizer = None if self.replay is None else self.replay.lens.tokenizer
+        if tokenizer is None:
+            return " ".join(map(str, tokens))
+        return str(tokenizer.decode(list(tokens)))
 
 
 def fldd_of(drops: np.ndarray, clean: np.ndarray) -> np.ndarray:

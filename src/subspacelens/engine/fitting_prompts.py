@@ -19,7 +19,15 @@ def check_fits(lens: LensModel, pairs: PairSet) -> None:
                     f"{pairs.where(number)}: the {role} has {len(prompt.ids)} tokens, and the "
                     f"model's context is {context}: shorten it"
                 )
-        largest = max(*pair.base.ids, *pair.source.ids, pair.answer, pair.target)
+        more = max(map(len, pair.accepted.passes))
+        if context is not None and len(pair.base.ids) + more > context:
+            raise TaskError(
+                f"{pairs.where(number)}: base and answers have {len(pair.base.ids) + more} tokens, "
+                f"and the model's context is {context}: shorten them"
+            )
+        answers = (token for tokens in pair.accepted.all for token in tokens)
+        predicted = (token for tokens in pair.predictions.values() for token in tokens)
+        largest = max(*pair.base.ids, *pair.source.ids, *answers, *predicted)
         if largest >= vocabulary:
             raise TaskError(
                 f"{pairs.where(number)}: token id {largest} is beyond the model's vocabulary of "

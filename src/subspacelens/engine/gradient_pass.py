@@ -28,6 +28,7 @@ from .capture import check_pairs
 from .fitting_prompts import check_fits
 from .outcomes import Outcomes, answers_of
 from .passes import prompt_key
+from .reading import Reading
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,8 +36,8 @@ class Slopes:
     """Activations of pairs at many sites, and how the answer reacts to them.
 
     `base[site]`, `source[site]` and `gradients[site]` are (n, dim), in the model's dtype; a row of
-    the last is ∂(logit(answer) - logit(target))/∂h at the base activation, in nats a unit. `clean`
-    is what the model answers.
+    the last is ∂(logit(answer) - logit(target))/∂h at the base activation, in nats a unit (of
+    longer answers see `Outcomes`). `clean` is what the model answers.
 
     >>> slopes = gradient_pass(lens, task.test, ["L18.mlp_act@S2"])
     >>> slopes.difference("L18.mlp_act@S2").shape, slopes.gradients
@@ -91,7 +92,7 @@ def gradient_pass(
         work: list[tuple[Callable, Sequence]] = [
             (run.bases, part)
             for batch in prompt_batches(range(len(pairs)), run.length, pads)
-            for part in _pieces(batch, max(1, columns // run.length(batch[-1])))
+            for part in _pieces(batch, max(1, columns // max(map(run.columns, batch))))
         ]
         work += [(run.sources, batch) for batch in prompt_batches(alone, run.needed, pads)]
         for kind, batch in track(work, "gradients"):
@@ -127,7 +128,7 @@ def _bytes_per_column(lens: LensModel, pairs: PairSet) -> int:
         inner = 4 * max(max(p.shape[-2:]) for p in block.module.parameters())
     else:
         inner = block.down_proj.weight.shape[1]
-    longest = max(len(pair.base.ids) for pair in pairs)
+    longest = max(len(prompt.ids) for pair in pairs for prompt in pair.reads)
     column = 10 * lens.map.d_model + 5 * inner + 4 * block.n_heads * longest
     return size * len(lens.map.blocks) * column
 
@@ -148,8 +149,12 @@ class _Pass:
         return torch.full((len(self.pairs), self.lens.map.dim(site)), torch.nan).to(self.lens.dtype)
 
     def length(self, row: int) -> int:
-        """Columns of the base prompt of a pair."""
-        return len(self.pairs[row].base.ids)
+        """Columns of the longest prompt that is read of a pair."""
+        return max(len(prompt.ids) for prompt in self.pairs[row].reads)
+
+    def columns(self, row: int) -> int:
+        """Columns of all that is read of a pair."""
+        return len(self.pairs[row].reads) * self.length(row)
 
     def needed(self, prompt: Prompt) -> int:
         """How many columns of a source prompt the sites need."""
@@ -157,14 +162,19 @@ class _Pass:
 
     def bases(self, rows: list[int]) -> None:
         """Forward and backward through the base prompts of the pairs `rows`."""
-        prompts = [self.pairs[row].base for row in rows]
+        pairs = [self.pairs[row] for row in rows]
+        prompts = [prompt for pair in pairs for prompt in pair.reads]
         lengths = [len(prompt.ids) for prompt in prompts]
+        reading = Reading.to(pairs) if self.pairs.continued else None
+        of = torch.arange(len(rows)) if reading is None else reading.rows
 
         def keep(site: Site, x: Tensor) -> None:
-            self.base[site][rows] = x.detach().to(self.base[site])
+            self.base[site][torch.tensor(rows)[of]] = x.detach().to(self.base[site])
 
         def slope(site: Site, gradient: Tensor) -> None:
-            self.gradients[site][rows] = gradient.to(self.gradients[site])
+            kept = self.gradients[site]
+            none = kept.new_zeros(len(rows), kept.shape[1])
+            kept[rows] = none.index_add(0, of, gradient.to(kept))
 
         entered: list[Tensor] = []
 
@@ -175,12 +185,19 @@ class _Pass:
         with torch.enable_grad():
             with on_input(self.lens.map.blocks[0].module, leaf):
                 output = self._run(prompts, lengths, len(self.lens.map.blocks) - 1, keep, slope)
-            last = output[:, -1]
-            answers = self.answers[rows]
-            picked = self.lens.map.tail.logits_of(last, answers)
+            tail, answers = self.lens.map.tail, self.answers[rows]
+            if reading is None:
+                read = output[:, -1]
+                picked = tail.logits_of(read, answers)
+            else:
+                read = output[reading.row, -1 - reading.back]
+                picked = reading.scores(tail, read)
             torch.autograd.grad((picked[..., 0] - picked[..., 1]).sum(), entered[0])
         with torch.no_grad():
-            outcomes = Outcomes.of(self.lens.map.tail.logits(last).float(), answers.to(last.device))
+            if reading is None:
+                outcomes = Outcomes.of(tail.logits(read).float(), answers.to(read.device))
+            else:
+                outcomes = Outcomes.read(reading, tail, read)
         self.clean.logit_diff[rows] = outcomes.logit_diff.cpu()
         self.clean.top[rows] = outcomes.top.cpu()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -18,6 +18,10 @@ from ..tasks.pairset import PairSet, Prompt
 from .batches import padded
 from .buckets import Bucket, Entry, place_of
 from .outcomes import Outcomes, answers_of
+from .reading import Reading
+
+READ = 64
+"""Pairs whose longer answers are told at a time."""
 
 
 def prompt_key(prompt: Prompt) -> Hashable:
@@ -99,8 +103,8 @@ class Passes:
 
 
 class BasePasses(Passes):
-    """Passes over the base prompts of `pairs` too: each fills its rows of `buckets` and of `clean`,
-    what the model answers."""
+    """Passes over the base prompts of `pairs` too: each fills its rows of `buckets`, and what the
+    model answers is known when all are through."""
 
     def __init__(
         self,
@@ -110,17 +114,23 @@ class BasePasses(Passes):
         buckets: Mapping[str, Sequence[Bucket]],
     ) -> None:
         super().__init__(lens, sites)
-        self.answers, n = answers_of(pairs), len(pairs)
+        self.pairs, self.answers, n = pairs, answers_of(pairs), len(pairs)
         self.clean = Outcomes(torch.full((n,), torch.nan), torch.full((n,), -1))
-        keys = [prompt_key(pair.base) for pair in pairs]
+        keys = [[prompt_key(prompt) for prompt in pair.reads] for pair in pairs]
         self.numbers: dict[Hashable, list[int]] = defaultdict(list)
-        for number, key in enumerate(keys):
-            self.numbers[key].append(number)
+        for number, pair in enumerate(pairs):
+            if pair.continuations is None:
+                self.numbers[keys[number][0]].append(number)
+        self.continued = {n: keys[n] for n, pair in enumerate(pairs) if pair.continuations}
+        self.longest = max((p.continuations.longest for p in pairs if p.continuations), default=0)
+        self.last: dict[Hashable, Tensor] = {}
         self.rows: dict[Hashable, list[tuple[str, Bucket, int]]] = defaultdict(list)
         for label, parts in buckets.items():
             for bucket in parts:
+                turns: dict[int, Iterator[Hashable]] = {}
                 for row, number in enumerate(bucket.pairs.tolist()):
-                    self.rows[keys[number]].append((label, bucket, row))
+                    key = next(turns.setdefault(number, iter(keys[number])))
+                    self.rows[key].append((label, bucket, row))
         every = (bucket for parts in buckets.values() for bucket in parts)
         self.entries = tuple(dict.fromkeys(entry for bucket in every for entry in bucket.entries))
 
@@ -134,6 +144,8 @@ class BasePasses(Passes):
         logits = self.lens.map.tail.logits(output[:, -1])
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             key, start = prompt_key(prompt), output.shape[1] - length
+            if self.longest:
+                self.last[key] = output[row, start:][-self.longest :].clone()
             numbers = self.numbers[key]
             answers = self.answers[numbers].to(logits.device)
             here = Outcomes.of(logits[row].float().expand(len(numbers), -1), answers)
@@ -141,6 +153,20 @@ class BasePasses(Passes):
             self.clean.top[numbers] = here.top.cpu()
             for label, bucket, place in self.rows[key]:
                 _fill(bucket, place, streams, cache, row, start, start + prompt.columns[label])
+
+    def outcomes(self) -> Outcomes:
+        """What the model answers, after all passes."""
+        for start in range(0, len(self.continued), READ):
+            numbers = list(self.continued)[start : start + READ]
+            reading = Reading.to([self.pairs[number] for number in numbers])
+            rows = [self.last[key] for number in numbers for key in self.continued[number]]
+            hidden = torch.stack(
+                [rows[row][-1 - back] for row, back in zip(reading.row, reading.back, strict=True)]
+            )
+            here = Outcomes.read(reading, self.lens.map.tail, hidden)
+            self.clean.logit_diff[numbers] = here.logit_diff.cpu()
+            self.clean.top[numbers] = here.top.cpu()
+        return self.clean
 
 
 def _fill(bucket: Bucket, place: int, streams, cache, row: int, start: int, column: int) -> None:

@@ -36,7 +36,7 @@ class Plan:
 
     @classmethod
     def of(cls, lens: LensModel, pairs: PairSet, sites: tuple[Site, ...]) -> Plan:
-        bases = [pair.base for pair in pairs]
+        bases = [pair.reads for pair in pairs]
         labels: dict[str, dict[Entry, None]] = defaultdict(dict)
         for site in sites:
             labels[site.label][entry_of(lens.map, site)] = None
@@ -99,15 +99,22 @@ class Plan:
 
 
 def _buckets(
-    lens: LensModel, label: str, entries: tuple[Entry, ...], bases: list[Prompt]
+    lens: LensModel,
+    label: str,
+    entries: tuple[Entry, ...],
+    bases: list[tuple[Prompt, ...]],
 ) -> Iterator[Bucket]:
-    """Base prompts, one a pair, in buckets that are replayed together."""
-    columns = [prompt.columns[label] for prompt in bases]
-    suffixes = [len(p.ids) - column for p, column in zip(bases, columns, strict=True)]
+    """The prompts of each base (`Pair.reads`), in buckets that are replayed together."""
+    columns = [reads[0].columns[label] for reads in bases]
+    suffixes = [
+        max(len(prompt.ids) for prompt in reads) - column
+        for reads, column in zip(bases, columns, strict=True)
+    ]
     layers = range(min(layer for _, layer in entries), len(lens.map.blocks))
     for group in replay_groups(columns, suffixes, lens.map.pads):
-        prefixes = torch.tensor([columns[i] for i in group])
-        lengths = torch.tensor([suffixes[i] for i in group])
+        rows = [(i, len(prompt.ids) - columns[i]) for i in group for prompt in bases[i]]
+        group, ends = map(list, zip(*rows, strict=True))
+        prefixes, lengths = torch.tensor([columns[i] for i in group]), torch.tensor(ends)
         n, widest, longest = len(group), int(prefixes.max()), int(lengths.max())
 
         def kept(layer: int, which: int, n: int = n, widest: int = widest) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from ..core.errors import TaskError
 from ..core.progress import track
 from ..model.hooks import check_ready, exclusive, stopping_after
 from ..model.lens import LensModel
-from ..tasks.facts import Fact, fact_prompt, object_token
+from ..tasks.answers import Tokens
+from ..tasks.facts import Fact, fact_prompt, object_tokens
 from ..tasks.pairset import PairSet, Prompt, Task
 from .batches import padded, prompt_batches
 
@@ -89,32 +90,56 @@ def last_hidden(
     return torch.stack([last[number] for number in same])
 
 
-def known_facts(lens: LensModel, facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """The facts whose prompt the model continues, as its most likely token over the whole
-    vocabulary, with the first token of the object.
+def goes_on(
+    lens: LensModel, asked: Sequence[tuple[Prompt, Sequence[Tokens]]], what: str = "recall"
+) -> list[bool]:
+    """Whether the model continues each prompt with one of the texts beside it, given as token ids:
+    each token of that is the most likely one over the whole vocabulary, after those before it."""
+    steps = [
+        (number, which, replace(prompt, ids=prompt.ids + tokens[:i]), tokens[i])
+        for number, (prompt, texts) in enumerate(asked)
+        for which, tokens in enumerate(texts)
+        for i in range(len(tokens))
+    ]
+    numbers, which, prompts, tokens = zip(*steps, strict=True)
+    said = recall(lens, prompts, torch.tensor(tokens)[:, None], what).top.tolist()
+    fine = {(number, each): True for number, each in zip(numbers, which, strict=True)}
+    for number, each, top, token in zip(numbers, which, said, tokens, strict=True):
+        fine[number, each] &= top == token
+    return [
+        any(fine[number, each] for each in range(len(texts)))
+        for number, (_, texts) in enumerate(asked)
+    ]
 
-    >>> known = known_facts(lens, embedded_facts())
+
+def known_facts(
+    lens: LensModel, facts: Sequence[Fact], *, answers: str = "first"
+) -> tuple[Fact, ...]:
+    """The facts whose prompt the model continues, with its most likely token over the whole
+    vocabulary each time, with the first token of the object, or with the `whole` of it.
+
+    >>> known = known_facts(lens, embedded_facts(), answers="whole")
     """
-    prompts = [fact_prompt(lens.tokenizer, fact) for fact in facts]
-    right = torch.tensor([object_token(lens.tokenizer, fact.answer) for fact in facts])
-    known = recall(lens, prompts, right[:, None], "facts").top == right
-    return tuple(fact for fact, is_known in zip(facts, known.tolist(), strict=True) if is_known)
+    objects = [object_tokens(lens.tokenizer, fact.answer) for fact in facts]
+    asked = [
+        (fact_prompt(lens.tokenizer, fact), [tokens if answers == "whole" else tokens[:1]])
+        for fact, tokens in zip(facts, objects, strict=True)
+    ]
+    known = goes_on(lens, asked, "facts")
+    return tuple(fact for fact, is_known in zip(facts, known, strict=True) if is_known)
 
 
 def only_correct(lens: LensModel, task: Task) -> Task:
-    """The pairs of each split whose base prompt the model continues, as its most likely token over
-    the whole vocabulary, with the answer. Raises `TaskError` for a split of which none is left, but
-    leaves out held-out templates of which none is.
+    """The pairs of each split whose base prompt the model continues, with its most likely token
+    over the whole vocabulary each time, with an answer that is accepted. Raises `TaskError` for a
+    split of which none is left, but leaves out held-out templates of which none is.
 
     >>> task = only_correct(lens, pairs_task(lens.tokenizer, "pairs.jsonl"))
     """
 
     def right(pairs: PairSet) -> list[int]:
-        prompts, answers = [pair.base for pair in pairs], [pair.answer for pair in pairs]
-        said = recall(lens, prompts, torch.tensor(answers)[:, None], "answers").top.tolist()
-        return [
-            i for i, (top, answer) in enumerate(zip(said, answers, strict=True)) if top == answer
-        ]
+        asked = [(pair.base, pair.accepted.answers) for pair in pairs]
+        return [i for i, fine in enumerate(goes_on(lens, asked, "answers")) if fine]
 
     kept = {split: right(pairs) for split, pairs in (("train", task.train), ("test", task.test))}
     for split, left in kept.items():

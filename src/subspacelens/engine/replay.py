@@ -28,13 +28,17 @@ from ..model.hooks import (
     first_tensor,
 )
 from ..model.lens import LensModel
+from ..model.mapping.values import Tail
 from ..model.mapping.ways import Way
 from ..tasks.pairset import PairSet
 from .buckets import Bucket, Entry, entry_of, place_of, selected
 from .effect import Effect
 from .fused import Fused, fused_parts
+from .metrics import Metric, Prediction
 from .outcomes import Outcomes, answers_of
 from .patches import Patch
+from .reading import Reading
+from .recall import last_hidden
 from .suffix import Suffix, last_column
 
 
@@ -44,7 +48,9 @@ class Replay:
 
     `base` and `source` (n, dim) are the site's activations, in the model's dtype, and `clean` what
     the model answers unpatched. `memory` is the budget in bytes for the activations of one piece of
-    work, None for a quarter of what is free on the devices of the model, where least is.
+    work, None for a quarter of what is free on the devices of the model, where least is. `metric`
+    and `source_last`, the last hidden states of the source prompts, are there where effects are not
+    measured by the logit difference (`measured_by`).
 
     >>> replay = capture.at("L18.mlp_act@S2")
     >>> replay.outcomes(patches.Full()).logit_diff  # nats, one a pair
@@ -58,6 +64,8 @@ class Replay:
     clean: Outcomes = field(repr=False)
     buckets: tuple[Bucket, ...] = field(repr=False)
     memory: int | None = None
+    metric: Metric | None = None
+    source_last: Tensor | None = field(default=None, repr=False)
     _asked: dict[tuple[int, int, int, int], tuple] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -114,7 +122,20 @@ class Replay:
             source=self.source[there],
             clean=self.clean[indices],
             buckets=selected(self.buckets, indices),
+            source_last=None if self.source_last is None else self.source_last[indices],
         )
+
+    def measured_by(self, metric: Metric | None) -> Replay:
+        """The same with effects measured by `metric`, None for the logit difference."""
+        if metric is None:
+            clean = replace(self.clean, metric=None)
+            return replace(self, metric=None, clean=clean, source_last=None)
+        last = None
+        if metric.of_source:
+            last = last_hidden(self.lens, [pair.source for pair in self.pairs], "source prompts")
+        other = replace(self, metric=metric, source_last=last)
+        unpatched = other.delta_outcomes(torch.zeros_like(self.base), decided=True)
+        return replace(other, clean=replace(self.clean, metric=unpatched.metric))
 
     def require_difference(self) -> Replay:
         """This one, where base and source differ. Raises `TaskError` where all activations are the
@@ -177,19 +198,29 @@ class Replay:
         """
         stacked = self._stacked(delta)
         shape = stacked.shape[:2]
-        logit_diff = torch.full(shape, torch.nan)
-        top = torch.full(shape, -1)
+        outcomes = Outcomes(
+            torch.full(shape, torch.nan),
+            torch.full(shape, -1),
+            None if self.metric is None else torch.full(shape, torch.nan),
+        )
         with torch.no_grad():
             for piece in self.pieces(shape[0], gradients=False):
                 here = piece.outcomes(piece.of(stacked), decided=decided)
-                logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
-                top[piece.patches, piece.pairs] = here.top.cpu()
-        outcomes = Outcomes(logit_diff, top)
+                outcomes.logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
+                outcomes.top[piece.patches, piece.pairs] = here.top.cpu()
+                if outcomes.metric is not None and here.metric is not None:
+                    outcomes.metric[piece.patches, piece.pairs] = here.metric.float().cpu()
         return outcomes[0] if delta.ndim == 2 else outcomes
 
+    def measured(self, delta: Tensor) -> Tensor:
+        """`Outcomes.measured` of `delta_outcomes` alone. Of the logit difference only two rows of
+        the unembedding are used."""
+        if self.metric is not None:
+            return self.delta_outcomes(delta, decided=True).measured
+        return self.logit_diffs(delta)
+
     def logit_diffs(self, delta: Tensor) -> Tensor:
-        """The logit differences of `delta_outcomes` alone, in nats: only two rows of the
-        unembedding are used."""
+        """The logit differences of `delta_outcomes` alone, in nats."""
         stacked = self._stacked(delta)
         logit_diff = torch.full(stacked.shape[:2], torch.nan)
         with torch.no_grad():
@@ -232,15 +263,18 @@ class Replay:
         """Splits `patches` x pairs into pieces under the memory budget, in a fixed order."""
         pieces = []
         for number, bucket in enumerate(self.buckets):
-            count = len(bucket.pairs)
-            fit = max(1, self.budget // self._bytes_per_row(bucket, gradients))
-            rows = min(count, fit)
-            together = max(1, fit // count) if rows == count else 1
-            for start in range(0, count, rows):
-                part = slice(start, min(start + rows, count))
+            count, begin = bucket.count, bucket.first_rows
+            widest = int(begin.diff().max())
+            fit = max(1, self.budget // (widest * self._bytes_per_row(bucket, gradients)))
+            size = min(count, fit)
+            together = max(1, fit // count) if size == count else 1
+            for start in range(0, count, size):
+                inside = begin[start : start + size + 1]
+                rows = slice(int(inside[0]), int(inside[-1]))
                 for first in range(0, patches, together):
                     which = slice(first, min(first + together, patches))
-                    pieces.append(Piece(self, number, which, part, bucket.pairs[part]))
+                    pairs = bucket.pairs[inside[:-1]]
+                    pieces.append(Piece(self, number, which, rows, pairs))
         if len(pieces) > len(self.buckets):
             note(
                 f"{self.site}: {patches} x {len(self.pairs)} replays in {len(pieces)} "
@@ -261,13 +295,18 @@ class Replay:
         layers = len(model_map.blocks) - self.entry[1] if gradients else 1
         size = torch.finfo(self.lens.dtype).bits // 8
         vocabulary = model_map.tail.head.weight.shape[0]
+        unembedded = (size + 4 + 16 * (self.metric is not None)) * vocabulary
+        if self.pairs.continued:
+            longest = max(pair.accepted.longest for pair in self.pairs)
+            unembedded *= 1 + (3 if gradients else 2) * (longest - 1)
         read = sum(x.nbytes // x.shape[0] for x, i in bucket.held if i >= self.entry[1])
         replayed = size * max(1, layers) * (bucket.suffix * column + copied)
-        return replayed + (size + 4) * vocabulary + (read if bucket.stored else 0)
+        return replayed + unembedded + (read if bucket.stored else 0)
 
     def _hidden(self, piece: Piece, delta: Tensor) -> Tensor:
-        """The last block's output at the last column, (m, n, d_model), when `delta` (m, n, dim) is
-        added to the base activations of a piece's pairs; differentiable in `delta`."""
+        """The last block's output at the last column, (m, n, d_model), or where the piece is read
+        (`Reading`), (m, q, d_model), when `delta` (m, n, dim) is added to the base activations of
+        the piece's pairs; differentiable in `delta`."""
         with exclusive(self.lens.model):
             check_ready(self.lens.model)
             return self._replayed(piece, delta)
@@ -277,10 +316,13 @@ class Replay:
         suffix = Suffix(self.lens, piece.bucket, piece.rows, len(delta), start, self.fused.split)
         entry = piece.bucket.entries[self.entry][piece.rows]
         entry = entry.expand(len(delta), *entry.shape).flatten(0, 1)
+        reading = piece.reading
+        if reading is not None:
+            delta = delta[:, reading.rows.to(delta.device)]
         flat = delta.to(entry).flatten(0, 1)
         hidden = self.way.entered(entry, flat, self.writer)
         if start == len(blocks):
-            return suffix.at_ends(hidden)
+            return suffix.at_ends(hidden, reading)
         whole, others, last = self._arguments(piece, suffix)
         with self.fused.used():
             for layer, (args, kwargs) in enumerate(whole, start):
@@ -290,7 +332,7 @@ class Replay:
                     break
                 with self._around(layer, flat):
                     hidden = first_tensor(block(hidden, *args, **kwargs))
-        return suffix.at_ends(hidden)
+        return suffix.at_ends(hidden, reading)
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
@@ -320,7 +362,8 @@ class Replay:
                 self.entry[1],
             )
             others = last = None
-            if columns > 1 and suffix.bucket.even and (final > start or self.way.alone):
+            one = piece.reading is None and suffix.bucket.even
+            if columns > 1 and one and (final > start or self.way.alone):
                 (others,) = suffix.arguments(0, columns - 1, final)
                 (last,) = suffix.arguments(columns - 1, columns, final)
             self._asked[key] = suffix.arguments(0, columns, start), others, last
@@ -331,7 +374,7 @@ class Replay:
 class Piece:
     """Work that fits the memory budget: some patches of some pairs of one bucket of a replay.
     `patches` and `rows` are slices of the patches and of the bucket's rows, `pairs` (n,) positions
-    in the pair set."""
+    in the pair set. There is a row for each pair, or one for each of its `Pair.reads`."""
 
     replay: Replay = field(repr=False)
     number: int
@@ -348,27 +391,78 @@ class Piece:
         """Token ids of answer and target of the piece's pairs, (n, 2)."""
         return self.replay.answers[self.pairs]
 
+    @cached_property
+    def reading(self) -> Reading | None:
+        """How answers of several tokens, or several of them, are read; None where there are none,
+        so that two rows of the unembedding at the last column tell all."""
+        pairs = self.replay.pairs
+        return Reading.to([pairs[i] for i in self.pairs.tolist()]) if pairs.continued else None
+
+    @property
+    def count(self) -> int:
+        """How many rows the model runs for each patch."""
+        return self.rows.stop - self.rows.start
+
+    @property
+    def reads_patched(self) -> bool:
+        """Whether a longer answer is read at the patched column itself, among others."""
+        if self.reading is None:
+            return False
+        ends = self.bucket.ends[self.rows][self.reading.row]
+        return bool((ends == self.reading.back).any())
+
     def of(self, delta: Tensor) -> Tensor:
         """The piece's part (m, n, dim) of a change of all patches and pairs."""
         return delta[self.patches][:, self.pairs.to(delta.device)]
 
     def logit_diff(self, delta: Tensor) -> Tensor:
-        """logit(answer) - logit(target) in nats, (m, n), when `delta` (m, n, dim) is added to the
-        base activations; differentiable in it. Only two rows of the unembedding are used."""
+        """logit(answer) - logit(target) in nats, or log p(answers) - log p(targets) where they are
+        longer or several, (m, n), when `delta` (m, n, dim) is added to the base activations;
+        differentiable in it. Of single tokens only two rows of the unembedding are used."""
         logits = self.answer_logits(delta)
         return logits[..., 0] - logits[..., 1]
 
+    def measured(self, delta: Tensor) -> Tensor:
+        """`Outcomes.measured` alone, (m, n)."""
+        if self.replay.metric is None:
+            return self.logit_diff(delta)
+        return self.outcomes(delta, decided=True).measured
+
     def answer_logits(self, delta: Tensor) -> Tensor:
-        """Logits of answer and target, (m, n, 2), in nats."""
-        return self.replay.lens.map.tail.logits_of(self.hidden(delta), self.answers)
+        """Logits of answer and target, (m, n, 2), in nats, or what stands for them
+        (`Reading.scores`)."""
+        return self.sides(self.replay._hidden(self, delta))
+
+    @property
+    def tail(self) -> Tail:
+        return self.replay.lens.map.tail
+
+    def sides(self, read: Tensor) -> Tensor:
+        """The same from the hidden states that are read."""
+        if self.reading is None:
+            return self.tail.logits_of(read, self.answers)
+        return self.reading.scores(self.tail, read)
+
+    def log_probs(self, delta: Tensor) -> Tensor:
+        """log p(answers) and log p(targets), (m, n, 2), in nats, float32 or finer."""
+        return Prediction(self, self.replay._hidden(self, delta)).log_probs
 
     def outcomes(self, delta: Tensor, *, decided: bool = False) -> Outcomes:
         """What the model answers, (m, n) (see `Replay.delta_outcomes`)."""
-        tail, hidden = self.replay.lens.map.tail, self.hidden(delta)
+        read, metric = self.replay._hidden(self, delta), self.replay.metric
+        outcomes = self._outcomes(read, decided)
+        if metric is None:
+            return outcomes
+        return replace(outcomes, metric=metric.sign * metric.of(Prediction(self, read)))
+
+    def _outcomes(self, read: Tensor, decided: bool) -> Outcomes:
+        tail = self.tail
+        if not decided and self.reading is not None:
+            return Outcomes.read(self.reading, tail, read)
         if not decided:
-            logits = tail.logits(hidden).float()
+            logits = tail.logits(read).float()
             return Outcomes.of(logits, self.answers.to(logits.device))
-        logits = tail.logits_of(hidden, self.answers).float()
+        logits, hidden = self.sides(read).float(), read[:, : len(self.pairs)]
         logit_diff = logits[..., 0] - logits[..., 1]
         top = torch.full_like(logit_diff, -1, dtype=torch.long)
         turned = logit_diff <= 0
@@ -376,9 +470,9 @@ class Piece:
         return Outcomes(logit_diff, top)
 
     def logits(self, delta: Tensor) -> Tensor:
-        """Logits of the whole vocabulary at the last column, (m, n, vocabulary)."""
-        return self.replay.lens.map.tail.logits(self.hidden(delta))
+        """Logits of the whole vocabulary where the answers part, (m, n, vocabulary)."""
+        return self.tail.logits(self.hidden(delta))
 
     def hidden(self, delta: Tensor) -> Tensor:
-        """The last block's output at the last column, (m, n, d_model)."""
-        return self.replay._hidden(self, delta)
+        """The last block's output where the answers part, (m, n, d_model)."""
+        return self.replay._hidden(self, delta)[:, : len(self.pairs)]

@@ -15,6 +15,7 @@ from ..model.hooks import dry_run, first_tensor, replaced_forward
 from ..model.lens import LensModel
 from .buckets import Bucket
 from .prefix import KeysAndValues, Prefix
+from .reading import Reading
 
 Arguments = tuple[tuple, dict]
 """What a block is called with beside its hidden states."""
@@ -80,8 +81,12 @@ class Suffix:
             model_map.inner(**arguments)
         return handed
 
-    def at_ends(self, hidden: Tensor) -> Tensor:
-        """Every prompt's last column, (m, n, d_model), of (m·n, S, d_model)."""
+    def at_ends(self, hidden: Tensor, reading: Reading | None = None) -> Tensor:
+        """Every prompt's last column, (m, n, d_model), of (m·n, S, d_model), or the places where it
+        is read, (m, q, d_model)."""
+        if reading is not None:
+            columns = self.bucket.ends[self.rows][reading.row] - reading.back
+            return hidden.unflatten(0, (self.patches, -1))[:, reading.row, columns]
         if self.bucket.even:
             last = hidden[:, -1]
         else:

@@ -13,6 +13,7 @@ from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..model.lens import LensModel
+from ..tasks.pairset import PairSet
 from .loss import Loss, slopes
 from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
@@ -179,13 +180,24 @@ def random(
 
 
 def by_class(replay: Replay) -> tuple[Tensor, Tensor]:
-    """Activations of all bases and then all sources, (2n, d), and their z, (2n,). Raises
-    `TaskError` if a pair has no z or one class is empty."""
-    name, values = replay.pairs.name, [pair.z for pair in replay.pairs]
-    known = [z for z in values if z is not None]
-    if len(known) < len(values):
-        raise TaskError(f"task {name}: pair {values.index(None)} has no z, which this needs")
-    z = torch.tensor([of_base for of_base, _ in known] + [of_source for _, of_source in known])
-    if z.min() == z.max():
-        raise TaskError(f"task {name}: z is {int(z[0])} in every prompt")
-    return torch.cat([replay.base, replay.source]), z
+    """Activations of all bases and then all sources, (2n, d), and which of the two values z has,
+    0 for the first in order and 1 for the second, (2n,). Raises `TaskError` unless every pair has z
+    and there are two values."""
+    z = two_classes(replay.pairs)
+    return torch.cat([replay.base, replay.source]), z.T.flatten()
+
+
+def two_classes(pairs: PairSet) -> Tensor:
+    """Which of the two values z has in base and source, 0 or 1, (n, 2). Raises as `by_class`."""
+    name, classes = pairs.name, pairs.classes
+    missing = [number for number, pair in enumerate(pairs) if pair.z is None]
+    if missing:
+        raise TaskError(f"task {name}: pair {missing[0]} has no z, which this needs")
+    if len(classes) == 1:
+        raise TaskError(f"task {name}: z is {classes[0]} in every prompt")
+    if len(classes) > 2:
+        raise TaskError(
+            f"task {name}: z has {len(classes)} values ({', '.join(map(str, classes[:4]))}"
+            f"{', ...' * (len(classes) > 4)}), and this needs two: take the pairs of two of them"
+        )
+    return torch.tensor([[classes.index(value) for value in pair.z or ()] for pair in pairs])

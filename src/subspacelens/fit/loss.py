@@ -55,6 +55,8 @@ def slopes(kind: Loss, replay: Replay, delta: Tensor) -> tuple[Tensor, Tensor]:
 def _losses(kind: Loss, replay: Replay, piece: Piece, delta: Tensor) -> Tensor:
     if kind == "logit-difference":
         return wide(piece.logit_diff(delta))
+    if piece.reading is not None:
+        return -piece.log_probs(delta)[0, :, 1]
     logits = piece.logits(delta)[0].float()
     targets = replay.answers[piece.pairs, 1].to(logits.device)
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")

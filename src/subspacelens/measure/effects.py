@@ -42,16 +42,17 @@ def named_patches(parts: Decomposition | None, basis: Tensor) -> dict[str, Patch
 
 
 def drops_of(replay: Replay, deltas: Tensor) -> np.ndarray:
-    """Clean minus patched logit difference of each pair under each of `deltas` (m, n, dim), float64
-    (m, n), in nats."""
-    patched = replay.logit_diffs(deltas)
-    return (replay.clean.logit_diff.double() - patched.double()).numpy()
+    """By how much each pair moves towards the source's answer under each of `deltas` (m, n, dim),
+    float64 (m, n): clean minus patched logit difference, in nats, or in the metric of the replay
+    (`Effect.moved`)."""
+    patched = replay.measured(deltas)
+    return (replay.clean.measured.double() - patched.double()).numpy()
 
 
 @dataclass(frozen=True, eq=False)
 class RandomEffects:
-    """What random subspaces do: the mean over all draws, with the range of 95 % of them, and the
-    drops of the logit difference in nats, (draws, pairs), of those that are `uniform` and of those
+    """What random subspaces do: the mean over all draws, with the range of 95 % of them, and by how
+    much the pairs move (`Effect.moved`), (draws, pairs), of those that are `uniform` and of those
     that are `natural`."""
 
     record: EffectRecord
@@ -90,14 +91,14 @@ def random_effects(
     outcomes = replay.delta_outcomes(torch.stack(scaled + drawn), decided=True)
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
-    targets = np.array([pair.target for pair in replay.pairs])
     record = EffectRecord(
         nats=_spread(drops.mean(1)),
         fldd=_spread(fldd_of(drops, clean)),
-        iia=_spread((outcomes.top.numpy() == targets).mean(1)),
+        iia=_spread(outcomes.says("target", replay.pairs).double().mean(1).numpy()),
         iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
     )
-    return RandomEffects(record, drops[:draws], drops[draws:])
+    moved = (replay.clean.measured.double() - outcomes.measured.double()).numpy()
+    return RandomEffects(record, moved[:draws], moved[draws:])
 
 
 def _spread(draws: np.ndarray) -> Estimate:

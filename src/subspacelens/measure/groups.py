@@ -18,13 +18,14 @@ def capture_groups(
     """Consecutive sites that share a capture, each group's estimated size within `memory`, or a
     single site."""
     size = torch.finfo(lens.dtype).bits // 8
-    lengths = [len(pair.base.ids) for pair in pairs.pairs]
+    read = [prompt for pair in pairs.pairs for prompt in pair.reads]
+    lengths = [len(prompt.ids) for prompt in read]
     columns = min(TOKENS_PER_BATCH, sum(lengths))
     layers, width = len(lens.map.blocks), lens.map.d_model
     groups: list[list[Site]] = []
     used = memory
     for site in sites:
-        prefix = sum(pair.base.columns[site.label] for pair in pairs.pairs)
+        prefix = sum(prompt.columns[site.label] for prompt in read)
         activation = lens.map.dim(site) * (2 * len(pairs) + columns)
         entry = width * (sum(lengths) - prefix + columns)
         fixed = 2 * width * prefix * (layers - site.layer)

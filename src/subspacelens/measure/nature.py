@@ -1,8 +1,8 @@
 """Which part of what a subspace writes would nature have written, and which is beyond it?
 
-A patch writes δ = V Vᵀ Δ. Let m be the difference of the class means, turned to the pair's z, and
-A the directions that act: those along which the answer's gradient points, at the base and half way
-to the source. The write is split in two, δ = c m + (δ - c m), where c in [0, 1] is how much of the
+A patch writes δ = V Vᵀ Δ. Let m be the mean of the source's class less that of the base's, and A
+the directions that act: those along which the answer's gradient points, at the base and half way to
+the source. The write is split in two, δ = c m + (δ - c m), where c in [0, 1] is how much of the
 natural change it takes to do along A what δ does there. A feature's write is mostly c m. An
 illusion writes along a direction that nature does not move along: taking c m away leaves its effect
 as it is.
@@ -10,14 +10,15 @@ as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..core.errors import TaskError
 from ..engine.replay import Replay
-from ..fit.closed_form import by_class
+from ..fit.closed_form import two_classes
+from ..tasks.pairset import PairSet, Value
 
 ENERGY = 0.99
 """The directions that act carry this share of the gradients' squared norm."""
@@ -27,21 +28,31 @@ PAIRS = 64
 
 @dataclass(frozen=True, eq=False)
 class NaturalChange:
-    """What nature does at a site when z changes from 0 to 1: `mean` (d,), and where the answer
-    reacts: `acting` (d, r), orthonormal. Both float64."""
+    """What nature does at a site when z changes: `means` (d,) by its values, and where the answer
+    reacts: `acting` (d, r), orthonormal. All float64."""
 
-    mean: Tensor = field(repr=False)
+    means: Mapping[Value, Tensor] = field(repr=False)
     acting: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, train: Replay, test: Replay) -> NaturalChange:
         """Class means from the training prompts, gradients from the first `PAIRS` test pairs, which
-        no fit has seen. Raises `TaskError` where a pair has no z or one class is empty."""
-        x, z = by_class(train)
-        x = x.cpu().double()
+        no fit has seen. Every training pair has z."""
+        x = torch.cat([train.base, train.source]).cpu().double()
+        z = [pair.z for pair in train.pairs if pair.z]
+        values = [of_base for of_base, _ in z] + [of_source for _, of_source in z]
+        means = {
+            value: x[torch.tensor([each == value for each in values])].mean(dim=0)
+            for value in train.pairs.classes
+        }
         some = test.subset(slice(PAIRS))
         slopes = torch.cat([some.gradients(), some.gradients(some.difference / 2)])
-        return cls(x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0), acting_directions(slopes))
+        return cls(means, acting_directions(slopes))
+
+    def change(self, pairs: PairSet) -> Tensor:
+        """m of each pair, (n, d). Each has z, of values that the training pairs have too."""
+        both = [pair.z for pair in pairs if pair.z]
+        return torch.stack([self.means[after] - self.means[before] for before, after in both])
 
     def parts(self, replay: Replay, basis: Tensor) -> dict[str, Tensor]:
         """Changes (n, d) of the pairs of `replay`, parts of the patch of `basis` (d, k): `natural`
@@ -51,7 +62,7 @@ class NaturalChange:
         difference = replay.difference.cpu().double()
         basis, acting = basis.double(), self.acting
         write = (difference @ basis) @ basis.T
-        change = turned(replay)[:, None] * self.mean
+        change = self.change(replay.pairs)
         visible = change @ acting
         size = visible.square().sum(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
         amount = ((write @ acting) * visible).sum(dim=1) / size
@@ -67,21 +78,18 @@ class NaturalChange:
 
 def natural_change(train: Replay, test: Replay) -> NaturalChange | None:
     """What z changes at a site (`NaturalChange.of`); None where pairs carry no z or only one
-    value of it."""
-    if any(pair.z is None for pair in (*train.pairs, *test.pairs)):
-        return None
-    if len({value for pair in train.pairs for value in pair.z or ()}) < 2:
+    value of it, or one that no training pair has."""
+    known, asked = train.pairs.classes, test.pairs.classes
+    if len(known) < 2 or not asked or not set(asked) <= set(known):
         return None
     return NaturalChange.of(train, test)
 
 
 def turned(replay: Replay) -> Tensor:
-    """z of source less z of base, (n,), float64. Raises `TaskError` where a pair has none."""
-    pairs = replay.pairs
-    missing = [number for number, pair in enumerate(pairs) if pair.z is None]
-    if missing:
-        raise TaskError(f"{pairs.where(missing[0])} has no z, which this needs")
-    return torch.tensor([float(p.z[1] - p.z[0]) for p in pairs if p.z]).double()
+    """z of source less z of base, of its two values as 0 and 1, (n,), float64. Raises `TaskError`
+    where a pair has none or there are more."""
+    z = two_classes(replay.pairs).double()
+    return z[:, 1] - z[:, 0]
 
 
 def acting_directions(slopes: Tensor, energy: float = ENERGY) -> Tensor:

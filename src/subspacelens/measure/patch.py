@@ -12,6 +12,7 @@ from ..core.errors import SubspaceError
 from ..core.site import Site
 from ..engine.capture import Capture, capture
 from ..engine.effect import Effect
+from ..engine.metrics import Chosen, metric_of
 from ..engine.patches import Full, Patch, SubspacePatch
 from ..engine.several import Effects
 from ..engine.task_capture import TaskCapture
@@ -31,6 +32,7 @@ def patch(
     *,
     shifted: bool = False,
     memory: int | None = None,
+    metric: Chosen = None,
 ) -> Effect: ...
 
 
@@ -43,6 +45,7 @@ def patch(
     *,
     shifted: bool = False,
     memory: int | None = None,
+    metric: Chosen = None,
 ) -> Effects: ...
 
 
@@ -54,8 +57,11 @@ def patch(
     *,
     shifted: bool = False,
     memory: int | None = None,
+    metric: Chosen = None,
 ) -> Effect | Effects:
     """Patches one site on all pairs and says what the model answers.
+
+    `metric`: what `.change` is of, by default the logit difference (`engine.metrics.metric_of`).
 
     `pairs`: a task, of which the test pairs are taken, a set of pairs, or a capture of either,
     which saves the model's full passes. `change`: a `Subspace` of this model and site, an
@@ -63,9 +69,9 @@ def patch(
     name, in one batched replay. `shifted` allows a label in different columns of base and source.
     `memory` is the budget of the replay in bytes; a capture has its own.
 
-    Returns an `Effect`: `.fldd`, `.nats`, `.iia`, `.iia_pair` with 95 % intervals over base
-    prompts, `.frame()` with a row a pair, `.examples(5)`. For several changes a dict of them,
-    whose `.frame()` has a row a pair and patch.
+    Returns an `Effect`: `.fldd`, `.nats`, `.iia`, `.iia_pair`, `.change` with 95 % intervals over
+    base prompts, `.metric(...)` for another metric, `.frame()` with a row a pair, `.examples(5)`.
+    For several changes a dict of them, whose `.frame()` has a row a pair and patch.
 
     Raises `SiteError` for a site that the model lacks or that fails a proof, `TaskError` for pairs
     without its label, `SubspaceError` for a subspace of another model or site, `ModelError` for a
@@ -87,7 +93,8 @@ def patch(
     else:
         test = pairs.test if isinstance(pairs, Task) else pairs
         captured = capture(lens, test, [site], shifted=shifted, memory=memory)
-    effects = captured.at(site, lens).effects(patches)
+    replay = captured.at(site, lens).measured_by(metric_of(metric))
+    effects = replay.effects(patches)
     return Effects(effects) if isinstance(change, Mapping) else effects[""]
 
 

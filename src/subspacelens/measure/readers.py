@@ -77,9 +77,9 @@ def _reader_states(
     reads the patched column for nobody."""
     outputs: dict[tuple[int, int], Tensor] = {}
     delta = delta.detach().requires_grad_(True)
-    blocks, rows = replay.lens.map.blocks, len(piece.pairs)
+    blocks, rows = replay.lens.map.blocks, piece.count
     last = len(blocks) - 1
-    columns = piece.bucket.suffix
+    followed = piece.bucket.suffix > 1 and not piece.reads_patched
 
     def keep(key: tuple[int, int]) -> Callable[[Tensor], None]:
         def keeping(y: Tensor) -> None:
@@ -91,7 +91,7 @@ def _reader_states(
     with ExitStack() as stack:
         for layer in range(replay.entry[1], len(blocks)):
             for index, reader in enumerate(blocks[layer].readers):
-                if layer == last and columns > 1 and not reader.attention:
+                if layer == last and followed and not reader.attention:
                     continue
                 if layer > replay.entry[1] or replay.way.reaches(reader):
                     stack.enter_context(on_output(reader.linear.module, keep((layer, index))))
@@ -112,21 +112,23 @@ def _reader_states(
 def frozen(replay: Replay, delta: Tensor, readers: Sequence[ReaderShare]) -> Outcomes:
     """Outcomes of adding `delta` (n, dim) while the readers give at the patched token what they
     give without it."""
-    logit_diff, top = torch.empty(len(delta)), torch.empty(len(delta), dtype=torch.long)
+    unknown = torch.full((len(delta),), torch.nan)
+    found = Outcomes(
+        unknown, torch.full((len(delta),), -1), None if replay.metric is None else unknown.clone()
+    )
     with torch.no_grad():
         for piece in replay.pieces(gradients=False):
             moved = delta[piece.pairs.to(delta.device)][None]
             clean: dict[int, Tensor] = {}
-            with _at_patched_token(readers, len(piece.pairs), clean.__setitem__):
+            with _at_patched_token(readers, piece.count, clean.__setitem__):
                 piece.hidden(0 * moved)
-            with _at_patched_token(readers, len(piece.pairs), lambda i, _, kept=clean: kept[i]):
-                logits = piece.logits(moved)[0].float()
-            outcomes = Outcomes.of(logits, piece.answers.to(logits.device))
-            logit_diff[piece.pairs], top[piece.pairs] = (
-                outcomes.logit_diff.cpu(),
-                outcomes.top.cpu(),
-            )
-    return Outcomes(logit_diff, top)
+            with _at_patched_token(readers, piece.count, lambda i, _, kept=clean: kept[i]):
+                outcomes = piece.outcomes(moved)[0]
+            found.logit_diff[piece.pairs] = outcomes.logit_diff.cpu()
+            found.top[piece.pairs] = outcomes.top.cpu()
+            if found.metric is not None and outcomes.metric is not None:
+                found.metric[piece.pairs] = outcomes.metric.float().cpu()
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..core.geometry import Split
 from ..core.site import Site
 from ..engine.replay import Replay
 from ..fit.closed_form import by_class
+from ..measure.nature import turned
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 
@@ -100,14 +101,15 @@ def targets(replay: Replay, *, one_for_all: bool = True) -> dict[str, Tensor]:
     (n, d), one a pair."""
     downhill = -_double(replay.gradients())
     if one_for_all:
-        signs = [pair.z[1] - pair.z[0] for pair in replay.pairs if pair.z]
-        downhill = (torch.tensor(signs)[:, None] * downhill).mean(0, keepdim=True)
+        downhill = (turned(replay)[:, None] * downhill).mean(0, keepdim=True)
     return {"difference": sensed(replay, one_for_all=one_for_all), "gradient": downhill}
 
 
 def has_classes(pairs: PairSet) -> bool:
-    """Whether every pair says which class its prompts belong to, and the two differ."""
-    return all(pair.z is not None and pair.z[0] != pair.z[1] for pair in pairs.pairs)
+    """Whether every pair says which of two classes its prompts belong to, and the two differ."""
+    return len(pairs.classes) == 2 and all(
+        pair.z is not None and pair.z[0] != pair.z[1] for pair in pairs.pairs
+    )
 
 
 def along(direction: Tensor, change: Tensor) -> Tensor:

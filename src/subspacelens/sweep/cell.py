@@ -106,7 +106,7 @@ def _flips(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:
     columns: dict[str, Scalar] = {}
     for name, outcomes in replay.outcomes_of(patches, decided=True).items():
         columns[f"{name}_logit_diff"] = float(outcomes.logit_diff[0])
-        columns[f"{name}_flips"] = bool(outcomes.top[0] == replay.pairs[0].target)
+        columns[f"{name}_flips"] = bool(outcomes.says("target", replay.pairs)[0])
     return columns
 
 

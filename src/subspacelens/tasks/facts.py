@@ -2,8 +2,9 @@
 
 "The capital of France is" goes on with " Paris". Base and source of a pair are two facts of one
 relation in the same words; label `subject` is the last token of the subject. With the subject's
-activation taken from the source, the model is expected to say the source's object: answer = first
-token of the base's object, target = that of the source's.
+activation taken from the source, the model is expected to say the source's object: answer = the
+base's object, target = the source's, their first tokens alone (as in arXiv 2311.17030 §5 and in all
+of Meng et al. 2022) or whole.
 
 The embedded facts are made by `tools/make_facts.py` from public lists.
 """
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..core.errors import TaskError
 from ..core.files import regular
+from .answers import Compared, Tokens, starts
 from .pairset import Pair, PairSet, Prompt
 from .tokens import encode, tokenize_prompt
 
@@ -191,11 +193,16 @@ def fact_prompt(tokenizer: PreTrainedTokenizerBase, fact: Fact, text: str | None
 
 def object_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     """The first token of an object that follows a word and a space."""
+    return object_tokens(tokenizer, text)[0]
+
+
+def object_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    """The tokens of an object that follows a word and a space."""
     before = encode(tokenizer, "is")
     after = encode(tokenizer, f"is {text.strip()}")
     if len(after) <= len(before) or after[: len(before)] != before:
         raise TaskError(f"object {text!r} has no token of its own after a word")
-    return after[len(before)]
+    return tuple(after[len(before) :])
 
 
 def fact_pairs(
@@ -205,9 +212,11 @@ def fact_pairs(
     per_relation: int = 5,
     fewest: int | None = None,
     seed: int = 0,
+    answers: str = "first",
 ) -> tuple[tuple[Fact, Fact], ...]:
     """`per_relation` ordered pairs (base, source) of facts with one relation and one template and
-    with objects of different first tokens (arXiv 2311.17030 §5: five), drawn for each relation
+    with objects of different first tokens, or, of `whole` answers, of which neither begins with the
+    other (arXiv 2311.17030 §5: five), drawn for each relation
     that has as many, or at least `fewest`. No base serves twice while others are left.
 
     Raises `TaskError` if no relation has enough."""
@@ -217,11 +226,12 @@ def fact_pairs(
         groups.setdefault(fact.relation, []).append(fact)
     chosen: list[tuple[Fact, Fact]] = []
     for relation, group in groups.items():
-        tokens = {fact.id: object_token(tokenizer, fact.answer) for fact in group}
+        tokens = {fact.id: object_tokens(tokenizer, fact.answer) for fact in group}
+        size = 1 if answers == "first" else max(map(len, tokens.values()))
         able = [
             (a, b)
             for a, b in permutations(group, 2)
-            if a.template == b.template and tokens[a.id] != tokens[b.id]
+            if a.template == b.template and _part(tokens[a.id][:size], tokens[b.id][:size])
         ]
         random.Random(f"pairs/{relation}/{group[0].template}/{seed}").shuffle(able)
         used: dict[str, int] = {}
@@ -236,15 +246,21 @@ def fact_pairs(
     return tuple(chosen)
 
 
+def _part(first: Tokens, second: Tokens) -> bool:
+    return not starts(first, second) and not starts(second, first)
+
+
 def pair_set(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Iterable[tuple[Fact, Fact]],
     *,
     split: str = "test",
     paraphrase: int | None = None,
+    answers: str = "first",
 ) -> PairSet:
     """Pairs of prompts for patching: the facts' own prompts, or paraphrase number `paraphrase` of
-    both. Raises `TaskError` if a fact has no such paraphrase."""
+    both. Answers are the objects' first tokens, or the `whole` objects. Raises `TaskError` if a
+    fact has no such paraphrase, or one object is the beginning of the other."""
 
     def prompt(fact: Fact) -> Prompt:
         if paraphrase is None:
@@ -253,17 +269,15 @@ def pair_set(
             raise TaskError(f"fact {fact.id} has no paraphrase number {paraphrase}")
         return fact_prompt(tokenizer, fact, fact.paraphrases[paraphrase])
 
-    return PairSet(
-        "facts",
-        split,
-        tuple(
-            Pair(
-                base=prompt(base),
-                source=prompt(source),
-                answer=object_token(tokenizer, base.answer),
-                target=object_token(tokenizer, source.answer),
-                template=base.relation,
-            )
-            for base, source in pairs
-        ),
-    )
+    def pair(base: Fact, source: Fact) -> Pair:
+        objects = [object_tokens(tokenizer, fact.answer) for fact in (base, source)]
+        answer, target = objects if answers == "whole" else [each[:1] for each in objects]
+        compared = Compared.of(
+            {base.answer: answer}, {source.answer: target}, f"facts {base.id} and {source.id}"
+        )
+        beginning = str(tokenizer.decode([*compared.beginning]))
+        return Pair.comparing(
+            compared, beginning, prompt(base), prompt(source), template=base.relation
+        )
+
+    return PairSet("facts", split, tuple(pair(base, source) for base, source in pairs))

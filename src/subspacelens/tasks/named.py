@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
+from ..core.progress import note
+from .answers import EXTENTS
 from .contrast import CONTRASTS, contrast
 from .ioi import ioi
 from .pairs import pairs_task
@@ -17,8 +19,15 @@ if TYPE_CHECKING:
 NAMES = ("ioi", *CONTRASTS)
 
 
-def check_task(name: str, test: Path | str | None = None, pairs: int | None = None) -> None:
+def check_task(
+    name: str,
+    test: Path | str | None = None,
+    pairs: int | None = None,
+    answers: str = "whole",
+) -> None:
     """What can be refused before a model is there. Raises `TaskError`."""
+    if answers not in EXTENTS:
+        raise TaskError(f"--answers {answers}: one of {', '.join(EXTENTS)}")
     if pairs is not None and pairs < 1:
         raise TaskError(f"--pairs {pairs}: at least one pair is needed")
     if name in NAMES and test is not None:
@@ -35,19 +44,26 @@ def named_task(
     *,
     pairs: int | None = None,
     seed: int = 0,
+    answers: str = "whole",
 ) -> Task:
     """One of `NAMES`, or a task from a `.jsonl` file of pairs (`test`: another file to judge on).
 
-    `pairs`: at most that many to fit and to judge on. Raises `TaskError` for an unknown name and
-    for what the task itself refuses.
+    `pairs`: at most that many to fit and to judge on. `answers`: `first` compares of longer answers
+    the first tokens where they part, and says so. Raises `TaskError` for an unknown name and for
+    what the task itself refuses.
     """
-    check_task(name, test, pairs)
+    check_task(name, test, pairs, answers)
     sizes = {} if pairs is None else {"train": pairs, "test": pairs}
     if name == "ioi":
         return ioi(tokenizer, seed=seed, **sizes)
     if name in CONTRASTS:
         return contrast(tokenizer, name, seed=seed, **sizes)
     task = pairs_task(tokenizer, Path(name), test)
+    if answers == "first":
+        longer = task.longer_answers
+        if longer:
+            note(f"of the answers of {longer} pairs the first tokens where they part are compared")
+        task = task.first_tokens()
     if pairs is None:
         return task
     return Task(task.name, task.train[:pairs], task.test[:pairs], task.held_out)

@@ -6,11 +6,21 @@
      "template": "capital", "z": {"base": 0, "source": 1}, "group": "Europe"}
 
 `answer` is right for the base, `target` is expected once the feature z comes from the source;
-each is one token, written with its leading space if the prompt ends without one. `tokens` gives
+each is written with its leading space if the prompt ends without one, and may be of several tokens,
+or a list of all that is accepted, [" Paris", " paris"] (`answers`). `tokens` gives
 characters [start, end) for each label, which names the last token that they touch; `END`, the
 last token, is always there. Pairs of one `group` are no independent draws and stay on one side of a
-split. `tokens`, `template`, `z` and `group` may be left out; z is told by the answers where no pair
-has z and these are but two tokens.
+split. z is a whole number or a text. `tokens`, `template`, `z` and `group` may be left out; z is
+told by the answers where no pair has z and these are but two.
+
+Where several features could be what a patch carries, `variables` names them, with their values, and
+what the model should then say if what is patched carries that one alone:
+
+    "variables": {"position": {"base": "first", "source": "second", "predicts": " Rome"},
+                  "name": {"base": "Paris", "source": "Rome", "predicts": " Paris"}}
+
+`predicts` may be left out: a variable that is the same in base and source predicts the answer, of
+another nothing is known. `sl.agreement` counts who is right where they predict different answers.
 """
 
 from __future__ import annotations
@@ -20,17 +30,18 @@ import reprlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 from scipy.cluster.hierarchy import DisjointSet
 
 from ..core.errors import TaskError
 from ..core.files import regular
+from .answers import Compared
 from .dicts import Source, dict_lines, in_memory, name_of
-from .pairset import Pair, PairSet, Task
-from .tokens import answer_token, tokenize_prompt
+from .pairset import Pair, PairSet, Task, Value
+from .tokens import answer_tokens, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,25 +51,40 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and texts and all(isinstance(each, str) for each in texts):
+        return tuple(texts)
+    raise PydanticCustomError("texts", "neither text nor texts")
+
+
 class _Span(_Strict):
     base: tuple[int, int]
     source: tuple[int, int]
 
 
 class _Z(_Strict):
-    base: Annotated[int, Field(ge=0, le=1)]
-    source: Annotated[int, Field(ge=0, le=1)]
+    base: Value
+    source: Value
+
+
+class _Variable(_Z):
+    predicts: str | None = None
+
+
+_Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 
 
 class _Line(_Strict):
     base: str
     source: str
-    answer: str
-    target: str
+    answer: _Texts
+    target: _Texts
     tokens: Mapping[str, _Span] = {}
     template: str = ""
     z: _Z | None = None
     group: str = ""
+    variables: Mapping[str, _Variable] = {}
 
 
 @dataclass(frozen=True)
@@ -166,16 +192,17 @@ def _read(source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs
 
 
 def _with_z(rows: list[_Row]) -> list[_Row]:
-    """Where no pair of a task has z and all its answers and targets are two tokens, z is 1 for the
-    one with the larger id."""
-    pairs = [row.pair for row in rows]
-    tokens = sorted({token for pair in pairs for token in (pair.answer, pair.target)})
-    if len(tokens) != 2 or any(pair.z for pair in pairs):
+    """Where no pair of a task has z and all its answers and targets are but two, z is 1 for the one
+    with the larger token ids."""
+    if any(row.pair.z for row in rows):
         return rows
-    z = {token: value for value, token in enumerate(tokens)}
+    sides = [(row.pair.accepted.answers, row.pair.accepted.targets) for row in rows]
+    z = {side: value for value, side in enumerate(sorted({x for both in sides for x in both}))}
+    if len(z) != 2:
+        return rows
     return [
-        replace(row, pair=replace(row.pair, z=(z[row.pair.answer], z[row.pair.target])))
-        for row in rows
+        replace(row, pair=replace(row.pair, z=(z[answers], z[targets])))
+        for row, (answers, targets) in zip(rows, sides, strict=True)
     ]
 
 
@@ -206,9 +233,10 @@ def _parse(text: str, where: str) -> _Line:
         raise TaskError(f"{where}: {'; '.join(problems)}") from None
     if line.base == line.source:
         raise TaskError(f"{where}: base and source are the same text: they must differ in z")
-    if line.answer == line.target:
+    both = [text for text in line.answer if text in line.target]
+    if both:
         raise TaskError(
-            f"{where}: answer and target are both {line.answer!r}: "
+            f"{where}: answer and target are both {both[0]!r}: "
             "target is what the source's z should bring out instead"
         )
     if line.z and line.z.base == line.z.source:
@@ -241,9 +269,16 @@ def _explain(problem: ErrorDetails) -> str:
         case "extra_forbidden", (_,):
             return f"unknown field '{field}': there are {', '.join(_Line.model_fields)}"
         case "extra_forbidden", _:
-            return f"unknown field '{field}': there are base, source"
-        case _, ("z", _):
-            return f"field '{field}' is {shown}: z is 0 or 1"
+            more = ", predicts" if problem["loc"][0] == "variables" else ""
+            return f"unknown field '{field}': there are base, source{more}"
+        case "texts", _:
+            return f"field '{field}' is {shown}: write a string, or a list of strings"
+        case _, ("z", side, *_):
+            return f"field 'z.{side}' is {shown}: z is a whole number or a string"
+        case _, ("variables", name, "base" | "source" as side, *_):
+            return (
+                f"field 'variables.{name}.{side}' is {shown}: a value is a whole number or a string"
+            )
     wanted = "a string" if problem["type"] == "string_type" else "an object"
     return f"field '{field}' is {shown}: write {wanted}"
 
@@ -261,18 +296,32 @@ def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
         {label: span.source for label, span in line.tokens.items()},
         f"{where}, source",
     )
-    answer = answer_token(tokenizer, line.answer, f"{where}, answer")
-    target = answer_token(tokenizer, line.target, f"{where}, target")
-    if answer == target:
-        raise TaskError(
-            f"{where}: answer {line.answer!r} and target {line.target!r} are the same token: "
-            "choose others"
-        )
-    z = line.z and (line.z.base, line.z.source)
-    return Pair(
-        base=base, source=source, answer=answer, target=target, template=line.template, z=z,
-        group=line.group, where=where,
+    compared = _compared(line, tokenizer, base.text, where)
+    return Pair.comparing(
+        compared, str(tokenizer.decode([*compared.beginning])), base, source,
+        template=line.template, z=line.z and (line.z.base, line.z.source), group=line.group,
+        variables={name: (each.base, each.source) for name, each in line.variables.items()},
+        where=where,
     )  # fmt: skip
+
+
+def _compared(line: _Line, tokenizer: PreTrainedTokenizerBase, after: str, where: str) -> Compared:
+    def tokens(text: str, what: str) -> tuple[int, ...]:
+        return answer_tokens(tokenizer, text, after, f"{where}, {what}")
+
+    answers, targets = (
+        {text: tokens(text, what) for text in texts}
+        for what, texts in (("answer", line.answer), ("target", line.target))
+    )
+    said = {
+        name: line.answer[0] if each.predicts is None else each.predicts
+        for name, each in line.variables.items()
+        if each.predicts is not None or each.base == each.source
+    }
+    predicted = {
+        name: (text, tokens(text, f"variables.{name}.predicts")) for name, text in said.items()
+    }
+    return Compared.of(answers, targets, where, predicted)
 
 
 def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:

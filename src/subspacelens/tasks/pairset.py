@@ -7,16 +7,20 @@ import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 from ..core.errors import TaskError
 from ..core.statistics import Units
+from .answers import Compared, Continuations, Tokens
+
+Value = str | int
+"""One value of a feature."""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A tokenised prompt. `columns` says at which token column each label falls; `END` is always
-    there and is the last column.
+    there and is the last column, unless what a pair's answers begin with alike follows it.
 
     >>> Prompt("Then, Mary", (10, 11, 12), {"NAME": 2, "END": 2}).columns["NAME"]
     2
@@ -32,9 +36,13 @@ class Pair:
     """A base prompt and the source prompt that an activation is taken from.
 
     `answer` is the token id that is right for the base, `target` the one expected once the
-    feature z has the source's value. `z` is the feature's value (0 or 1) in base and source.
-    Pairs of one `group`, such as an entity, are no independent draws. `where` says where the pair
-    was written, such as a file and its line.
+    feature z has the source's value. Where answers are of several tokens, or several are accepted,
+    `continuations` has them all, and these two are the first tokens of the first of either side.
+    `z` is the feature's value in base and source, 0 and 1 or any two labels. `variables` are the
+    values of several features by name, in base and source, and `predictions` the tokens of which
+    one is expected first if what is patched carries that feature alone. Pairs of one `group`, such
+    as an entity, are no independent draws. `where` says where the pair was written, such as a file
+    and its line.
 
     >>> pair = ioi(lens.tokenizer).test[0]
     >>> pair.base.text, lens.tokenizer.decode(pair.answer)
@@ -45,9 +53,68 @@ class Pair:
     answer: int
     target: int
     template: str = ""
-    z: tuple[int, int] | None = None
+    z: tuple[Value, Value] | None = None
     group: str = ""
+    continuations: Continuations | None = None
+    variables: Mapping[str, tuple[Value, Value]] = field(default_factory=dict)
+    predictions: Mapping[str, Tokens] = field(default_factory=dict)
     where: str = field(default="", compare=False, repr=False)
+
+    @classmethod
+    def comparing(
+        cls, compared: Compared, beginning: str, base: Prompt, source: Prompt, **rest: Any
+    ) -> Pair:
+        """A pair whose answers are compared where they part; both prompts go on with what they
+        begin with alike, `beginning` as a text. `rest` are other fields."""
+        base, source = (
+            replace(p, text=p.text + beginning, ids=p.ids + compared.beginning)
+            for p in (base, source)
+        )
+        accepted = compared.accepted
+        return cls(
+            base=base,
+            source=source,
+            answer=accepted.answers[0][0],
+            target=accepted.targets[0][0],
+            continuations=None if accepted.plain else accepted,
+            predictions=compared.predictions,
+            **rest,
+        )
+
+    @property
+    def accepted(self) -> Continuations:
+        """Answers and targets as token ids, however many."""
+        return self.continuations or Continuations(((self.answer,),), ((self.target,),))
+
+    @property
+    def reads(self) -> tuple[Prompt, ...]:
+        """What the model has to read for the base: the prompt itself, or one text for each of the
+        passes that its continuations take."""
+        if self.continuations is None:
+            return (self.base,)
+        return tuple(
+            replace(self.base, ids=self.base.ids + more) for more in self.continuations.passes
+        )
+
+    def first_tokens(self) -> Pair:
+        """The same with no more of its answers than their first tokens. Raises `TaskError` where
+        these are not different on either side."""
+        if self.continuations is None:
+            return self
+        sides = (self.continuations.answers, self.continuations.targets)
+        answers, targets = (tuple(dict.fromkeys(x[:1] for x in side)) for side in sides)
+        if not {*answers}.isdisjoint(targets):
+            raise TaskError(
+                f"{self.where or 'a pair'}: an answer and a target begin with the same token: "
+                "compare the whole answers"
+            )
+        cut = Continuations(answers, targets)
+        return replace(self, continuations=None if cut.plain else cut)
+
+    def exchanged(self) -> Pair:
+        """Answer and target exchanged."""
+        turned = self.continuations and self.continuations.exchanged()
+        return replace(self, answer=self.target, target=self.answer, continuations=turned)
 
 
 @dataclass(frozen=True)
@@ -91,7 +158,7 @@ class PairSet(Sequence[Pair]):
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash over token ids, columns, answers and targets, in order."""
+        """Content hash over token ids, columns, answers, targets and features, in order."""
         record = [
             [
                 [pair.base.ids, sorted(pair.base.columns.items())],
@@ -100,9 +167,13 @@ class PairSet(Sequence[Pair]):
                 pair.target,
                 pair.z,
                 *([pair.group] if pair.group else ()),
+                *([pair.continuations.answers, pair.continuations.targets]
+                  if pair.continuations else ()),
+                *([sorted(pair.variables.items()), sorted(pair.predictions.items())]
+                  if pair.variables else ()),
             ]
             for pair in self.pairs
-        ]
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     @cached_property
@@ -133,16 +204,42 @@ class PairSet(Sequence[Pair]):
 
     def swapped(self) -> PairSet:
         """Base and source exchanged; which of the two tokens is now right is for the model to say
-        (see `exchanged`)."""
+        (see `exchanged`). What single features predict there is not known."""
         pairs = tuple(
-            replace(p, base=p.source, source=p.base, z=p.z and (p.z[1], p.z[0])) for p in self.pairs
+            replace(
+                p,
+                base=p.source,
+                source=p.base,
+                z=p.z and (p.z[1], p.z[0]),
+                variables={name: (b, a) for name, (a, b) in p.variables.items()},
+                predictions={},
+            )
+            for p in self.pairs
         )
         return PairSet(self.name, f"{self.split}, reversed", pairs)
 
     def exchanged(self) -> PairSet:
         """Answer and target exchanged."""
-        pairs = tuple(replace(p, answer=p.target, target=p.answer) for p in self.pairs)
-        return PairSet(self.name, self.split, pairs)
+        return PairSet(self.name, self.split, tuple(pair.exchanged() for pair in self.pairs))
+
+    @cached_property
+    def classes(self) -> tuple[Value, ...]:
+        """The values of z, of bases and sources, in order, numbers first; none where a pair has no
+        z."""
+        known = [pair.z for pair in self.pairs if pair.z is not None]
+        if len(known) < len(self):
+            return ()
+        values = {value for both in known for value in both}
+        return tuple(sorted(values, key=lambda value: (isinstance(value, str), value)))
+
+    def first_tokens(self) -> PairSet:
+        """Of longer answers the first tokens where they part (`Pair.first_tokens`)."""
+        return PairSet(self.name, self.split, tuple(pair.first_tokens() for pair in self.pairs))
+
+    @cached_property
+    def continued(self) -> bool:
+        """Whether a pair has answers of several tokens, or several answers."""
+        return any(pair.continuations is not None for pair in self.pairs)
 
     def where(self, number: int) -> str:
         """Where pair `number` was written, or else which one it is."""
@@ -167,6 +264,22 @@ class Task:
     train: PairSet
     test: PairSet
     held_out: PairSet | None = None
+
+    @property
+    def splits(self) -> tuple[PairSet, ...]:
+        return (self.train, self.test, *((self.held_out,) if self.held_out else ()))
+
+    @property
+    def longer_answers(self) -> int:
+        """How many pairs have an answer of several tokens."""
+        return sum(pair.accepted.longest > 1 for split in self.splits for pair in split)
+
+    def first_tokens(self) -> Task:
+        """Of longer answers the first tokens where they part (`Pair.first_tokens`).
+
+        >>> task = pairs_task(lens.tokenizer, "pairs.jsonl").first_tokens()
+        """
+        return Task(self.name, *(split.first_tokens() for split in self.splits))
 
     def __repr__(self) -> str:
         held_out = "" if self.held_out is None else f", {len(self.held_out)} held out"

@@ -62,9 +62,9 @@ def answer_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> i
     Raises `TaskError` if it is several tokens, none, or unknown to the tokenizer.
     """
     ids = encode(tokenizer, text)
+    if tokenizer.unk_token_id in ids and text.strip() != tokenizer.unk_token:
+        raise TaskError(f"{where}: {text!r} is unknown to the tokenizer: choose another answer")
     if len(ids) == 1:
-        if ids[0] == tokenizer.unk_token_id and text.strip() != tokenizer.unk_token:
-            raise TaskError(f"{where}: {text!r} is unknown to the tokenizer: choose another answer")
         return ids[0]
     if not ids:
         raise TaskError(f"{where}: {text!r} is no token: write an answer of one token")
@@ -73,6 +73,27 @@ def answer_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> i
         f"{where}: {text!r} is {len(ids)} tokens ({pieces}{' ...' * (len(ids) > 8)}), not one: "
         f"{_answer_hint(tokenizer, text)}"
     )
+
+
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, after: str, where: str
+) -> tuple[int, ...]:
+    """The tokens of an answer that goes on with the prompt `after`, encoded as written and without
+    special tokens.
+
+    Raises `TaskError` if there are none, one is unknown to the tokenizer, or a space before the
+    text is evidently missing, or one too many: it would be one token with it, or without.
+    """
+    ids = encode(tokenizer, text)
+    if len(ids) == 1 or not ids or (tokenizer.unk_token_id in ids and tokenizer.unk_token != text):
+        return (answer_token(tokenizer, text, where),)
+    pieces = tokenizer.convert_ids_to_tokens(encode(tokenizer, text.lstrip()))
+    spaced = text == text.lstrip() and after[-1:].isalnum() and text[:1].isalnum()
+    if (spaced and len(encode(tokenizer, f" {text}")) == 1) or (
+        text != text.lstrip() and len(pieces) == 1 and pieces[0].startswith("▁")
+    ):
+        answer_token(tokenizer, text, where)
+    return tuple(ids)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

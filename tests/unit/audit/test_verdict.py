@@ -170,6 +170,8 @@ def test_axes_that_disagree_are_mixed(tests):
               fldd=Estimate(value=-0.4, low=-0.5, high=-0.3)), "stronger", "small"),
         (dict(fldd=Estimate(value=0.14, low=0.12, high=0.16)), "too small", "small"),
         (dict(fldd=Estimate(value=None)), "nothing to explain", "task"),
+        (dict(fldd=Estimate(value=None), clean=-1.5), "any patch, by 1.50 nats: there is", "task"),
+        (dict(moved=Estimate(value=0.1, low=-0.1, high=0.3), unit="ranks"), "0.10 ranks", "small"),
         (dict(effect=Estimate(value=1.0)), "no interval", "few"),
         (dict(rank_too_low=True), "too low a rank", "void"),
     ],

@@ -25,6 +25,7 @@ from subspacelens.tasks.facts import (
     fact_pairs,
     fact_prompt,
     object_token,
+    object_tokens,
     pair_set,
     read_facts,
 )
@@ -205,3 +206,31 @@ def test_more_steps_and_starts_never_end_worse_and_memory_does_not_matter(lens, 
     torch.testing.assert_close(tight.directions, short.directions)
     with pytest.raises(SubspaceError, match="trial"):
         Recipe(steps=3, trial=4)
+
+
+def test_whole_objects_are_compared_where_they_part(lens):
+    first = known_to(lens)[0]
+    facts = [
+        replace(first, id=name, subject=name, answer=f"Mary {name}") for name in ("John", "Anna")
+    ]
+    with pytest.raises(TaskError, match="no relation has"):
+        fact_pairs(lens.tokenizer, facts, per_relation=1)
+    pairs = fact_pairs(lens.tokenizer, facts, per_relation=2, answers="whole")
+    assert len(pairs) == 2
+    (pair,) = pair_set(lens.tokenizer, [facts], answers="whole").pairs
+    objects = [object_tokens(lens.tokenizer, fact.answer) for fact in facts]
+    assert pair.base.ids[pair.base.columns["END"] + 1 :] == objects[0][:1] == objects[1][:1]
+    assert pair.accepted.answers == (objects[0][1:],) and pair.accepted.targets == (objects[1][1:],)
+    with pytest.raises(TaskError, match="the same token: choose others"):
+        pair_set(lens.tokenizer, [facts])
+
+
+def test_whole_objects_are_known_token_by_token(lens):
+    fact = known_to(lens)[0]
+    prompt = fact_prompt(lens.tokenizer, fact)
+    longer = replace(prompt, ids=prompt.ids + object_tokens(lens.tokenizer, fact.answer))
+    said = int(recall(lens, [longer], torch.zeros(1, 1).long()).top[0])
+    others = [name for name in ("Mary", "John") if object_token(lens.tokenizer, name) != said]
+    wrong = replace(fact, answer=f"{fact.answer} {others[0]}", id="wrong")
+    assert known_facts(lens, [fact, wrong]) == (fact, wrong)
+    assert known_facts(lens, [fact, wrong], answers="whole") == (fact,)

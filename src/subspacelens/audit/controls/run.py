@@ -105,6 +105,8 @@ def _lacking(case: Case) -> str:
     """Why no spikes like the subspace can be planted; nothing where they can."""
     if case.train.z is None or case.test.z is None:
         return "the pairs carry no z"
+    if case.train.two is None or case.test.two is None:
+        return f"z has {len(case.setting.classes)} values, and channels are planted for two"
     if not can_be_planted(case.lens, case.site):
         return "a norm follows the site, so that no channels can be planted there"
     if case.subspace.dim > MOST_DIMENSIONS:

@@ -34,6 +34,7 @@ from ...measure.readers import ReaderShare
 from ...measure.splits import Decomposition, split_by_readers
 from ...measure.support import EXPLAINED, SupportSplit, split_by_support
 from ...model.lens import LensModel
+from ...tasks.pairset import PairSet, Value
 from ..record import Test
 
 CONTROL_DRAWS = 50
@@ -44,22 +45,27 @@ NO_EFFECT = "the subspace has no effect to compare with"
 
 @dataclass(frozen=True, eq=False)
 class Natural:
-    """Activations of the prompts of a capture, bases then sources, float64 (2n, dim), and z (2n,),
-    None where the pairs carry none. `role` is 0 for bases and 1 for sources."""
+    """Activations of the prompts of a capture, bases then sources, float64 (2n, dim), and which of
+    the values z has, counted from 0, (2n,), None where the pairs carry none or only one. `role` is
+    0 for bases and 1 for sources."""
 
     x: Tensor = field(repr=False)
     z: np.ndarray | None = field(repr=False)
     role: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, replay: Replay) -> Natural:
+    def of(cls, replay: Replay, classes: Sequence[Value]) -> Natural:
         x = torch.cat([replay.base, replay.source]).cpu().double()
-        pairs = replay.pairs
-        values = [p.z[0] if p.z else None for p in pairs] + [p.z[1] if p.z else None for p in pairs]
-        z = None if None in values else np.array(values)
-        if z is not None and z.min() == z.max():
-            z = None
+        z, pairs = None, replay.pairs
+        if len(pairs.classes) > 1:
+            codes = [[classes.index(value) for value in pair.z or ()] for pair in pairs]
+            z = np.array(codes).T.flatten()
         return cls(x, z, np.repeat([0, 1], len(pairs)))
+
+    @property
+    def two(self) -> np.ndarray | None:
+        """z where it has two values, 0 and 1; None where it has more or is not known."""
+        return self.z if self.z is not None and set(self.z) == {0, 1} else None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,11 +86,19 @@ class Setting:
 
     @cached_property
     def train(self) -> Natural:
-        return Natural.of(self.fitted)
+        return Natural.of(self.fitted, self.classes)
 
     @cached_property
     def test(self) -> Natural:
-        return Natural.of(self.replay)
+        return Natural.of(self.replay, self.classes)
+
+    @property
+    def classes(self) -> tuple[Value, ...]:
+        """The values of z in training and test pairs, in order; none where a pair has no z."""
+        both = self.captures.train.pairs, self.replay.pairs
+        if not all(pairs.classes for pairs in both):
+            return ()
+        return PairSet("", "", tuple(pair for pairs in both for pair in pairs)).classes
 
     @cached_property
     def nature(self) -> NaturalChange | None:
@@ -279,14 +293,15 @@ class Case:
 
     @property
     def drop(self) -> np.ndarray:
-        """What the patch under audit takes from each logit difference, float64 (n,), in nats."""
-        return self.effects["subspace"].drop
+        """What the patch under audit takes from each logit difference, float64 (n,), in nats, or by
+        how much it moves the metric of the audit (`Effect.moved`)."""
+        return self.effects["subspace"].moved
 
     def share_of(self, patch: str) -> Estimate:
         """E(patch) / E(V); without a value where the patch does not exist."""
         if patch not in self.effects:
             return Estimate(value=None)
-        return self.share(self.effects[patch].drop)
+        return self.share(self.effects[patch].moved)
 
     def share(self, drop: np.ndarray) -> Estimate:
         """The mean of `drop` (m,), of the first m pairs, over E(V) of the same; without a value
@@ -314,7 +329,7 @@ def void(reading: str) -> Test:
 def class_scores(train: Natural, test: Natural, basis: Tensor) -> np.ndarray:
     """Projection of the test prompts on the direction within `basis` that joins the class means
     of the training prompts."""
-    z = train.role if train.z is None else train.z
+    z = train.role if train.two is None else train.two
     inside = train.x @ basis
     axis = inside[z == 1].mean(0) - inside[z == 0].mean(0)
     return ((test.x @ basis) @ (axis / axis.norm().clamp(min=1e-30))).numpy()

@@ -79,25 +79,26 @@ def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
 def held(
     replay: Replay, delta: Tensor, ranges: Mapping[int, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, float]:
-    """Logit differences (n,) under a change `delta` (n, dim) with the hidden activations of the
-    MLPs of these layers held within their ranges, and the share of values that had to be."""
-    logit_diff, outside = torch.empty(len(delta)), [0, 0]
+    """Logit differences (n,), or what the metric of the replay gives (`Outcomes.measured`), under a
+    change `delta` (n, dim) with the hidden activations of the MLPs of these layers held within
+    their ranges, and the share of values that had to be."""
+    measured, outside = torch.empty(len(delta)), [0, 0]
     with torch.no_grad():
         for piece in replay.pieces(gradients=False):
             with ExitStack() as stack:
                 for layer, (low, high) in ranges.items():
                     place, module = place_of(replay.lens.map, Site(layer, "mlp_act", "END"))
                     stack.enter_context(place(module, _holding(low, high, piece, outside)))
-                logits = piece.logit_diff(piece.of(delta[None]))
-                logit_diff[piece.pairs] = logits[0].float().cpu()
-    return logit_diff.double(), outside[0] / max(1, outside[1])
+                values = piece.measured(piece.of(delta[None]))
+                measured[piece.pairs] = values[0].float().cpu()
+    return measured.double(), outside[0] / max(1, outside[1])
 
 
 def _holding(
     low: Tensor, high: Tensor, piece: Piece, outside: list[int]
 ) -> Callable[[Tensor], Tensor]:
     def change(x: Tensor) -> Tensor:
-        columns = x.reshape(len(piece.pairs), -1, x.shape[-1]).clone()
+        columns = x.reshape(piece.count, -1, x.shape[-1]).clone()
         inside = columns[:, 0].clamp(low.to(x.device), high.to(x.device))
         outside[0] += int((inside != columns[:, 0]).sum())
         outside[1] += inside.numel()

@@ -56,7 +56,7 @@ def _by_reader_count(case: Case) -> dict[str, float]:
     attention = [r for r in case.readers if r.reader.attention]
     counts = [c for c in (1, READERS_IN_PROXY, 10) if c <= len(attention)] + [len(attention)]
     names = [*map(str, counts[:-1]), f"all {counts[-1]}"]
-    drops = {READERS_IN_PROXY: case.effects["row"].drop}
+    drops = {READERS_IN_PROXY: case.effects["row"].moved}
     others = [count for count in dict.fromkeys(counts) if count not in drops]
     bases = [proxy_split(case.readers, case.basis, count).unit_row for count in others]
     base, source = case.replay.base, case.replay.source

@@ -14,6 +14,7 @@ from ...core.errors import LensError
 from ...core.statistics import ratio
 from ...engine.capture import Capture, capture
 from ...engine.patches import Full, Patch, SubspacePatch
+from ...engine.reading import first_tokens
 from ...engine.replay import Piece, Replay
 from ...engine.text import reference_windows
 from ...tasks.pairset import Pair, PairSet, Prompt
@@ -29,8 +30,8 @@ TEXT_CONTROLS = 5
 
 
 def selectivity(case: Case) -> Test:
-    """What else does it move? KL divergence in nats of the next-token distribution without the two
-    answers, patched from clean, over that of the full-component patch."""
+    """What else does it move? KL divergence in nats of the next-token distribution without the
+    answers (their first tokens), patched from clean, over that of the full-component patch."""
     replay = case.replay.subset(slice(SIDE_PAIRS))
     ours, whole = divergences(replay, [case.patch, Full()], without_answers=True)
     share = ratio(ours, whole, replay.units)
@@ -71,14 +72,16 @@ def divergences(
     replay: Replay, patches: Sequence[Patch], *, without_answers: bool = False
 ) -> np.ndarray:
     """KL divergence in nats of the clean next-token distribution from that under each patch,
-    (patches, n); `without_answers`, among all tokens but the pair's two."""
+    (patches, n); `without_answers`, among all tokens but those with which the pair's begin."""
     deltas = [patch.delta(replay.base, replay.source) for patch in patches]
     divergence = np.zeros((len(deltas), len(replay.pairs)))
 
     def predicted(piece: Piece, delta: Tensor) -> Tensor:
         logits = piece.logits(piece.of(delta[None]))[0].double().cpu()
         if without_answers:
-            logits.scatter_(1, piece.answers, -torch.inf)
+            first, _ = first_tokens([replay.pairs[i] for i in piece.pairs.tolist()])
+            last = first.where(first >= 0, first[:, :1])
+            logits.scatter_(1, last, -torch.inf)
         return logits.log_softmax(-1)
 
     with torch.no_grad():

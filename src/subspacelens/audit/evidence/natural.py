@@ -47,7 +47,7 @@ def acting(case: Case) -> Test:
 
 def _part(case: Case, name: str, reading: Callable[[float], str]) -> Test:
     if name not in case.taken_apart:
-        return void("the pairs carry no z, or only one value of it")
+        return void("the pairs carry no z, only one value, or one that no training pair has")
     share, along = (case.share(case.taken_apart[part]) for part in (name, "along"))
     if share.value is None or along.value is None:
         return void(NO_EFFECT)

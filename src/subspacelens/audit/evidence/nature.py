@@ -20,6 +20,7 @@ from ..record import Test
 from .case import NO_EFFECT, Case, class_scores, test_of, void
 
 RANK = 1e-3
+NO_TWO_CLASSES = "two values of z are needed, and these pairs have {count}"
 LEAST_WITHIN = 0.02
 """A reading varies at least this share within the classes, or it cannot be told from any other that
 follows z as closely."""
@@ -68,12 +69,13 @@ def separation(case: Case) -> Test:
 
 
 def _class_test(case: Case, basis: Tensor, controls: list[Tensor], where: str) -> Test:
-    if case.train.z is None or case.test.z is None:
-        return void("the pairs carry no z, or only one value of it")
+    z = case.test.two
+    if case.train.two is None or z is None:
+        return void(NO_TWO_CLASSES.format(count=len(case.setting.classes)))
     scores = class_scores(case.train, case.test, basis)
-    apart = auroc_interval(scores, case.test.z, case.units.of_prompts)
-    control = [auroc(class_scores(case.train, case.test, b), case.test.z) for b in controls]
-    between = between_class_share(scores, case.test.z)
+    apart = auroc_interval(scores, z, case.units.of_prompts)
+    control = [auroc(class_scores(case.train, case.test, b), z) for b in controls]
+    between = between_class_share(scores, z)
     return test_of(
         apart,
         f"{where} the natural classes are told apart with AUROC {apart.value:.2f} "

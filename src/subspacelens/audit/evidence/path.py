@@ -25,7 +25,7 @@ def path(case: Case) -> Test:
     if abs(whole.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     held = Effect(replay.pairs, replay.clean, frozen(replay, delta, chosen))
-    left = ratio(held.drop, whole, replay.units)
+    left = ratio(held.moved, whole, replay.units)
     total = sum(abs(share.attribution) for share in readers)
     names = ", ".join(f"{r.name} ({abs(r.attribution) / total:.0%})" for r in chosen)
     return test_of(

@@ -93,7 +93,7 @@ def shuffled_labels(case: Case) -> Test:
     if all(_shared(first, second) > 1 - 1e-6 for first, second in combinations(fits, 2)):
         return void("the method looks at no labels")
     effects = case.replay.effects({str(i): SubspacePatch(basis) for i, basis in enumerate(fits)})
-    shares = [case.share(effect.drop).value for effect in effects.values()]
+    shares = [case.share(effect.moved).value for effect in effects.values()]
     sizes = [abs(share) for share in shares if share is not None]
     if not sizes:
         return void(NO_EFFECT)
@@ -129,12 +129,11 @@ def shuffled(captured: Capture, site: Site, seed: int) -> Capture:
 
 
 def _turned_pair(pair: Pair) -> Pair:
-    z = pair.z and (1 - pair.z[0], 1 - pair.z[1])
-    return replace(pair, answer=pair.target, target=pair.answer, z=z)
+    return replace(pair.exchanged(), z=pair.z and pair.z[::-1])
 
 
 def _halves(captured: Capture, site: Site, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    z = np.array([pair.z[0] if pair.z else 0 for pair in captured.pairs])
+    z = np.array([str(pair.z[0]) if pair.z else "" for pair in captured.pairs])
     return captured.at(site).units.halves(z, seed)
 
 

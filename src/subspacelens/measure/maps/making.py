@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...certify import require_streams
@@ -71,7 +70,6 @@ def patching_map(
         for label, stream in product(labels, streams)
     }
     groups = capture_groups(lens, pairs, sites, memory)
-    targets = np.array([pair.target for pair in pairs.pairs])
     clean = []
     for captured, site in track(_captured(lens, pairs, groups, shifted, memory), "map", len(sites)):
         clean.append(captured.clean)
@@ -81,8 +79,7 @@ def patching_map(
         of_stream, here = effects[site.label, site.stream], np.s_[site.layer, : len(drops)]
         of_stream.nats[here] = drops.mean(axis=1)
         of_stream.fldd[here] = fldd_of(drops, unpatched)
-        of_stream.iia[here] = (outcomes.top.numpy() == targets).mean(axis=1)
-    answers = torch.tensor([pair.answer for pair in pairs.pairs])
+        of_stream.iia[here] = outcomes.says("target", pairs).double().mean(1).numpy()
     return PatchingMap(
         model=ModelRecord(
             id=lens.id,
@@ -95,7 +92,7 @@ def patching_map(
         pairs_sha256=pairs.sha256,
         shifted=shifted,
         clean_logit_diff=clean[-1].logit_diff.double().mean().item(),
-        clean_top_answer=(clean[-1].top == answers).double().mean().item(),
+        clean_top_answer=clean[-1].says("answer", pairs).double().mean().item(),
         labels=labels,
         streams=streams,
         layers=len(lens.map.blocks),

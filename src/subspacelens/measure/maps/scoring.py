@@ -102,7 +102,6 @@ def instant_map(
         if difference > 0:
             cells.whole_fldd[here] = score.whole / difference
             cells.das_fldd[here] = score.das / difference
-    answers = torch.tensor([pair.answer for pair in pairs.pairs])
     return InstantMap(
         model=ModelRecord(
             id=lens.id,
@@ -115,7 +114,7 @@ def instant_map(
         pairs_sha256=pairs.sha256,
         shifted=shifted,
         clean_logit_diff=difference,
-        clean_top_answer=(clean.top == answers).double().mean().item(),
+        clean_top_answer=clean.says("answer", pairs).double().mean().item(),
         labels=labels,
         streams=streams,
         layers=len(lens.map.blocks),
