@@ -10,6 +10,7 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
+from .engine.joint import JointEffect
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.task_capture import TaskCapture, capture_task
@@ -36,6 +37,7 @@ __all__ = [
     "Grid",
     "IllusionMap",
     "InstantMap",
+    "JointEffect",
     "LensError",
     "LensModel",
     "ModelError",
