@@ -251,6 +251,7 @@ class Examination:
         """A change of queries, keys or values is seen where the head is, and nowhere else."""
         if self.site.stream not in PROJECTED:
             return
+        heads = self.lens.map.blocks[self.site.layer].heads(self.site.stream)
         pair, error = self.pairs[0], 0.0
         for which, label in enumerate(self.labels):
             column, delta = pair.base.columns[label], self.patches[which, 0]
@@ -258,7 +259,7 @@ class Examination:
                 Attention.of(self.lens, self.site, pair.base.ids, column, each)
                 for each in (0 * delta, delta)
             )
-            error = max(error, astray(self.site, none, changed, column, delta))
+            error = max(error, astray(self.site, heads, none, changed, column, delta))
         names = {"attn_q": "queries", "attn_k": "keys", "attn_v": "values"}
         whose = "its heads" if self.site.head is None else f"head {self.site.head}"
         text = f"what a change of {names[self.site.stream]} does beside {whose} at its own column"

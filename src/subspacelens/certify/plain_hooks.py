@@ -161,30 +161,31 @@ class Attention:
 
 
 def astray(
-    site: Site, before: Attention, after: Attention, column: int, delta: Tensor
+    site: Site, heads: int, before: Attention, after: Attention, column: int, delta: Tensor
 ) -> float:
-    """How much of what a change of queries, keys or values does is not in the site's heads at its
-    column, or in keys or values that it should leave alone, relative to their size; of a change
-    `delta` of values also by how much they miss it. Infinite where nothing is changed."""
+    """How much of what a change of queries, keys or values does is not in the site's heads, of so
+    many that there are, at its column, or in keys or values that it should leave alone, relative to
+    their size; of a change `delta` of values also by how much they miss it. Infinite where nothing
+    is changed."""
     name = {"attn_q": "mixed", "attn_k": "keys", "attn_v": "values"}[site.stream]
     moved = getattr(after, name) - getattr(before, name)
     size = float(moved.norm())
     if size == 0:
         return math.inf
+    each = len(moved) // heads
+    own = slice(None) if site.head is None else slice(site.head * each, (site.head + 1) * each)
     if site.stream == "attn_v":
         size = float(delta.double().norm())
-        moved[_heads(site), column] -= delta.double().cpu().view(-1, moved.shape[-1])
+        size *= each**0.5
+        values = delta.double().cpu().view(-1, moved.shape[-1])
+        moved[own, column] -= values.repeat_interleave(each, 0)
     else:
-        moved[_heads(site), column] = 0
+        moved[own, column] = 0
     errors = [float(moved.norm()) / size]
     for other in {"keys", "values"} - {name}:
         ours, theirs = getattr(after, other), getattr(before, other)
         errors.append(float((ours - theirs).norm() / theirs.norm()))
     return max(errors)
-
-
-def _heads(site: Site) -> slice:
-    return slice(None) if site.head is None else slice(site.head, site.head + 1)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ def patch(
     Examples: subspacelens patch --site L18.mlp_act@S2+END; subspacelens patch --site
     L18.mlp_act@S2=runs/fit/L18.mlp_act@S2/subspace.safetensors --site L20.attn_v.1@S2
     """
-    from ..engine.joint import JointEffect
     from ..measure.patch import patch as run_patch
     from ..model.lens import unchanged
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -96,11 +97,10 @@ class JointEffect(Effect):
     single: Mapping[str, Effect] = field(default_factory=dict)
 
     @cached_property
-    def beyond(self) -> Tensor:
+    def beyond(self) -> np.ndarray:
         """The drop of each pair's logit difference beyond the sum of the single drops, float64
         (n,), in nats."""
-        alone = sum(torch.from_numpy(effect.drop) for effect in self.single.values())
-        return torch.from_numpy(self.drop) - alone
+        return self.drop - sum(effect.drop for effect in self.single.values())
 
     @cached_property
     def interaction(self) -> Estimate:
@@ -109,11 +109,11 @@ class JointEffect(Effect):
 
     @cached_property
     def interaction_fldd(self) -> Estimate:
-        """The same as a share of the clean logit difference: FLDD(all) - Σ FLDD(single)."""
-        beyond, clean = self.beyond.numpy(), self.clean.logit_diff.double().numpy()
-        if not fldd_of(beyond, clean) == fldd_of(beyond, clean):
+        """The same as a share of the clean logit difference, FLDD(all) - Σ FLDD(single)."""
+        clean = self.clean.logit_diff.double().numpy()
+        if np.isnan(fldd_of(self.beyond, clean)):
             return Estimate(value=None)
-        return ratio(beyond, clean, self.units)
+        return ratio(self.beyond, clean, self.units)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,5 +1,4 @@
-"""The verb of the library: patch a site, or several together, and see what it does to the answers.
-"""
+"""The verb of the library: patch a site, or several, and see what it does to the answers."""
 
 from __future__ import annotations
 
@@ -149,9 +148,7 @@ def _together(
     return replay.patching(list(chosen.values())).together()
 
 
-def _patch(
-    lens: LensModel, site: Site, change: Change | None, *, any_label: bool = False
-) -> Patch:
+def _patch(lens: LensModel, site: Site, change: Change | None, *, any_label: bool = False) -> Patch:
     """The patch that a change is at a site; `any_label` allows a subspace of another label."""
     if change is None:
         return Full()

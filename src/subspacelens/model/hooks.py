@@ -129,8 +129,8 @@ def at_columns(
     """Reads or writes at one column a row.
 
     `change` gets what `place` sees of the module at column `columns[r]` of row r, in the
-    dimensions `part`, a slice or indices: (rows, width). What it returns, unless None, is written there, the rest of
-    the tensor stays; gradients flow through both. `columns` is (rows,).
+    dimensions `part`, a slice or indices: (rows, width). What it returns, unless None, is written
+    there, the rest of the tensor stays; gradients flow through both. `columns` is (rows,).
     """
     rows = torch.arange(len(columns))
     where = (rows, columns, part)

@@ -8,7 +8,9 @@ from subspacelens.core.errors import SiteError
 from subspacelens.core.site import Site
 
 
-@pytest.mark.parametrize("text", ["L0.resid_pre@END", "L18.mlp_act@S2", "L9.head_z.3@END", "L9.attn_k.1@END"])
+@pytest.mark.parametrize(
+    "text", ["L0.resid_pre@END", "L18.mlp_act@S2", "L9.head_z.3@END", "L9.attn_k.1@END"]
+)
 def test_what_is_read_is_written_again(text):
     assert str(Site.parse(text)) == text
 

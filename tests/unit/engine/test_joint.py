@@ -227,7 +227,7 @@ def test_what_cannot_be_joined_is_refused(llama):
     pairs = random_pairs(LENGTHS)
     replay = joined(llama, pairs, "L1.mlp_act@X", "L2.mlp_act@X")
     rows = torch.zeros(len(pairs), 56)
-    with pytest.raises(SubspaceError, match="L2.mlp_act@X: patches that differ by pair"):
+    with pytest.raises(SubspaceError, match=r"L2\.mlp_act@X: patches that differ by pair"):
         replay.patching([Full(), PairwisePatch(rows, rows)])
     with pytest.raises(TaskError, match="no label 'S9'"):
         joined(llama, pairs, "L1.mlp_act@X+S9")

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from helpers_models import FAMILIES, VOCABULARY, tiny_model
+from subspacelens.certify import certify
 from subspacelens.core.errors import ModelError, SiteError
 from subspacelens.core.site import PROJECTED, STREAMS, Site
 from subspacelens.model.lens import wrap
@@ -59,6 +60,12 @@ TOGETHER = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "mpt
 TOGETHER |= {"phi3": "self_attn.qkv_proj", "falcon": "self_attention.query_key_value"}
 TOGETHER |= {"bloom": "self_attention.query_key_value"}
 """One projection makes all three."""
+
+
+def heads_of(name: str) -> list[int]:
+    """How many queries, keys and values there are."""
+    return [4, 1, 1] if name == "falcon" else [4, 2, 2] if name in GROUPED else [4, 4, 4]
+
 
 SMALL = dict(
     hidden_size=32,
@@ -115,7 +122,7 @@ def test_dimensions_and_writers_fit_the_modules(family):
             continue
         dim, writer = model_map.dim(site), model_map.writer(site)
         if stream in PROJECTED:
-            assert writer is None and dim == (16 if stream != "attn_q" and name in GROUPED else 32)
+            assert writer is None and dim == 8 * heads_of(name)[PROJECTED.index(stream)]
         elif stream in ("mlp_act", "head_z"):
             assert writer is not None and writer.shape == (32, dim)
             assert torch.equal(model_map.linear_writer(site), writer)
@@ -144,7 +151,7 @@ def test_projections_compute_what_their_weights_say(family):
 def test_queries_keys_and_values_are_found_in_the_projections(family):
     name, model, model_map = family
     block, at = model_map.blocks[1], f"{model_map.names['blocks']}.1"
-    counts = [4, 1, 1] if name == "falcon" else [4, 2, 2] if name in GROUPED else [4, 4, 4]
+    counts = heads_of(name)
     assert [block.heads(stream) for stream in PROJECTED] == counts
     taken = []
     for stream, short in zip(PROJECTED, "qkv", strict=True):
@@ -167,14 +174,18 @@ def test_queries_keys_and_values_are_found_in_the_projections(family):
 def test_grouped_heads_in_one_projection_are_told_apart():
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2)
     model = causal("falcon", **shape, vocab_size=VOCABULARY, new_decoder_architecture=True)
-    projected = build_map(model).blocks[1].projected  # type: ignore[arg-type]
-    starts = [projected[stream].starts for stream in PROJECTED]
+    lens = wrap(model, None, "falcon")  # type: ignore[arg-type]
+    starts = [lens.map.blocks[1].projected[stream].starts for stream in PROJECTED]
     assert starts == [(0, 8, 32, 40), (16, 48), (24, 56)]
+    assert certify(lens, Site(1, "attn_v", "END", 1)).passed
+    assert certify(lens, Site(1, "attn_k", "END")).passed
 
 
 def test_heads_that_are_normed_together_have_no_site_each():
     model_map = build_map(tiny_model("olmo2"))
-    with pytest.raises(SiteError, match="L1.attn_q.1@END: the heads of attn_q are normed together"):
+    with pytest.raises(
+        SiteError, match=r"L1\.attn_q\.1@END: the heads of attn_q are normed together"
+    ):
         model_map.block(Site(1, "attn_q", "END", 1))
     assert model_map.dim(Site(1, "attn_v", "END", 1)) == 8
 

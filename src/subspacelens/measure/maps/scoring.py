@@ -57,10 +57,11 @@ def instant_map(
     backward pass over the first `limit` pairs (None: all of them).
 
     By default all streams that the model has but queries, keys and values, and the labels that
-    `differing` names. `dim` is the number of dimensions that DAS may use. `refine` names sites, or says how many of the strongest,
-    at which the gradient is averaged along the path from base to source, by replay. `memory` is the
-    budget in bytes of either, by default a quarter of what is free. `shifted` allows a label in
-    different columns of base and source. Each stream must pass its certificate at a middle layer.
+    `differing` names. `dim` is the number of dimensions that DAS may use. `refine` names sites, or
+    says how many of the strongest, at which the gradient is averaged along the path from base to
+    source, by replay. `memory` is the budget in bytes of either, by default a quarter of what is
+    free. `shifted` allows a label in different columns of base and source. Each stream must pass
+    its certificate at a middle layer.
 
     Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
     that the pairs lack.
@@ -128,8 +129,7 @@ def instant_map(
 
 
 def available(lens: LensModel) -> tuple[str, ...]:
-    """The streams that some layer has, in the order of `STREAMS`, but for queries, keys and values.
-    """
+    """The streams that some layer has, in the order of `STREAMS`, but queries, keys and values."""
     streams = [stream for stream in STREAMS if stream not in PROJECTED]
     return tuple(s for s in streams if any(s not in block.missing for block in lens.map.blocks))
 

@@ -53,7 +53,9 @@ def find_heads(
     for layout in _layouts(linears, clean):
         *_, last = layout
         values = outputs[last.linear.name][:, last.part()].unflatten(1, (-1, last.width))
-        if not same(values.transpose(0, 1), clean.by_head[2], UNCHANGED):
+        cached = clean.by_head[2]
+        each = len(cached) // len(last.starts)
+        if not same(values.transpose(0, 1).repeat_interleave(each, 0), cached, UNCHANGED):
             continue
         proven: dict[str, Heads] = {}
         for kind, (stream, found) in enumerate(zip(PROJECTED, layout, strict=True)):
@@ -69,9 +71,18 @@ def find_heads(
 
 
 def _layouts(linears: Sequence[Linear], clean: _Seen) -> Iterator[tuple[Heads, Heads, Heads]]:
-    """The ways in which projections of these sizes can hold queries, keys and values."""
+    """The ways in which projections of these sizes can hold queries, keys and values. Keys and
+    values may be repeated for the queries that share them before they are cached, or not."""
+    cached = len(clean.by_head[1])
+    for groups in (cached, *(g for g in range(cached - 1, 0, -1) if cached % g == 0)):
+        yield from _grouped(linears, clean, groups)
+
+
+def _grouped(
+    linears: Sequence[Linear], clean: _Seen, groups: int
+) -> Iterator[tuple[Heads, Heads, Heads]]:
     queries, keys, values = clean.by_head
-    heads, groups, key, value = len(queries), len(keys), keys.shape[-1], values.shape[-1]
+    heads, key, value = len(queries), keys.shape[-1], values.shape[-1]
     if heads % groups or queries.shape[-1] != value:
         return
     counts, widths = (heads, groups, groups), (key, key, value)
@@ -135,9 +146,10 @@ def _proven(kind: int, found: Heads, clean: _Seen, moved: _Seen) -> Heads | None
         if not same(moved.by_head[other], clean.by_head[other], UNCHANGED):
             return None
     after, before = moved.by_head[kind], clean.by_head[kind]
-    if same(after[-1], before[-1], CHANGED):
+    others = len(after) - len(after) // len(found.starts)
+    if same(after[others:], before[others:], CHANGED):
         return None
-    if len(after) == 1 or same(after[:-1], before[:-1], UNCHANGED):
+    if others == 0 or same(after[:others], before[:others], UNCHANGED):
         return found
     together = f"the heads of {PROJECTED[kind]} are normed together: take all of them at once"
     return replace(found, mixed=together)

@@ -17,6 +17,7 @@ from .running import BlockRun
 from .values import Block, Linear, Reader
 from .ways import After, Before, Between, Inside, Way, Within
 
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Pass:
     """One block in the recorded pass: `x` (1, columns, d_model) enters it, `y` leaves it; the calls

@@ -99,7 +99,6 @@ class Block:
             return self.projected[stream].linear
         return self.down if stream.startswith("mlp") else self.out_proj
 
-
     def heads(self, stream: str) -> int:
         """How many heads there are in a stream of `HEADED`."""
         return self.n_heads if stream == "head_z" else len(self.projected[stream].starts)
