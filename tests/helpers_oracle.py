@@ -39,6 +39,7 @@ def site_module(lens: LensModel, site: Site):
         "mlp_out": (block.down_proj and block.down_proj.module, False),
         "head_z": (block.out_proj.module, True),
         "attn_out": (block.out_proj.module, False),
+        **{name: (heads.linear.module, False) for name, heads in block.projected.items()},
     }[site.stream]
 
 
@@ -46,7 +47,7 @@ def hooked_logits(lens: LensModel, ids: tuple[int, ...], site: Site, column: int
     """Logits (vocabulary,) at the last token of a full pass in which `change` is applied to the
     site's activation at `column`."""
     module, is_input = site_module(lens, site)
-    columns = lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
+    columns = lens.map.part(site)
 
     def changed(x: Tensor) -> Tensor:
         rows = x.reshape(1, len(ids), -1).clone()

@@ -11,6 +11,7 @@ from .core.site import STREAMS, Site
 from .engine import patches as patching
 from .engine.capture import Capture, capture
 from .engine.effect import Effect, Example
+from .engine.joint import JointEffect
 from .engine.likely import Likely
 from .engine.metrics import Metric
 from .engine.recall import known_facts, only_correct
@@ -48,6 +49,7 @@ __all__ = [
     "Grid",
     "IllusionMap",
     "InstantMap",
+    "JointEffect",
     "LensError",
     "LensModel",
     "Likely",

@@ -39,7 +39,7 @@ class FullPasses(Replay):
         ids = torch.tensor([base.ids for base in bases], device=self.lens.device)
         columns = torch.tensor([base.columns[self.site.label] for base in bases])
         flat, ends = delta.flatten(0, 1), []
-        part = self.lens.map.head_slice(self.site)
+        part = self.lens.map.part(self.site)
         with (
             at_columns(place, module, columns, lambda x: x + flat.to(x), part=part),
             on_output(self.lens.map.blocks[-1].module, lambda x: ends.append(x[:, -1])),

@@ -24,8 +24,8 @@ from .state import state_of
 @dataclass(frozen=True)
 class Certificate:
     """The proofs of one site, in the order in which they were made: where a hook fires, the kernel
-    of the writer matrix, what hooks do, replay, batches. Nothing is tried past a failure, but that
-    the model is left as it was found."""
+    of the writer matrix, what hooks do, whose heads they change, replay, batches. Nothing is tried
+    past a failure, but that the model is left as it was found."""
 
     site: Site
     proofs: tuple[Proof, ...] = field(repr=False)

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from ..core.errors import LensError, ModelError, TaskError
 from ..core.geometry import Split
-from ..core.site import Site
+from ..core.site import PROJECTED, Site
 from ..engine.capture import Capture, capture
 from ..model.hooks import on_output
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet
 from .plain_hooks import (
+    Attention,
     Watched,
     adding,
+    astray,
     generator,
     last_logits,
     part_of,
@@ -151,6 +153,7 @@ class Examination:
             "hook fires": self.fires,
             "kernel": self.kernel,
             "hook identity": self.hooked,
+            "heads": self.headed,
             "replay": self.replayed,
             "batch": self.batched,
         }
@@ -243,6 +246,24 @@ class Examination:
             error = _gap(plain.logits[:, random], plain.untouched, self.spread)
             text = "logits after a change of natural size inside ker W against those before"
             yield _proof("kernel patch", error, allowed, text)
+
+    def headed(self) -> Iterator[Proof]:
+        """A change of queries, keys or values is seen where the head is, and nowhere else."""
+        if self.site.stream not in PROJECTED:
+            return
+        heads = self.lens.map.blocks[self.site.layer].heads(self.site.stream)
+        pair, error = self.pairs[0], 0.0
+        for which, label in enumerate(self.labels):
+            column, delta = pair.base.columns[label], self.patches[which, 0]
+            none, changed = (
+                Attention.of(self.lens, self.site, pair.base.ids, column, each)
+                for each in (0 * delta, delta)
+            )
+            error = max(error, astray(self.site, heads, none, changed, column, delta))
+        names = {"attn_q": "queries", "attn_k": "keys", "attn_v": "values"}
+        whose = "its heads" if self.site.head is None else f"head {self.site.head}"
+        text = f"what a change of {names[self.site.stream]} does beside {whose} at its own column"
+        yield _proof("heads", error, self.tolerance.values, text)
 
     def replayed(self) -> Iterator[Proof]:
         """Capture and replay against the full passes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from ..core.errors import ModelError
 from ..core.site import Site
@@ -74,8 +76,11 @@ def projection_of(lens: LensModel, site: Site) -> nn.Module | None:
     return None if linear is None else linear.module
 
 
-def part_of(lens: LensModel, site: Site) -> slice:
+def part_of(lens: LensModel, site: Site) -> slice | Tensor:
     """The site's share of the tensor that its hook sees."""
+    heads = lens.map.blocks[site.layer].projected.get(site.stream)
+    if heads is not None:
+        return heads.part(site.head)
     return lens.map.head_slice(site) if site.stream == "head_z" else slice(None)
 
 
@@ -125,6 +130,62 @@ def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
     if "logits_to_keep" in signature(lens.model.forward).parameters:
         arguments["logits_to_keep"] = 1
     return lens.model(**arguments).logits[:, -1].cpu()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the attention of one block makes of one prompt, float64 on the CPU: what its output
+    projection reads, its keys and its values, each (heads, columns, width)."""
+
+    mixed: Tensor
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, lens: LensModel, site: Site, ids: Sequence[int], column: int, delta: Tensor):
+        """With `delta` (dim,) added to the site at one column."""
+        block, cache, read = lens.map.blocks[site.layer], DynamicCache(), []
+        tokens = torch.tensor([list(ids)], device=lens.device)
+        with (
+            torch.no_grad(),
+            adding(lens, site, torch.tensor([column]), delta[None]),
+            on_input(block.out_proj.module, read.append),
+        ):
+            mask = torch.ones_like(tokens)
+            lens.map.inner(
+                input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+        kept: Any = cache.layers[site.layer]
+        mixed = read[0].reshape(len(ids), block.n_heads, -1).transpose(0, 1)
+        return cls(*(x.double().cpu() for x in (mixed, kept.keys[0], kept.values[0])))
+
+
+def astray(
+    site: Site, heads: int, before: Attention, after: Attention, column: int, delta: Tensor
+) -> float:
+    """How much of what a change of queries, keys or values does is not in the site's heads, of so
+    many that there are, at its column, or in keys or values that it should leave alone, relative to
+    their size; of a change `delta` of values also by how much they miss it. Infinite where nothing
+    is changed."""
+    name = {"attn_q": "mixed", "attn_k": "keys", "attn_v": "values"}[site.stream]
+    moved = getattr(after, name) - getattr(before, name)
+    size = float(moved.norm())
+    if size == 0:
+        return math.inf
+    each = len(moved) // heads
+    own = slice(None) if site.head is None else slice(site.head * each, (site.head + 1) * each)
+    if site.stream == "attn_v":
+        size = float(delta.double().norm())
+        size *= each**0.5
+        values = delta.double().cpu().view(-1, moved.shape[-1])
+        moved[own, column] -= values.repeat_interleave(each, 0)
+    else:
+        moved[own, column] = 0
+    errors = [float(moved.norm()) / size]
+    for other in {"keys", "values"} - {name}:
+        ours, theirs = getattr(after, other), getattr(before, other)
+        errors.append(float((ours - theirs).norm() / theirs.norm()))
+    return max(errors)
 
 
 @dataclass(frozen=True)

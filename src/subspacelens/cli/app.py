@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..core.errors import LensError
-from . import audit, bench, export, facts, inspect, look, reproduce, survey, sweep
+from . import audit, bench, export, facts, inspect, look, patch, reproduce, survey, sweep
 from .printing import complain, escape_what_cannot_be_encoded
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(audit.audit)
 app.command("fit")(audit.fit_command)
+app.command()(patch.patch)
 app.command("map")(look.map_command)
 app.command()(inspect.inspect)
 app.command("export")(export.export_command)

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from .errors import SiteError
 
-STREAMS = ("resid_pre", "resid_mid", "resid_post", "mlp_act", "mlp_out", "attn_out", "head_z")
+PROJECTED = ("attn_q", "attn_k", "attn_v")
+"""Queries, keys and values, as their projection puts them out: before rotation and norms."""
+
+WHOLE = ("resid_pre", "resid_mid", "resid_post", "mlp_act", "mlp_out", "attn_out")
+
+HEADED = ("head_z", *PROJECTED)
+"""Streams that may be taken head by head."""
+
+STREAMS = (*WHOLE, *HEADED)
 
 _FORM = re.compile(r"L([0-9]{1,6})\.([a-z_]+)(?:\.([0-9]{1,6}))?@([^@\s/\\]+)")
 
@@ -34,9 +42,10 @@ class Site:
     """One activation of one block at one labelled token.
 
     `layer` counts blocks from 0. `stream` is one of `STREAMS`. `label` names the token, as the
-    task labels it (`S2`, `END`, ...). `head` picks one attention head of `head_z`; without it
-    `head_z` is all heads of the block, one after the other. Raises `SiteError` for a negative
-    number, an unknown stream, a head of another stream, and a label that cannot be printed.
+    task labels it (`S2`, `END`, ...). `head` picks one attention head of a stream of `HEADED`, of
+    keys and values one of those that the block has, which may be fewer; without it such a stream is
+    all heads of the block, one after the other. Raises `SiteError` for a negative number, an
+    unknown stream, a head of another stream, and a label that cannot be printed.
 
     >>> Site.parse("L18.mlp_act@S2") == Site(18, "mlp_act", "S2")
     True
@@ -59,8 +68,10 @@ class Site:
             )
         if self.stream not in STREAMS:
             raise SiteError(f"unknown stream '{self.stream}': one of {', '.join(STREAMS)}")
-        if self.head is not None and self.stream != "head_z":
-            raise SiteError(f"stream '{self.stream}' has no heads: only head_z takes a head number")
+        if self.head is not None and self.stream not in HEADED:
+            raise SiteError(
+                f"stream '{self.stream}' has no heads: only {', '.join(HEADED)} take a head number"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Site:

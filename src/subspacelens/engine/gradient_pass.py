@@ -249,7 +249,7 @@ class _Pass:
             def each(x: Tensor, give: Callable[[Site, Tensor], None]) -> None:
                 every = x.reshape(*ids.shape, x.shape[-1])
                 for site, at in columns.items():
-                    give(site, every[rows, at][:, model_map.head_slice(site)])
+                    give(site, every[rows, at][:, model_map.part(site)])
 
             def read(x: Tensor) -> None:
                 each(x.detach(), keep)

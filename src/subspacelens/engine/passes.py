@@ -74,7 +74,7 @@ class Passes:
             return keep
 
         def keeping_columns(site: Site) -> Callable[[Tensor], None]:
-            part = model_map.head_slice(site) if site.stream == "head_z" else slice(None)
+            part = model_map.part(site)
             places = [p.columns[site.label] - n for p, n in zip(prompts, lengths, strict=True)]
 
             def keep(x: Tensor) -> None:

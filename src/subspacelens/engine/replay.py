@@ -39,7 +39,7 @@ from .outcomes import Outcomes, answers_of
 from .patches import Patch
 from .reading import Reading
 from .recall import last_hidden
-from .suffix import Suffix, last_column
+from .suffix import Arguments, Suffix, last_column
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -320,19 +320,35 @@ class Replay:
         if reading is not None:
             delta = delta[:, reading.rows.to(delta.device)]
         flat = delta.to(entry).flatten(0, 1)
-        hidden = self.way.entered(entry, flat, self.writer)
+        hidden = self._entered(piece, entry, flat)
         if start == len(blocks):
             return suffix.at_ends(hidden, reading)
         whole, others, last = self._arguments(piece, suffix)
         with self.fused.used():
-            for layer, (args, kwargs) in enumerate(whole, start):
-                block = blocks[layer].module
+            for layer, arguments in enumerate(whole, start):
                 if layer == len(blocks) - 1 and others is not None:
-                    hidden = last_column(block, hidden, others, last)
+                    hidden = last_column(blocks[layer].module, hidden, others, last)
                     break
-                with self._around(layer, flat):
-                    hidden = first_tensor(block(hidden, *args, **kwargs))
+                hidden = self._through(piece, layer, hidden, arguments, flat)
         return suffix.at_ends(hidden, reading)
+
+    def _entered(self, piece: Piece, entry: Tensor, flat: Tensor) -> Tensor:
+        """The residual stream where the replay begins, (rows, columns, d_model), with what of a
+        change `flat` (rows, dim) is there already."""
+        return self.way.entered(entry, flat, self.writer)
+
+    def _through(
+        self, piece: Piece, layer: int, hidden: Tensor, arguments: Arguments, flat: Tensor
+    ) -> Tensor:
+        """What leaves a block of what enters it, with what of the change comes in there."""
+        args, kwargs = arguments
+        with self._around(layer, flat):
+            return first_tensor(self.lens.map.blocks[layer].module(hidden, *args, **kwargs))
+
+    @property
+    def _last_alone(self) -> bool:
+        """Whether the last block may run for the last column alone."""
+        return self.entry[1] < len(self.lens.map.blocks) - 1 or self.way.alone
 
     def _around(self, layer: int, flat: Tensor) -> AbstractContextManager[None]:
         """How a patch enters the first replayed block, where it is not in the block's input."""
@@ -344,7 +360,7 @@ class Replay:
         """Adds (rows, dim) at the site's first suffix column, inside its block."""
         place, module = place_of(self.lens.map, self.site)
         first = torch.zeros(len(flat), dtype=torch.long)
-        part = self.lens.map.head_slice(self.site)
+        part = self.lens.map.part(self.site)
         return at_columns(place, module, first, lambda x: x + flat.to(x), part=part)
 
     def _arguments(self, piece: Piece, suffix: Suffix) -> tuple:
@@ -363,7 +379,7 @@ class Replay:
             )
             others = last = None
             one = piece.reading is None and suffix.bucket.even
-            if columns > 1 and one and (final > start or self.way.alone):
+            if columns > 1 and one and self._last_alone:
                 (others,) = suffix.arguments(0, columns - 1, final)
                 (last,) = suffix.arguments(columns - 1, columns, final)
             self._asked[key] = suffix.arguments(0, columns, start), others, last

@@ -124,15 +124,18 @@ def at_columns(
     columns: Tensor,
     change: Callable[[Tensor], Tensor | None],
     *,
-    part: slice = slice(None),
+    part: slice | Tensor = slice(None),
 ) -> Iterator[None]:
     """Reads or writes at one column a row.
 
     `change` gets what `place` sees of the module at column `columns[r]` of row r, in the
-    dimensions `part`: (rows, width). What it returns, unless None, is written there, the rest of
-    the tensor stays; gradients flow through both. `columns` is (rows,).
+    dimensions `part`, a slice or indices: (rows, width). What it returns, unless None, is written
+    there, the rest of the tensor stays; gradients flow through both. `columns` is (rows,).
     """
     rows = torch.arange(len(columns))
+    where = (rows, columns, part)
+    if isinstance(part, Tensor):
+        where = (rows[:, None], columns[:, None], part)
 
     def at(x: Tensor) -> Tensor | None:
         every = x.reshape(len(columns), -1, x.shape[-1])
@@ -140,7 +143,7 @@ def at_columns(
         if new is None:
             return None
         every = every.clone()
-        every[rows, columns, part] = new.to(every)
+        every[where] = new.to(every)
         return every.reshape(x.shape)
 
     with place(module, at):

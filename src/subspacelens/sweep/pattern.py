@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import SiteError
-from ..core.site import STREAMS, Site
+from ..core.site import HEADED, STREAMS, Site
 from ..model.mapping.values import ModelMap
 
 _NUMBERS = r"\*|[0-9]{1,6}(?:-[0-9]{1,6})?(?:,[0-9]{1,6}(?:-[0-9]{1,6})?)*"
@@ -17,15 +17,16 @@ _FORM = re.compile(rf"L({_NUMBERS})\.([a-z_]+|\*)(?:\.({_NUMBERS}))?@([^@\s/\\]+
 @dataclass(frozen=True)
 class Shape:
     """What a pattern needs to know of a model: for each block the streams that it lacks, with the
-    reason, and its number of attention heads."""
+    reason, and how many heads it has in each stream that has any."""
 
     missing: tuple[dict[str, str], ...]
-    heads: tuple[int, ...]
+    heads: tuple[dict[str, int], ...]
 
     @classmethod
     def of(cls, model_map: ModelMap) -> Shape:
         blocks = model_map.blocks
-        return cls(tuple(dict(b.missing) for b in blocks), tuple(b.n_heads for b in blocks))
+        heads = ({s: b.heads(s) for s in HEADED if s not in b.missing} for b in blocks)
+        return cls(tuple(dict(b.missing) for b in blocks), tuple(heads))
 
 
 def check_pattern(text: str) -> str:
@@ -64,10 +65,10 @@ def _at(
             if stream == "*" or (any_layer and any(name not in m for m in shape.missing)):
                 continue
             raise SiteError(f"sites '{text}': layer {layer}: {shape.missing[layer][name]}")
-        if heads is None or name != "head_z":
+        if heads is None or name not in HEADED:
             yield Site(layer, name, label)
             continue
-        for head in _numbers(heads, shape.heads[layer], text, "heads"):
+        for head in _numbers(heads, shape.heads[layer][name], text, "heads"):
             yield Site(layer, name, label, head)
 
 
@@ -81,8 +82,8 @@ def _parts(text: str) -> tuple[str, str, str | None, str]:
     layers, stream, heads, label = match.groups()
     if stream not in (*STREAMS, "*"):
         raise SiteError(f"sites '{text}': unknown stream '{stream}': one of {_listed(STREAMS)}")
-    if heads is not None and stream not in ("head_z", "*"):
-        raise SiteError(f"sites '{text}': only head_z takes head numbers")
+    if heads is not None and stream not in (*HEADED, "*"):
+        raise SiteError(f"sites '{text}': only {_listed(HEADED)} take head numbers")
     return layers, stream, heads, label
 
 

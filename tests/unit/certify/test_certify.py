@@ -76,6 +76,9 @@ def test_every_stream_of_every_family_certifies(lens):
         for stream in lens.map.blocks[layer].entries:
             assert require(lens, Site(layer, stream, "END")).passed
     assert require(lens, Site(1, "head_z", "anything", head=2)).passed
+    for stream, heads in lens.map.blocks[1].projected.items():
+        if heads.mixed is None:
+            assert require(lens, Site(1, stream, "END", head=len(heads.starts) - 1)).passed
 
 
 def test_what_the_family_lacks_is_refused_with_the_reason(lens):
@@ -174,6 +177,22 @@ def test_a_layer_that_is_not_there_is_refused(llama):
         certify(llama, Site(4, "mlp_act", "END"))
     (row,) = doctor_rows(llama, [Site(4, "mlp_act", "END")])
     assert "layers 0 to 3" in row.reason
+
+
+@pytest.mark.parametrize("wrong", ["attn_q", "attn_v"])
+def test_keys_that_are_queries_or_values_are_caught(wrong):
+    lens = tiny_lens("gpt_neox")
+    projected = lens.map.blocks[1].projected
+    other = with_block(lens, 1, projected=projected | {"attn_k": projected[wrong]})
+    refused(other, Site(1, "attn_k", "END"), "heads")
+
+
+@pytest.mark.parametrize("stream", ["attn_q", "attn_k", "attn_v"])
+def test_heads_that_are_counted_wrongly_are_caught(llama, stream):
+    projected = llama.map.blocks[1].projected
+    turned = replace(projected[stream], starts=projected[stream].starts[::-1])
+    other = with_block(llama, 1, projected=projected | {stream: turned})
+    refused(other, Site(1, stream, "END", head=0), "heads")
 
 
 def test_pairs_of_the_user_can_be_the_prompts(llama):

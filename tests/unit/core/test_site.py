@@ -8,7 +8,9 @@ from subspacelens.core.errors import SiteError
 from subspacelens.core.site import Site
 
 
-@pytest.mark.parametrize("text", ["L0.resid_pre@END", "L18.mlp_act@S2", "L9.head_z.3@END"])
+@pytest.mark.parametrize(
+    "text", ["L0.resid_pre@END", "L18.mlp_act@S2", "L9.head_z.3@END", "L9.attn_k.1@END"]
+)
 def test_what_is_read_is_written_again(text):
     assert str(Site.parse(text)) == text
 
@@ -18,7 +20,7 @@ def test_what_is_read_is_written_again(text):
     [
         ((-1, "resid_pre", "END"), "layer -1: blocks are counted from 0"),
         ((0, "head_z", "END", -1), "head -1: heads are counted from 0"),
-        ((0, "mlp_act", "END", 1), "only head_z"),
+        ((0, "mlp_act", "END", 1), "only head_z, attn_q"),
         ((0, "mlp", "END"), "unknown stream 'mlp'"),
         ((0, "mlp_act", ""), "it is empty"),
         ((0, "mlp_act", "*"), "stands for every label"),

@@ -28,10 +28,10 @@ def lens(request) -> LensModel:
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """1e-5 relative: some families compute attention weights in float32 whatever the dtype."""
-    torch.testing.assert_close(
-        got, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max())
-    )
+    """1e-5 relative: some families compute attention weights in float32 whatever the dtype. What is
+    nothing but rounding, as the gradient of a query that has one key alone, is 0."""
+    atol = 1e-9 + 1e-5 * float(expected.detach().abs().max())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=atol)
 
 
 def exactly(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -44,7 +44,9 @@ def streams(lens: LensModel) -> list[str]:
 
 def sites(lens: LensModel) -> list[Site]:
     found = [Site(i, name, label) for name in streams(lens) for i, label in ((1, "X"), (3, "END"))]
-    return [*found, Site(2, "head_z", "X", head=1), Site(0, "resid_post", "X")]
+    found += [Site(2, "head_z", "X", head=1), Site(0, "resid_post", "X")]
+    projected = lens.map.blocks[2].projected.items()
+    return found + [Site(2, name, "X", head=0) for name, heads in projected if not heads.mixed]
 
 
 def test_missing_streams_are_refused_by_name(lens):

@@ -65,3 +65,52 @@ def test_what_does_not_fit_is_refused(lens, task, captures, subspace):
         sl.patch(other, captures, SITE)
     with pytest.raises(sl.SiteError, match="layers 0 to 3"):
         sl.patch(lens, task, "L9.mlp_act@X")
+
+
+def test_several_places_have_a_joint_effect(lens, captures, subspace):
+    task = captures.task
+    changes = {SITE: subspace, "L2.resid_post@END": None}
+    joint = sl.patch(lens, task, changes)
+    again = sl.patch(lens, captures, {sl.Site.parse(site): own for site, own in changes.items()})
+    torch.testing.assert_close(joint.patched.logit_diff, again.patched.logit_diff)
+    for site, own in changes.items():
+        alone = sl.patch(lens, captures if site == SITE else task, site, own)
+        torch.testing.assert_close(
+            joint.single[site].patched.logit_diff, alone.patched.logit_diff, rtol=1e-4, atol=1e-4
+        )
+    total = sum(effect.nats.value for effect in joint.single.values())
+    assert joint.interaction.value == pytest.approx(joint.nats.value - total, abs=1e-5)
+    assert len(joint.frame()) == len(task.test) and len(joint.examples(2)) == 2
+
+
+def test_one_change_goes_to_several_labels(lens, task, subspace):
+    both = sl.patch(lens, task, "L1.mlp_act@X+END", subspace)
+    ours = {"L1.mlp_act@X": subspace, "L1.mlp_act@END": subspace.basis}
+    expected = sl.patch(lens, task, ours)
+    torch.testing.assert_close(both.patched.logit_diff, expected.patched.logit_diff)
+    assert isinstance(both, sl.JointEffect) and list(both.single) == list(ours)
+    named = sl.patch(lens, task, "L1.mlp_act@X:", {"whole": Full(), "ours": subspace})
+    assert list(named) == ["whole", "ours"]
+    assert list(named["ours"].single) == ["L1.mlp_act@X:"]  # type: ignore[attr-defined]
+    assert named["ours"].nats.value != named["whole"].nats.value
+
+
+def test_places_that_do_not_fit_are_refused(lens, task, subspace):
+    with pytest.raises(sl.SiteError, match=r"L1.mlp_act@X is there twice"):
+        sl.patch(lens, task, {"L1.mlp_act@X+END": None, "L1.mlp_act@X": subspace})
+    with pytest.raises(sl.SubspaceError, match=r"is at L1.mlp_act@X, not at L2.mlp_act@X"):
+        sl.patch(lens, task, {"L1.mlp_act@X": subspace, "L2.mlp_act@X": subspace})
+    with pytest.raises(sl.SubspaceError, match="have their changes in the mapping"):
+        sl.patch(lens, task, {"L1.mlp_act@X": None}, Full())  # type: ignore[call-overload]
+    with pytest.raises(sl.SiteError, match="no site to patch"):
+        sl.patch(lens, task, {})
+    with pytest.raises(sl.SiteError, match=r"key heads 0 to 1, each for 2 query heads, not 3"):
+        sl.patch(lens, task, "L1.attn_k.3@X")
+
+
+def test_a_subspace_is_found_and_patched_at_a_key(lens, task):
+    captures = sl.capture_task(lens, task, ["L1.attn_k.1@X"])
+    site = sl.Site.parse("L1.attn_k.1@X")
+    found = sl.das(lens, captures.train, site, steps=3)
+    assert found.basis.shape == (8, 1)
+    assert sl.patch(lens, captures, site, found).nats.low is not None

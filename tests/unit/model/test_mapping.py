@@ -13,8 +13,9 @@ from transformers import (
 )
 
 from helpers_models import FAMILIES, VOCABULARY, tiny_model
+from subspacelens.certify import certify
 from subspacelens.core.errors import ModelError, SiteError
-from subspacelens.core.site import STREAMS, Site
+from subspacelens.core.site import PROJECTED, STREAMS, Site
 from subspacelens.model.lens import wrap
 from subspacelens.model.mapping import build_map
 from subspacelens.model.mapping.values import ModelMap
@@ -51,6 +52,20 @@ EXPECTED = {
     "mixtral": MIXTURE,
     "qwen3_moe": MIXTURE,
 }
+
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
+GROUPED = (*GROUPED, "starcoder2", "stablelm", "mixtral", "qwen3_moe")
+"""With half as many keys and values as queries."""
+TOGETHER = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "mpt": "attn.Wqkv"}
+TOGETHER |= {"phi3": "self_attn.qkv_proj", "falcon": "self_attention.query_key_value"}
+TOGETHER |= {"bloom": "self_attention.query_key_value"}
+"""One projection makes all three."""
+
+
+def heads_of(name: str) -> list[int]:
+    """How many queries, keys and values there are."""
+    return [4, 1, 1] if name == "falcon" else [4, 2, 2] if name in GROUPED else [4, 4, 4]
+
 
 SMALL = dict(
     hidden_size=32,
@@ -97,7 +112,7 @@ def test_every_part_is_the_expected_module(family):
 
 
 def test_dimensions_and_writers_fit_the_modules(family):
-    _, _, model_map = family
+    name, _, model_map = family
     for stream in STREAMS:
         site = Site(1, stream, "END")
         block = model_map.blocks[1]
@@ -106,7 +121,9 @@ def test_dimensions_and_writers_fit_the_modules(family):
                 model_map.dim(site)
             continue
         dim, writer = model_map.dim(site), model_map.writer(site)
-        if stream in ("mlp_act", "head_z"):
+        if stream in PROJECTED:
+            assert writer is None and dim == 8 * heads_of(name)[PROJECTED.index(stream)]
+        elif stream in ("mlp_act", "head_z"):
             assert writer is not None and writer.shape == (32, dim)
             assert torch.equal(model_map.linear_writer(site), writer)
         else:
@@ -129,6 +146,58 @@ def test_projections_compute_what_their_weights_say(family):
                 bias = getattr(linear.module, "bias", None)
                 expected = x @ linear.weight.T + (0 if bias is None else bias)
                 torch.testing.assert_close(linear.module(x), expected)
+
+
+def test_queries_keys_and_values_are_found_in_the_projections(family):
+    name, model, model_map = family
+    block, at = model_map.blocks[1], f"{model_map.names['blocks']}.1"
+    counts = heads_of(name)
+    assert [block.heads(stream) for stream in PROJECTED] == counts
+    taken = []
+    for stream, short in zip(PROJECTED, "qkv", strict=True):
+        heads = block.projected[stream]
+        attention = block.out_proj.name.rsplit(".", 1)[0]
+        expected = f"{at}.{TOGETHER[name]}" if name in TOGETHER else f"{attention}.{short}_proj"
+        assert heads.linear.name == expected
+        assert heads.linear.module is model.get_submodule(expected)
+        assert (heads.mixed is None) == (name != "olmo2" or stream == "attn_v")
+        rows = torch.arange(heads.linear.weight.shape[0])
+        taken.append(rows[heads.part()])
+        each = [rows[heads.part(head)] for head in range(len(heads.starts))]
+        assert torch.equal(torch.cat(each), taken[-1])
+    if name in TOGETHER:
+        assert torch.equal(torch.cat(taken).sort().values, torch.arange(len(torch.cat(taken))))
+    with pytest.raises(SiteError, match=f"key heads 0 to {counts[1] - 1}.*, not {counts[1]}"):
+        model_map.block(Site(1, "attn_k", "END", counts[1]))
+
+
+def test_grouped_heads_in_one_projection_are_told_apart():
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2)
+    model = causal("falcon", **shape, vocab_size=VOCABULARY, new_decoder_architecture=True)
+    lens = wrap(model, None, "falcon")  # type: ignore[arg-type]
+    starts = [lens.map.blocks[1].projected[stream].starts for stream in PROJECTED]
+    assert starts == [(0, 8, 32, 40), (16, 48), (24, 56)]
+    assert certify(lens, Site(1, "attn_v", "END", 1)).passed
+    assert certify(lens, Site(1, "attn_k", "END")).passed
+
+
+def test_heads_that_are_normed_together_have_no_site_each():
+    model_map = build_map(tiny_model("olmo2"))
+    with pytest.raises(
+        SiteError, match=r"L1\.attn_q\.1@END: the heads of attn_q are normed together"
+    ):
+        model_map.block(Site(1, "attn_q", "END", 1))
+    assert model_map.dim(Site(1, "attn_v", "END", 1)) == 8
+
+
+def test_keys_and_values_that_are_made_in_two_steps_are_refused():
+    model = causal(
+        "deepseek_v3", **SMALL, num_key_value_heads=4, q_lora_rank=8, kv_lora_rank=8,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_routed_experts=4, n_group=1,
+        topk_group=1, num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=2,
+    )  # fmt: skip
+    with pytest.raises(SiteError, match="its queries, keys and values were not found in"):
+        build_map(model).block(Site(1, "attn_k", "END"))  # type: ignore[arg-type]
 
 
 def test_streams_say_what_is_there_and_why_not(family):

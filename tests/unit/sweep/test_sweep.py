@@ -31,7 +31,8 @@ from subspacelens.sweep.run import look
 from subspacelens.sweep.schedule import Schedule
 from subspacelens.sweep.store import _sealed
 
-SHAPE = Shape(({}, {"mlp_act": "no MLP here"}, {}), (2, 2, 2))
+HEADS = {"head_z": 2, "attn_q": 2, "attn_k": 1, "attn_v": 1}
+SHAPE = Shape(({}, {"mlp_act": "no MLP here"}, {}), (HEADS, HEADS, HEADS))
 LABELS = ("S2", "END")
 
 
@@ -74,6 +75,7 @@ def contents(out):
         ("L*.mlp_act@END", ["L0.mlp_act@END", "L2.mlp_act@END"]),
         ("L0-1,2.attn_out@S2", ["L0.attn_out@S2", "L1.attn_out@S2", "L2.attn_out@S2"]),
         ("L1.head_z.*@S2", ["L1.head_z.0@S2", "L1.head_z.1@S2"]),
+        ("L1.attn_k.*@S2", ["L1.attn_k.0@S2"]),
         ("L1.head_z@*", ["L1.head_z@S2", "L1.head_z@END"]),
         ("L2.mlp_out@END", ["L2.mlp_out@END"]),
     ],
@@ -90,6 +92,7 @@ def test_a_pattern_names_sites(pattern, expected):
         ("L*.mlp_act.1@END", "head numbers"),
         ("L3.mlp_out@END", "layers 0 to 2"),
         ("L1.head_z.2@END", "heads 0 to 1"),
+        ("L1.attn_v.1@END", "heads 0 to 0"),
         ("L1.mlp_act@END", "no MLP here"),
         ("L*.mlp_act@S9", "no label 'S9'"),
         ("L2-1.mlp_act@END", "layers 0 to 2"),

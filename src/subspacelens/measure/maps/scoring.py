@@ -25,7 +25,7 @@ from ...core.illusion_share import illusion_share
 from ...core.machine import quarter_free
 from ...core.progress import track
 from ...core.records import ModelRecord
-from ...core.site import STREAMS, Site
+from ...core.site import PROJECTED, STREAMS, Site
 from ...engine.capture import capture, check_pairs
 from ...engine.gradient_pass import Slopes, gradient_pass
 from ...engine.replay import Replay
@@ -56,11 +56,12 @@ def instant_map(
     every layer of `streams` at `labels`, of the single heads for `head_z`: from one forward and one
     backward pass over the first `limit` pairs (None: all of them).
 
-    By default all streams that the model has, and the labels that `differing` names. `dim` is the
-    number of dimensions that DAS may use. `refine` names sites, or says how many of the strongest,
-    at which the gradient is averaged along the path from base to source, by replay. `memory` is the
-    budget in bytes of either, by default a quarter of what is free. `shifted` allows a label in
-    different columns of base and source. Each stream must pass its certificate at a middle layer.
+    By default all streams that the model has but queries, keys and values, and the labels that
+    `differing` names. `dim` is the number of dimensions that DAS may use. `refine` names sites, or
+    says how many of the strongest, at which the gradient is averaged along the path from base to
+    source, by replay. `memory` is the budget in bytes of either, by default a quarter of what is
+    free. `shifted` allows a label in different columns of base and source. Each stream must pass
+    its certificate at a middle layer.
 
     Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
     that the pairs lack.
@@ -127,8 +128,9 @@ def instant_map(
 
 
 def available(lens: LensModel) -> tuple[str, ...]:
-    """The streams that some layer has, in the order of `STREAMS`."""
-    return tuple(s for s in STREAMS if any(s not in block.missing for block in lens.map.blocks))
+    """The streams that some layer has, in the order of `STREAMS`, but queries, keys and values."""
+    streams = [stream for stream in STREAMS if stream not in PROJECTED]
+    return tuple(s for s in streams if any(s not in block.missing for block in lens.map.blocks))
 
 
 def differing(pairs: PairSet, *, shifted: bool = False) -> tuple[str, ...]:

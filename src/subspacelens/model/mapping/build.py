@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ...core.errors import ModelError, first_line
 from ..hooks import evaluating, exclusive
 from .recording import Recording, find_blocks, same
-from .roles import BlockRunner, find_roles
+from .roles import find_roles
+from .running import BlockRunner
 from .tail import find_tail
 from .values import ModelMap
 

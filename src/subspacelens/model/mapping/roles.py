@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...core.errors import ModelError
-from ..hooks import first_tensor, muted, on_input, on_output
+from ...core.site import PROJECTED
+from ..hooks import muted, on_input, on_output
+from .attention import find_heads
 from .recording import Call, Recording, same
+from .running import BlockRun
 from .values import Block, Linear, Reader
-from .ways import After, Before, Between, Way, Within
-
-Run = Callable[[Tensor], Tensor]
-"""One block alone: what enters it, (1, columns, d_model), to what leaves it."""
-
-
-class BlockRunner:
-    """Runs one block alone, on a given input, with the other arguments the model gives it."""
-
-    def __init__(self, model: PreTrainedModel, modules: list[nn.Module], ids: Tensor) -> None:
-        self._arguments: list[tuple[tuple, dict[str, Any]]] = []
-        self._modules = modules
-
-        def keep(_module, args, kwargs):
-            self._arguments.append((args[1:], dict(kwargs)))
-
-        with ExitStack() as stack:
-            for module in modules:
-                handle = module.register_forward_pre_hook(keep, with_kwargs=True)
-                stack.callback(handle.remove)
-            model(input_ids=ids.to(model.device), use_cache=False)
-
-    def of(self, index: int) -> Run:
-        """The block of this number, as a function of what enters it."""
-        module, (args, kwargs) = self._modules[index], self._arguments[index]
-
-        def run(hidden: Tensor) -> Tensor:
-            if "hidden_states" in kwargs:
-                return first_tensor(module(*args, **kwargs | {"hidden_states": hidden}))
-            return first_tensor(module(hidden, *args, **kwargs))
-
-        return run
+from .ways import After, Before, Between, Inside, Way, Within
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,7 +76,7 @@ class _Middle:
     x: Tensor
 
 
-def find_roles(recording: Recording, module: nn.Module, run: Run, heads: int) -> Block:
+def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: int) -> Block:
     """The parts of one block. Streams that it lacks, or that cannot be proven, are in `missing`.
 
     Raises `ModelError` for a block without an attention that has a linear output projection.
@@ -132,19 +101,31 @@ def find_roles(recording: Recording, module: nn.Module, run: Run, heads: int) ->
     else:
         for stream in ("mlp_act", "mlp_out"):
             entries[stream] = _entry(block, middle, down_proj, stream, run)
+    readers = tuple(_readers(block, middle, out_proj))
+    made_by = [reader.linear for reader in readers if reader.attention]
+    projected = find_heads(block.x, made_by, out_proj, run, heads)
+    if projected is None:
+        reason = (
+            f"{block.name}: its queries, keys and values were not found in "
+            f"{', '.join(linear.name for linear in made_by) or 'a projection of the stream'}"
+        )
+        missing |= dict.fromkeys(PROJECTED, reason)
+    else:
+        entries |= dict.fromkeys(PROJECTED, Inside())
     return Block(
         module=module,
         out_proj=out_proj,
         down_proj=down_proj,
         mid_reader=middle and middle.reader,
-        readers=tuple(_readers(block, middle, out_proj)),
+        readers=readers,
         n_heads=heads if out_proj.weight.shape[1] % heads == 0 else 1,
+        projected=projected or {},
         entries=entries,
         missing=missing,
     )
 
 
-def _down_projection(block: _Pass, out_proj: Linear, run: Run) -> tuple[Linear | None, str]:
+def _down_projection(block: _Pass, out_proj: Linear, run: BlockRun) -> tuple[Linear | None, str]:
     """The last linear map of the MLP, if with it and attention muted the block is the identity;
     else None and why."""
     columns = block.x.shape[:-1].numel()
@@ -161,7 +142,7 @@ def _down_projection(block: _Pass, out_proj: Linear, run: Run) -> tuple[Linear |
     return None, f"{block.name} has no single down-projection (a mixture of experts?)"
 
 
-def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: Run) -> _Middle | None:
+def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: BlockRun) -> _Middle | None:
     """What the first module after attention reads, if the block gives the same output from it, with
     attention muted, as from its own input."""
     after = block.recording.place(out_call)
@@ -177,7 +158,7 @@ def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: Run) -> _Middle
     return None
 
 
-def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, run: Run) -> Way:
+def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, run: BlockRun) -> Way:
     """How a change of what `linear` reads (mlp_act, head_z) or writes enters the residual stream:
     as it is after the block, as it is in the middle, or otherwise (a norm follows)."""
     inside = stream in ("mlp_act", "head_z")
@@ -199,7 +180,7 @@ def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, ru
     return Within()
 
 
-def _run_and_read(block: _Pass, middle: _Middle | None, run: Run) -> list[Tensor]:
+def _run_and_read(block: _Pass, middle: _Middle | None, run: BlockRun) -> list[Tensor]:
     """What leaves the block and, if it has a middle, what is there."""
     if middle is None:
         return [run(block.x)]

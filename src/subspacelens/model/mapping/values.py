@@ -40,12 +40,33 @@ class Reader:
     attention: bool
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Where the queries, keys or values of a block are: head h is in `width` numbers from
+    `starts[h]` on of what `linear` puts out. `mixed` says why single heads cannot be told apart,
+    None where they can."""
+
+    linear: Linear
+    starts: tuple[int, ...]
+    width: int
+    mixed: str | None = None
+
+    def part(self, head: int | None = None) -> slice | Tensor:
+        """One head, or all of them, head by head, in the output."""
+        starts = self.starts if head is None else self.starts[head : head + 1]
+        first, width = starts[0], self.width * len(starts)
+        if starts == tuple(range(first, first + width, self.width)):
+            return slice(first, first + width)
+        return torch.cat([torch.arange(start, start + self.width) for start in starts])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One transformer block: the output projections of its attention and of its MLP, the module
     that reads the residual stream between them, and every linear map that reads the stream.
-    `entries` maps each stream that was proven to the way in which a change of it enters a replay;
-    `missing` maps the others to the reason."""
+    `projected` has the heads of `attn_q`, `attn_k` and `attn_v`. `entries` maps each stream that
+    was proven to the way in which a change of it enters a replay; `missing` maps the others to the
+    reason."""
 
     module: nn.Module
     out_proj: Linear
@@ -53,6 +74,7 @@ class Block:
     mid_reader: nn.Module | None
     readers: tuple[Reader, ...]
     n_heads: int
+    projected: dict[str, Heads]
     entries: dict[str, Way]
     missing: dict[str, str]
 
@@ -71,8 +93,15 @@ class Block:
         return self.mid_reader
 
     def linear(self, stream: str) -> Linear:
-        """The projection that reads `head_z` or `mlp_act` and writes `attn_out` or `mlp_out`."""
+        """The projection that reads `head_z` or `mlp_act` and writes `attn_out` or `mlp_out`, or
+        that makes queries, keys or values."""
+        if stream in self.projected:
+            return self.projected[stream].linear
         return self.down if stream.startswith("mlp") else self.out_proj
+
+    def heads(self, stream: str) -> int:
+        """How many heads there are in a stream of `HEADED`."""
+        return self.n_heads if stream == "head_z" else len(self.projected[stream].starts)
 
 
 @dataclass(frozen=True)
@@ -132,10 +161,8 @@ class ModelMap:
         block = self.blocks[site.layer]
         if site.stream in block.missing:
             raise SiteError(f"site {site}: {block.missing[site.stream]}")
-        if site.head is not None and site.head >= block.n_heads:
-            raise SiteError(
-                f"site {site}: the block has heads 0 to {block.n_heads - 1}, not {site.head}"
-            )
+        if site.head is not None:
+            _check_head(block, site, site.head)
         return block
 
     def device_at(self, layer: int) -> torch.device:
@@ -157,6 +184,9 @@ class ModelMap:
         if site.stream == "head_z":
             width = block.out_proj.weight.shape[1]
             return width if site.head is None else width // block.n_heads
+        if site.stream in block.projected:
+            heads = block.projected[site.stream]
+            return heads.width * (len(heads.starts) if site.head is None else 1)
         return self.d_model
 
     def writer(self, site: Site) -> Tensor | None:
@@ -188,6 +218,11 @@ class ModelMap:
         width = self.dim(site)
         return slice(site.head * width, (site.head + 1) * width)
 
+    def part(self, site: Site) -> slice | Tensor:
+        """Where the site is in the tensor that its hook sees (see `place_of`)."""
+        heads = self.block(site).projected.get(site.stream)
+        return self.head_slice(site) if heads is None else heads.part(site.head)
+
     @cached_property
     def streams(self) -> dict[str, str]:
         """Every stream, with `yes` or the reason why block 0 lacks it."""
@@ -196,3 +231,17 @@ class ModelMap:
     def __repr__(self) -> str:
         streams = " ".join(self.blocks[0].entries)
         return f"ModelMap({len(self.blocks)} blocks, d_model {self.d_model}: {streams})"
+
+
+def _check_head(block: Block, site: Site, head: int) -> None:
+    """Raises `SiteError` for a head that is not there, or that is not one of its own."""
+    count, name = block.heads(site.stream), site.stream
+    kind = {"attn_q": "query ", "attn_k": "key ", "attn_v": "value "}.get(name, "")
+    if head >= count:
+        shared = block.n_heads // count
+        each = f", each for {shared} query heads" if shared > 1 else ""
+        raise SiteError(
+            f"site {site}: the block has {kind}heads 0 to {count - 1}{each}, not {head}"
+        )
+    if name in block.projected and block.projected[name].mixed is not None:
+        raise SiteError(f"site {site}: {block.projected[name].mixed}")

@@ -89,3 +89,11 @@ class Within(Way):
         self, block: Block, adding: AbstractContextManager[None]
     ) -> AbstractContextManager[None]:
         return adding
+
+
+class Inside(Within):
+    """It is a change of queries, keys or values: of what reads the stream at the same column only
+    what stands behind attention comes later."""
+
+    def reaches(self, reader: Reader) -> bool:
+        return reader.mid

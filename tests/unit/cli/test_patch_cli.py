@@ -1,0 +1,47 @@
+"""`subspacelens patch`: whole components and saved subspaces, at several places at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+SITE = "L1.mlp_act@S2"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder) -> tuple:
+    return ("patch", "--model", tiny_folder, "--pairs", 16)
+
+
+def test_several_places_are_patched_together(run, base, tmp_path):
+    code, out, _ = run("fit", *base[1:], "--site", SITE, "--fit", "pca", "--out", tmp_path)
+    assert code == 0
+    file = tmp_path / SITE / "subspace.safetensors"
+    code, out, err = run(*base, "--site", f"{SITE}={file}", "--site", "L2.attn_v.1@S2+END")
+    assert code == 0, err
+    for name in (SITE, "L2.attn_v.1@S2", "L2.attn_v.1@END", "all together", "interaction"):
+        assert name in out
+    assert "16 test pairs" in out and "unpatched source prompt" in out
+
+
+def test_a_saved_subspace_goes_to_every_label_that_is_named(run, base, tmp_path):
+    np.save(tmp_path / "direction.npy", np.eye(56)[3])
+    code, out, err = run(*base, "--site", f"L1.mlp_act@S2:={tmp_path / 'direction.npy'}")
+    assert code == 0, err
+    assert "L1.mlp_act@S2:" in out and "interaction" not in out
+
+
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [
+        ("L1.mlp_act@S2+S9", "no label 'S9'"),
+        ("L1.attn_k.2@END", "key heads 0 to 1, each for 2 query heads, not 2"),
+        ("L1.mlp_act@S2=nowhere.safetensors", "nowhere.safetensors"),
+        ("L1.mlp_act@S2+", "a label is missing"),
+        ("L1.mlp_act", "not of the form"),
+    ],
+)
+def test_what_cannot_be_patched_is_one_line(run, base, site, says):
+    code, _, err = run(*base, "--site", site)
+    (line,) = [line for line in err.splitlines() if line.startswith("subspacelens: ")]
+    assert code == 2 and says in line and "Traceback" not in err
