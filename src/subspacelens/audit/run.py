@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ..core.format import percent, plain, with_interval

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class Replay:
             source_last=None if self.source_last is None else self.source_last[indices],
         )
 
-    def measured_by(self, metric: Metric | None) -> Replay:
+    def measured_by(self, metric: Metric | None) -> Self:
         """The same with effects measured by `metric`, None for the logit difference."""
         if metric is None:
             clean = replace(self.clean, metric=None)

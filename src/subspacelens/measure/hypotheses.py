@@ -25,7 +25,10 @@ class Agreement(Record):
     prediction: of all of them (`all`), of the `deciding_pairs` on which another variable predicts
     another answer (`deciding`), of those on which it predicts something else than the base's answer
     (`cause`), and of those on which it predicts the base's answer (`isolate`). An answer counts by
-    its first token, where the pair's answers part."""
+    its first token, where the pair's answers part.
+
+    >>> sl.agreement(effect)["position"].cause.value
+    """
 
     pairs: int
     deciding_pairs: int

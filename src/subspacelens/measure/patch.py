@@ -117,13 +117,14 @@ def patch(
         parsed = ((_places(where, labels), own) for where, own in site.items())
         return _together(lens, test, [*parsed], shifted, memory, measured)
     places, changes = _places(site, labels), change if isinstance(change, Mapping) else {"": change}
-    if len(places) > 1 or places[0].span is not Span.AT:
+    first, *others = places
+    if others or first.span is not Span.AT:
         joint = {
             name: _together(lens, test, [(places, own)], shifted, memory, measured)
             for name, own in changes.items()
         }
         return dict(joint) if isinstance(change, Mapping) else joint[""]
-    site = places[0].site
+    site = first.site
     require(lens, site)
     patches = {name: patch_of(lens, site, each) for name, each in changes.items()}
     if not isinstance(test, Capture):
@@ -147,7 +148,7 @@ def _together(
     """Patches at all places at once: each change at several."""
     chosen: dict[Place, Patch] = {}
     for places, change in changes:
-        several = len(places) > 1 or places[0].span is not Span.AT
+        several = len(places) > 1 or any(place.span is not Span.AT for place in places)
         for place in places:
             require(lens, place.site)
             if place in chosen:
