@@ -20,7 +20,7 @@ def rows_of(text: str) -> list[int]:
     for anything else."""
     rows: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or len(rows) + last - first >= MOST:
             raise LensError(f"--row {text[:40]!r}: give rows such as 7, 0-63 or 0,3,7")

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Likely(NamedTuple):
-    """A next token, as text, and its probability over the whole vocabulary."""
+    """A next token, as text, and its probability over the whole vocabulary.
+
+    >>> token, probability = sl.swap(lens, base=base, source=source, site="L9.mlp_out@END").after[0]
+    """
 
     token: str
     probability: float

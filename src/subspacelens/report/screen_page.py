@@ -48,7 +48,8 @@ def write_screen(screen: Screen, directory: Path | str) -> Path:
 def summary(screen: Screen) -> str:
     """One sentence: how many do more than chance, and what they are."""
     beyond = set(screen.beyond_chance)
-    count = f"{len(beyond)} of {len(screen.rows)} directions at {screen.site} do more than chance"
+    do = "does" if len(beyond) == 1 else "do"
+    count = f"{len(beyond)} of {len(screen.rows)} directions at {screen.site} {do} more than chance"
     told = Counter(each.label for each in screen.rows if each.row in beyond)
     verdicts = ", ".join(f"{told[label]} {label}" for label in _LOOKS if told[label])
     return f"{count} at a false discovery rate of {CHANCE:.0%}{f': {verdicts}' * bool(told)}."

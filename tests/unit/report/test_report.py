@@ -349,7 +349,7 @@ def test_write_report_reads_every_site_in_order(tmp_path):
     assert path == tmp_path / "report.html"
     parsed = Page(path.read_text(encoding="utf-8"))
     assert "Subspace audit: ioi in synthetic/model-135m" in parsed.text
-    cards = [a["class"] for a in parsed.named("article")]
+    cards = [c for a in parsed.named("article") if (c := a["class"] or "").startswith("card")]
     assert cards == ["card faithful", "card illusory"]
 
 
