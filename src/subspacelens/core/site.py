@@ -90,6 +90,12 @@ class Site:
         """The site itself, or what `parse` reads of a text."""
         return cls.parse(site) if isinstance(site, str) else site
 
+    @property
+    def read_elsewhere(self) -> bool:
+        """Whether a change is read by other tokens than its own at once, past the residual stream
+        of its own column: so are keys and values."""
+        return self.stream in ("attn_k", "attn_v")
+
     def __str__(self) -> str:
         head = "" if self.head is None else f".{self.head}"
         return f"L{self.layer}.{self.stream}{head}@{self.label}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.geometry import Split, orthonormal
-from ..core.site import Site
+from ..core.site import PROJECTED, Site
 from ..engine.patches import SubspacePatch
 from ..engine.replay import Replay
 from ..model.lens import LensModel
@@ -75,7 +75,10 @@ def split_by_readers(
     replay: Replay, basis: Tensor
 ) -> tuple[Decomposition | None, tuple[ReaderShare, ...]]:
     """The split of `basis` (dim, k) by the attention readers that carry the effect of its patch,
-    and all readers; no split where no attention reads what the site writes."""
+    and all readers; no split where no attention reads what the site writes, nor of queries, keys
+    and values, which no linear map takes to the residual stream."""
+    if replay.site.stream in PROJECTED:
+        return None, ()
     some = replay.subset(slice(READER_PAIRS))
     readers = attribute_readers(some, SubspacePatch(basis).delta(some.base, some.source))
     if not any(share.reader.attention for share in readers):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from subspacelens import load_audit
+
 SITE = "L1.mlp_act@S2"
 
 
@@ -45,3 +47,20 @@ def test_what_cannot_be_patched_is_one_line(run, base, site, says):
     code, _, err = run(*base, "--site", site)
     (line,) = [line for line in err.splitlines() if line.startswith("subspacelens: ")]
     assert code == 2 and says in line and "Traceback" not in err
+
+
+def test_queries_and_keys_are_fitted_audited_and_mapped(run, base, tmp_path):
+    sites = ("L1.attn_q@END", "L1.attn_k.1@S2")
+    given = [part for site in sites for part in ("--site", site)]
+    code, out, err = run("audit", *base[1:], *given, "--fit", "pca", "--out", tmp_path)
+    assert code == 0, err
+    for site in sites:
+        record = load_audit(tmp_path / site / "audit.json")
+        assert record.site == site and record.effects["subspace"].nats.value is not None
+        assert record.effects["row"].nats.value is None
+        elsewhere = "read by other tokens at once" in record.tests["path"].text
+        assert elsewhere == ("attn_k" in site)
+    assert (tmp_path / "report.html").is_file()
+    out = tmp_path / "map"
+    code, _, err = run("map", *base[1:], "--stream", "attn_v", "--label", "S2", "--out", out)
+    assert code == 0 and (out / "map.html").is_file(), err

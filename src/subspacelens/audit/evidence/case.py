@@ -41,6 +41,7 @@ CONTROL_DRAWS = 50
 SUPPORT_PAIRS = 32
 SMALLEST_NATS = 1e-4
 NO_EFFECT = "the subspace has no effect to compare with"
+READ_ELSEWHERE = "keys and values are read by other tokens at once, past their own column"
 
 
 @dataclass(frozen=True, eq=False)

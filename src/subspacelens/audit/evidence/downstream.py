@@ -14,7 +14,7 @@ from ...engine.activations import activations
 from ...engine.buckets import place_of
 from ...engine.replay import Piece, Replay
 from ..record import Test
-from .case import NO_EFFECT, SMALLEST_NATS, Case, test_of, void
+from .case import NO_EFFECT, READ_ELSEWHERE, SMALLEST_NATS, Case, test_of, void
 from .landing import RANGE
 
 BLOCKS = 4
@@ -26,6 +26,8 @@ def hidden_pathway(case: Case) -> Test:
     next `BLOCKS` MLPs, at the patched column, held between the 0.5 and the 99.5 % quantile of the
     training prompts, over E(V). What the holding does without a patch is taken away.
     """
+    if case.site.read_elsewhere:
+        return void(READ_ELSEWHERE)
     sites = _next_mlps(case.captures.test.at(case.site))
     if not sites:
         return void("no MLP whose units can be held reads what this site writes at its own column")

@@ -6,7 +6,7 @@ from ...core.statistics import ratio
 from ...engine.effect import Effect
 from ...measure.readers import attribute_readers, frozen
 from ..record import Test
-from .case import NO_EFFECT, SMALLEST_NATS, Case, test_of, void
+from .case import NO_EFFECT, READ_ELSEWHERE, SMALLEST_NATS, Case, test_of, void
 
 PAIRS = 64
 FROZEN = 3
@@ -15,6 +15,8 @@ FROZEN = 3
 def path(case: Case) -> Test:
     """Effect that is left when the three attention readers (a head's queries, keys or values at the
     patched column) with the largest attribution keep their clean values, over E(V)."""
+    if case.site.read_elsewhere:
+        return void(READ_ELSEWHERE)
     replay = case.replay.subset(slice(PAIRS))
     delta = case.patch.delta(replay.base, replay.source)
     readers = case.readers or attribute_readers(replay, delta)
