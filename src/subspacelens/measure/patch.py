@@ -117,8 +117,7 @@ def patch(
         parsed = ((_places(where, labels), own) for where, own in site.items())
         return _together(lens, test, [*parsed], shifted, memory, measured)
     places, changes = _places(site, labels), change if isinstance(change, Mapping) else {"": change}
-    first, *others = places
-    if others or first.span is not Span.AT:
+    if _several(places):
         joint = {
             name: _together(lens, test, [(places, own)], shifted, memory, measured)
             for name, own in changes.items()
@@ -137,6 +136,11 @@ def _places(where: Site | str, labels: tuple[str, ...]) -> tuple[Place, ...]:
     return parse_places(where, labels) if isinstance(where, str) else (Place(where),)
 
 
+def _several(places: tuple[Place, ...]) -> bool:
+    """Whether these are more columns than that of one label."""
+    return len(places) > 1 or any(place.span is not Span.AT for place in places)
+
+
 def _together(
     lens: LensModel,
     pairs: PairSet | Capture,
@@ -148,7 +152,7 @@ def _together(
     """Patches at all places at once: each change at several."""
     chosen: dict[Place, Patch] = {}
     for places, change in changes:
-        several = len(places) > 1 or any(place.span is not Span.AT for place in places)
+        several = _several(places)
         for place in places:
             require(lens, place.site)
             if place in chosen:

@@ -58,7 +58,7 @@ def test_queries_and_keys_are_fitted_audited_and_mapped(run, base, tmp_path):
         record = load_audit(tmp_path / site / "audit.json")
         assert record.site == site and record.effects["subspace"].nats.value is not None
         assert record.effects["row"].nats.value is None
-        elsewhere = "read by other tokens at once" in record.tests["path"].text
+        elsewhere = "read by other tokens at once" in record.tests["path"].reading
         assert elsewhere == ("attn_k" in site)
     assert (tmp_path / "report.html").is_file()
     out = tmp_path / "map"
