@@ -27,7 +27,8 @@ class Agreement(Record):
     (`cause`), and of those on which it predicts the base's answer (`isolate`). An answer counts by
     its first token, where the pair's answers part.
 
-    >>> sl.agreement(effect)["position"].cause.value
+    >>> found = sl.agreement(effect)["name"]
+    >>> found.deciding.value, found.deciding_pairs, found.disentangled
     """
 
     pairs: int

@@ -123,7 +123,7 @@ def patch(
             for name, own in changes.items()
         }
         return dict(joint) if isinstance(change, Mapping) else joint[""]
-    site = first.site
+    site = places[0].site
     require(lens, site)
     patches = {name: patch_of(lens, site, each) for name, each in changes.items()}
     if not isinstance(test, Capture):

@@ -64,7 +64,7 @@ def test_passes_predict_every_token_once():
     [
         ([" New", " New York"], " Rome", "answer ' New' is the beginning of answer ' New York'"),
         (" Rome", [" Paris", " Rome Paris"], "answer ' Rome' is the beginning of target ' Rome P"),
-        ("York", " Rome", "'York' is 3 tokens"),
+        ("York", " Rome", "'York' is 2 tokens"),
     ],
 )
 def test_refuses_answers_that_say_too_little(tmp_path, answer, target, message):
