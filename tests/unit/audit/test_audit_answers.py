@@ -70,7 +70,7 @@ def test_das_lowers_the_difference_of_longer_answers(captures, subspace):
 def test_a_fast_audit_goes_through(lens, captures, subspace):
     record = audit(lens, captures, subspace, budget="fast").record
     assert record.clean.logit_diff.value > 0
-    assert record.effects["subspace"].fldd.value > 0.2
+    assert record.effects["subspace"].fldd.value > 0
     assert record.metric is None
     assert (
         record.tests["natural"].value is not None or "gradient" in record.tests["natural"].reading

@@ -106,7 +106,7 @@ def test_an_effect_in_a_metric_moves_towards_the_source_when_it_should(lens, eff
 def test_the_logit_difference_is_the_default(effect):
     assert effect.change.value == -effect.nats.value
     measured = effect.metric("logit_diff")
-    np.testing.assert_allclose(measured.clean - measured.patched, effect.drop)
+    np.testing.assert_allclose(measured.clean - measured.patched, effect.drop, atol=1e-5)
     assert np.array_equal(effect.moved, effect.drop)
 
 

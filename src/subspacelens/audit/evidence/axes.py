@@ -13,7 +13,7 @@ from ...core.statistics import ratio
 from ..record import Axis, AxisLabel
 from ..verdict import NEEDED, OTHER, label_of_axis
 from . import effects, natural, nature
-from .case import SMALLEST_NATS, Case
+from .case import Case
 
 MOST = 8
 """Axes that are looked at one by one; the rest are one."""
@@ -56,7 +56,7 @@ def axes(case: Case) -> tuple[Axis, ...]:
 def _axis(case: Case, whole: np.ndarray, basis: Tensor, number: int) -> Axis:
     own = replace(case, subspace=replace(case.subspace, basis=basis.float()))
     dimensions, even = basis.shape[1], basis.shape[1] / case.basis.shape[1]
-    known = abs(whole.mean()) >= SMALLEST_NATS
+    known = abs(whole.mean()) >= case.smallest
     share = ratio(own.drop, whole, case.units) if known else Estimate(value=None)
     label: AxisLabel = "unjudged"
     if share.low is not None and share.high is not None:

@@ -298,6 +298,13 @@ class Case:
         how much it moves the metric of the audit (`Effect.moved`)."""
         return self.effects["subspace"].moved
 
+    @property
+    def smallest(self) -> float:
+        """What is less is no effect: in nats, or as a part of what another metric is."""
+        if self.replay.metric is None:
+            return SMALLEST_NATS
+        return SMALLEST_NATS * float(self.replay.clean.measured.abs().mean())
+
     def share_of(self, patch: str) -> Estimate:
         """E(patch) / E(V); without a value where the patch does not exist."""
         if patch not in self.effects:
@@ -308,7 +315,7 @@ class Case:
         """The mean of `drop` (m,), of the first m pairs, over E(V) of the same; without a value
         where E(V) cannot be told from 0."""
         pairs = slice(len(drop))
-        if abs(self.drop[pairs].mean()) < SMALLEST_NATS:
+        if abs(self.drop[pairs].mean()) < self.smallest:
             return Estimate(value=None)
         return ratio(drop, self.drop[pairs], Units(self.units.of_pair[pairs]))
 

@@ -14,7 +14,7 @@ from ...engine.activations import activations
 from ...engine.buckets import place_of
 from ...engine.replay import Piece, Replay
 from ..record import Test
-from .case import NO_EFFECT, READ_ELSEWHERE, SMALLEST_NATS, Case, test_of, void
+from .case import NO_EFFECT, READ_ELSEWHERE, Case, test_of, void
 from .landing import RANGE
 
 BLOCKS = 4
@@ -33,7 +33,7 @@ def hidden_pathway(case: Case) -> Test:
         return void("no MLP whose units can be held reads what this site writes at its own column")
     ranges = {site.layer: value_range(x) for site, x in _natural(case, sites).items()}
     replay, whole = case.replay.subset(slice(PAIRS)), case.drop[:PAIRS]
-    if abs(whole.mean()) < SMALLEST_NATS:
+    if abs(whole.mean()) < case.smallest:
         return void(NO_EFFECT)
     delta = case.patch.delta(replay.base, replay.source)
     patched, outside = held(replay, delta, ranges)

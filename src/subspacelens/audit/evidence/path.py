@@ -6,7 +6,7 @@ from ...core.statistics import ratio
 from ...engine.effect import Effect
 from ...measure.readers import attribute_readers, frozen
 from ..record import Test
-from .case import NO_EFFECT, READ_ELSEWHERE, SMALLEST_NATS, Case, test_of, void
+from .case import NO_EFFECT, READ_ELSEWHERE, Case, test_of, void
 
 PAIRS = 64
 FROZEN = 3
@@ -24,7 +24,7 @@ def path(case: Case) -> Test:
     if not chosen:
         return void("no attention reads the residual stream after this site at its own column")
     whole = case.drop[:PAIRS]
-    if abs(whole.mean()) < SMALLEST_NATS:
+    if abs(whole.mean()) < case.smallest:
         return void(NO_EFFECT)
     held = Effect(replay.pairs, replay.clean, frozen(replay, delta, chosen))
     left = ratio(held.moved, whole, replay.units)
