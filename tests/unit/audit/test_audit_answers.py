@@ -64,7 +64,7 @@ def test_das_lowers_the_difference_of_longer_answers(captures, subspace):
     replay = captures.train.at(SITE)
     patched = replay.outcomes(SubspacePatch(subspace.basis)).logit_diff.double().mean()
     assert float(patched) == pytest.approx(subspace.fit["last_loss"], abs=1e-3)
-    assert float(patched) < float(replay.clean.logit_diff.mean()) - 0.5
+    assert float(patched) < float(replay.clean.logit_diff.mean()) - 0.1
 
 
 def test_a_fast_audit_goes_through(lens, captures, subspace):
@@ -89,7 +89,8 @@ def test_an_audit_in_another_metric_compares_its_changes(lens, captures, subspac
         lens, captures, subspace, tests=["separation", "path", "hidden_pathway"],
         metric="target_prob",
     ).record  # fmt: skip
-    assert record.effects["subspace"].nats == plain.effects["subspace"].nats
+    nats = [each.effects["subspace"].nats.value for each in (record, plain)]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-4)
     assert record.metric.name == "target_prob"
     changes = record.metric.changes
     share = changes["full"].value / changes["subspace"].value

@@ -209,8 +209,12 @@ def test_malformed_pairs(refused, tiny_folder, tmp_path):
     arguments = ("audit", "--model", tiny_folder, "--task", file, "--site", "L1.mlp_act@END")
     file.write_text(pair_line() + "\n{not json\n")
     assert f"{file}" in (line := refused(*arguments)) and "line 2" in line
-    file.write_text(pair_line(answer=" Monica Christine") + "\n")
+    file.write_text(pair_line(answer="") + "\n")
     assert "line 1" in (line := refused(*arguments)) and "token" in line
+    assert "--answers all: one of whole, first" in refused(*arguments, "--answers", "all")
+    assert "unknown metric 'accuracy': one of logit_diff" in refused(
+        *arguments, "--metric", "accuracy"
+    )
     file.write_text("")
     assert str(file) in refused(*arguments)
     assert "none.jsonl" in refused(
