@@ -101,9 +101,9 @@ def marks(
     found = []
     for prompt in prompts:
         column, spans = prompt.columns.get(label), _offsets(prompt, tokenizer)
-        inside = column is not None and column < len(spans)
-        span = _trimmed(prompt.text, *spans[column]) if inside else (0, 0)
-        found.append([span] if span[0] < span[1] else [])
+        there = spans[column : column + 1] if column is not None else []
+        trimmed = [_trimmed(prompt.text, *span) for span in there]
+        found.append([span for span in trimmed if span[0] < span[1]])
     return found
 
 

@@ -181,6 +181,7 @@ def screen(
         qs = false_discovery_control(ps)
         weights = lens.weights_sha256
     return Screen(
+        schema=SCHEMA,
         model=ModelRecord(id=lens.id, weights_sha256=weights, dtype=str(lens.dtype).split(".")[-1]),
         task=task_record(captures),
         site=str(site),

@@ -121,6 +121,7 @@ def audit(
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
     rows = [] if row is None else rows_of(row)
+    of_rows = None
     if len(rows) > 1:
         if subspace is None:
             raise LensError("--row: of which array? Name its file with --subspace")
@@ -129,19 +130,24 @@ def audit(
                 "--row: several rows are judged fast; --tests, --controls and --budget full go "
                 "with one"
             )
+<<<<<<< .merge_file_0QAoJc
         where = one_site(subspace, site)
     metric_of(metric)
+=======
+        of_rows = subspace, one_site(subspace, site)
+>>>>>>> .merge_file_XBez7D
     writable(out)
-    if not overwrite:
+    if not overwrite and not of_rows:
         refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
             model, task, test_pairs, pairs, seed, device, dtype, only=only_correct, answers=answers
         )
         whole_command.enter_context(unchanged(lens))
-        if len(rows) > 1:
+        if of_rows:
+            path, where = of_rows
             activations, _ = capture_sites(lens, chosen, [where], 1, shifted, captures, space)
-            screen_rows(lens, activations, where, subspace, key, rows, seed, out, overwrite)
+            screen_rows(lens, activations, where, path, key, rows, seed, out, overwrite)
             return
         given = None
         if subspace:

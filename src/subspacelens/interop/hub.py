@@ -37,11 +37,14 @@ def located(spec: str | Path) -> Path:
     is_id = _ID.fullmatch(repository) and not parts[0].startswith(".") and ".." not in parts
     if path.exists() or not is_id or repository.endswith(_FILES):
         return path / OURS if (path / OURS).is_file() else path
-    wanted = (
-        dict(allow_patterns=[inside, f"{inside}/*"]) if inside else dict(ignore_patterns=["*/*"])
-    )
     try:
-        folder = Path(snapshot_download(repository, **wanted))
+        folder = Path(
+            snapshot_download(
+                repository,
+                allow_patterns=[inside, f"{inside}/*"] if inside else None,
+                ignore_patterns=None if inside else ["*/*"],
+            )
+        )
     except _FAILURES as error:
         raise SubspaceError(
             f"{spec}: no such file or folder, and not from the hub: {first_line(error)}"

@@ -18,7 +18,7 @@ from subspacelens.audit.screening import pooled
 from subspacelens.report import write_screen
 from subspacelens.report.screen_page import summary
 
-SITE = "L2.mlp_act@X"
+SITE = "L2.mlp_act@END"
 
 
 @pytest.fixture(scope="module")
