@@ -130,12 +130,8 @@ def audit(
                 "--row: several rows are judged fast; --tests, --controls and --budget full go "
                 "with one"
             )
-<<<<<<< .merge_file_0QAoJc
-        where = one_site(subspace, site)
-    metric_of(metric)
-=======
         of_rows = subspace, one_site(subspace, site)
->>>>>>> .merge_file_XBez7D
+    metric_of(metric)
     writable(out)
     if not overwrite and not of_rows:
         refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
