@@ -34,13 +34,15 @@ def read_foreign(thing: Any) -> Foreign:
     >>> found.tool, found.model, list(found.parts)
     ('repeng / llama.cpp', 'llama', ['direction.8', 'direction.9'])
     """
-    found = recognised(thing) if isinstance(thing, str | os.PathLike) else of_object(thing)
+    if isinstance(thing, str | os.PathLike):
+        path = Path(os.fspath(thing))
+        found, wrong = recognised(path), f"{path} is of no format that is known: "
+        wrong += ", ".join(READERS)
+    else:
+        found = of_object(thing)
+        wrong = f"a {type(thing).__name__} is no object of another tool that is known"
     if found is None:
-        raise SubspaceError(
-            f"{Path(thing)} is of no format that is known: {', '.join(READERS)}"
-            if isinstance(thing, str | os.PathLike)
-            else f"a {type(thing).__name__} is no object of another tool that is known"
-        )
+        raise SubspaceError(wrong)
     return found
 
 

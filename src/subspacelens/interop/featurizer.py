@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..core.errors import SubspaceError
@@ -30,7 +31,8 @@ def saved_featurizer(source: Source) -> Foreign | None:
             tool="causalab / MIB", kind=kind, origin=str(source.path), path=source.path,
             parts={
                 "rotation_matrix": Part(
-                    shape=(0, 0), columns=lambda _: matrix, operation="interchange", refused=why
+                    shape=(0, 0), columns=lambda _: torch.empty(0, 0), operation="interchange",
+                    refused=why,
                 )
             },
         )  # fmt: skip

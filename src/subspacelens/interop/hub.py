@@ -15,7 +15,9 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 OURS = "subspace.safetensors"
 """What a subspace of ours is called in a repository."""
 
-_FAILURES = (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError)
+_FAILURES: tuple[type[Exception], ...] = (
+    *HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError,
+)  # fmt: skip
 """Of the hub and of its HTTP client, whichever that is."""
 
 _FILES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".gguf", ".json")

@@ -88,8 +88,8 @@ def _steering(thing: Any, origin: str) -> Foreign:
 
 
 def _sae(thing: Any, origin: str) -> Foreign:
-    meta = getattr(getattr(thing, "cfg", None), "metadata", None)
-    said: Mapping[str, Any] = dict(meta.items()) if hasattr(meta, "items") else {}
+    meta: Any = getattr(getattr(thing, "cfg", None), "metadata", None) or {}
+    said: Mapping[str, Any] = dict(meta.items())
     hook, out = said.get("hook_name"), said.get("hook_name_out")
     written, read = thing.W_dec.detach(), thing.W_enc.detach()
     place = None if hook is None else Name("TransformerLens", str(hook))

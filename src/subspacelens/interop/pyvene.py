@@ -195,7 +195,7 @@ def _part(
         )
     with reading(Path(origin)):
         basis = rotation(state[_ROTATION + _ORIGINAL], state.get(_ROTATION + _BASE))
-        swapped, notes = _swapped(state, expected, basis.shape[1], dimension)
+        swapped, notes, mask = _swapped(state, expected, basis.shape[1], dimension)
     if kind not in _ROTATIONS:
         notes = (*notes, f"{kind} is no class of pyvene: it is taken to act as {expected} does")
     if entry.get("subspace_partition"):
@@ -208,6 +208,7 @@ def _part(
         operation="interchange",
         place=_place(entry),
         notes=notes,
+        numbers={"mask": _number(mask[swapped])},
     )
 
 
@@ -229,29 +230,37 @@ def rotation(original: Tensor, base: Tensor | None) -> Tensor:
 
 def _swapped(
     state: Mapping[str, Any], kind: str, count: int, dimension: Any
-) -> tuple[list[int], tuple[str, ...]]:
-    """Which columns take the source's value, and what there is to say of it."""
+) -> tuple[list[int], tuple[str, ...], Tensor]:
+    """Which columns take the source's value, what there is to say of it, and the share (count,) of
+    each that the tool writes. pyvene's boundless mask is ½ at its first column, at any temperature:
+    it is a sigmoid of the column's number."""
+    hard = torch.ones(count, dtype=torch.float64)
     if kind == "BoundlessRotatedSpaceIntervention":
         boundary = float(state["intervention_boundaries"].clamp(1e-3, 1)[0]) * count
         position = torch.arange(count, dtype=torch.float64)
         heat = float(state["temperature"])
         mask = (position / heat).sigmoid() * ((boundary - position) / heat).sigmoid()
-        return [i for i in range(count) if i < boundary], _softness(mask, position < boundary)
+        swapped = [i for i in range(count) if i < boundary]
+        return swapped, _softness(mask, position < boundary), mask
     if kind == "SigmoidMaskRotatedSpaceIntervention":
         masks = state["masks"].double()
         soft = (masks / float(state["temperature"])).sigmoid()
-        return masks.gt(0).nonzero().flatten().tolist(), _softness(soft, masks > 0)
+        return masks.gt(0).nonzero().flatten().tolist(), _softness(soft, masks > 0), soft
     if kind == "LowRankRotatedSpaceIntervention":
-        return list(range(count)), ()
+        return list(range(count)), (), hard
     saved = state.get("interchange_dim")
     swapped = dimension if isinstance(dimension, int) else None
     swapped = int(saved) if swapped is None and saved is not None else swapped
     if swapped is None or swapped >= count:
-        return list(range(count)), (
-            f"all {count} rotated columns: the saved file does not say which `subspaces` were "
-            "swapped when it was called",
+        return (
+            list(range(count)),
+            (
+                f"all {count} rotated columns: the saved file does not say which `subspaces` were "
+                "swapped when it was called",
+            ),
+            hard,
         )
-    return list(range(swapped)), (f"the first {swapped} of {count} rotated columns",)
+    return list(range(swapped)), (f"the first {swapped} of {count} rotated columns",), hard
 
 
 def _softness(soft: Tensor, hard: Tensor) -> tuple[str, ...]:

@@ -155,6 +155,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.say(403, error="no")
         if self.path == "/api/repos/create":
             return self.say(url=f"{self.address}/me/thing", id="me/thing")
+        if self.path == "/api/validate-yaml":
+            return self.say(errors=[], warnings=[])
         if "/preupload/" in self.path:
             names = [each["path"] for each in json.loads(body)["files"]]
             return self.say(
