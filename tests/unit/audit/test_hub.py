@@ -176,6 +176,12 @@ class Hub(BaseHTTPRequestHandler):
             data = self.files[name]
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
             return self.answer(data, ETag=etag, X_Repo_Commit="b" * 40, Accept_Ranges="none")
+        if "/api/models/me/thing/tree/" in self.path and self.files:
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": "c" * 40}
+                for name, data in self.files.items()
+            ]
+            return self.answer(json.dumps(tree).encode(), Content_Type="application/json")
         if "/api/models/me/thing" in self.path and self.files:
             return self.say(
                 id="me/thing", sha="b" * 40,
