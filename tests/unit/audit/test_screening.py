@@ -18,7 +18,7 @@ from subspacelens.audit.screening import pooled
 from subspacelens.report import write_screen
 from subspacelens.report.screen_page import summary
 
-SITE = "L2.mlp_act@END"
+SITE, LAST = "L2.mlp_act@X", "L2.mlp_act@END"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def captures(lens):
         ]
         return sl.PairSet("preferred", name, tuple(pairs))
 
-    return sl.capture_task(lens, sl.Task("preferred", split("train", 1), split("test", 2)), [SITE])
+    task = sl.Task("preferred", split("train", 1), split("test", 2))
+    return sl.capture_task(lens, task, [SITE, LAST])
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +103,20 @@ def test_the_verdict_is_that_of_an_audit_with_q_for_p(lens, captures, directions
             assert (each.label, each.code) == (alone.verdict.label, alone.verdict.code)
 
 
-def test_nothing_is_faithful_that_is_no_more_than_chance(lens, captures, directions, monkeypatch):
+def test_nothing_is_faithful_that_is_no_more_than_chance(lens, captures, monkeypatch):
     def holds(case):
         return Evidence(value=1.0, low=0.9, high=1.1, control=0.0, reading="holds")
 
     def little(case):
         return Evidence(value=0.0, low=-0.1, high=0.1, control=0.0, reading="little")
 
+    strong = sl.das(lens, captures.test, LAST).basis.T
     tests = {"full_component": holds, "row_effect": holds, "covariation": holds}
     for name, run in (tests | {"read_source": little}).items():
         monkeypatch.setitem(screening_tests(), name, ("fast", run))
     for q, label, code in ((0.01, "faithful", "holds"), (0.2, "undetermined", "chance")):
         monkeypatch.setattr(screening, "false_discovery_control", lambda p, q=q: np.full(len(p), q))
-        (row,) = sl.screen(lens, captures, SITE, directions[-1:]).rows
+        (row,) = sl.screen(lens, captures, LAST, strong).rows
         assert (row.label, row.code) == (label, code)
 
 
