@@ -11,6 +11,7 @@ import typer
 from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
+from .check import say_task
 from .options import (
     BudgetName,
     Captures,
@@ -27,6 +28,7 @@ from .options import (
     Seed,
     Shifted,
     Sites,
+    Skip,
     TaskName,
     TestPairs,
     Tests,
@@ -38,7 +40,7 @@ from .options import (
     sites_of,
     writable,
 )
-from .printing import PlainTable, paragraph, say
+from .printing import PlainTable, is_wide, paragraph, say
 from .sites import at_each_site, capture_sites
 
 
@@ -63,6 +65,7 @@ def audit(
     ] = None,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -93,12 +96,13 @@ def audit(
     writable(out)
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
+            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct, skip=skip
         )
         whole_command.enter_context(unchanged(lens))
         given = given_subspace(lens, subspace, site, key, row) if subspace else None
         sites = [given.site] if given else sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
+        say_task(lens, activations)
 
         def audited(where: Site):
             if where in refused:
@@ -130,6 +134,7 @@ def fit_command(
     dim: Dim = 1,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -148,7 +153,9 @@ def fit_command(
     find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, only=only_correct)
+        lens, chosen = prepared(
+            model, task, None, pairs, seed, device, dtype, only=only_correct, skip=skip
+        )
         sites = sites_of(site, model, task)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
 
@@ -175,11 +182,12 @@ def _print_record(record) -> None:
     from ..audit.controls.words import in_words
     from ..report.words import AXIS_WORDS
 
-    metrics = ("nats", "fldd", "iia", "iia_pair")
+    metrics = ("nats", "fldd", "iia", "iia_pair")[: 4 if is_wide() else 3]
     table = PlainTable("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
 
     def row(name: str, effect, style: str | None = None) -> None:
-        table.add_row(name, *(with_interval(each, plain) for _, each in effect), style=style)
+        cells = (with_interval(getattr(effect, metric), plain) for metric in metrics)
+        table.add_row(name, *cells, style=style)
 
     for name, effect in record.effects.items():
         row(name, effect)
@@ -189,7 +197,7 @@ def _print_record(record) -> None:
         last = axis.number + axis.dimensions - 1
         name = f"axis {axis.number}" if axis.dimensions == 1 else f"axes {axis.number} to {last}"
         share = with_interval(axis.share, percent)
-        say(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
+        paragraph(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
     for reason in record.verdict.reasons:
         paragraph(f"  - {reason}")
     for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():

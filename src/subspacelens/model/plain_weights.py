@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from .mapping import build_map
@@ -76,9 +76,8 @@ def _is_adapter(module: nn.Module) -> bool:
 def _quantised(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        packed = any(hasattr(module, other) for other in _PACKED)
-        whole = weight is None or not hasattr(weight, "is_floating_point")
-        if packed or (not whole and not weight.is_floating_point()):
+        whole = isinstance(weight, Tensor) and not weight.is_floating_point()
+        if whole or any(hasattr(module, other) for other in _PACKED):
             yield name, module
 
 
