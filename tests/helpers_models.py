@@ -100,9 +100,10 @@ def tiny_lens(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64)
     return lens_of(tiny_model(family, seed, dtype), family)
 
 
-def hub_folder(folder, family: str, **shape) -> str:
-    """A random model of the family in hub layout, with a tokenizer that knows the words of IOI."""
-    tokenizer = ioi_tokenizer()
+def hub_folder(folder, family: str, tokenizer=None, **shape) -> str:
+    """A random model of the family in hub layout, by default with a tokenizer that knows the words
+    of IOI."""
+    tokenizer = tokenizer or ioi_tokenizer()
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES[family] | shape)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)

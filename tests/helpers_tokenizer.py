@@ -52,6 +52,21 @@ def bpe_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for each in messages %}"
+    "{% if each.role == 'other' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{{ each.role }}: {{ each.content }}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def chat_tokenizer(text: str) -> PreTrainedTokenizerFast:
+    """A `bpe_tokenizer` that adds a beginning-of-text token, with a chat template that has it."""
+    tokenizer = bpe_tokenizer(f"{text} user: assistant:", bos=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
 def word_tokenizer(words: Iterable[str], *, metaspace: bool = False) -> PreTrainedTokenizerFast:
     """One token a word, anything else unknown. `metaspace`: a word's token begins with ▁, and one
     ▁ is put before every text, as Llama 2 does."""

@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from ..core.errors import LensError
-from . import audit, bench, export, facts, inspect, look, patch, reproduce, survey, sweep
-from .printing import complain, escape_what_cannot_be_encoded
+from . import (
+    audit,
+    bench,
+    check,
+    export,
+    facts,
+    inspect,
+    look,
+    pairs,
+    patch,
+    reproduce,
+    survey,
+    sweep,
+)
+from .examples import add_examples
+from .printing import complain, escape_what_cannot_be_encoded, say
 
 app = typer.Typer(
-    help="Patch a subspace of a language model's activations, then find out whether the effect is "
-    "real or an illusion.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        say(f"subspacelens {version('subspacelens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Patch a subspace of a language model's activations, then find out whether the effect is real
+    or an illusion."""
+
+
 app.command()(audit.audit)
 app.command("fit")(audit.fit_command)
 app.command()(patch.patch)
 app.command("map")(look.map_command)
 app.command()(inspect.inspect)
 app.command("export")(export.export_command)
+app.command()(check.check)
+app.command("pairs")(pairs.pairs_command)
 app.command()(look.doctor)
 app.command()(look.models)
 app.command()(look.fits)
@@ -35,6 +71,7 @@ app.command("results")(sweep.results_command)
 app.add_typer(facts.commands, name="facts")
 app.add_typer(reproduce.commands, name="reproduce")
 app.add_typer(bench.commands, name="bench")
+add_examples(app)
 
 
 def run(arguments: list[str]) -> None:

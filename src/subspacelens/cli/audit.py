@@ -12,6 +12,7 @@ from ..core.errors import LensError
 from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
+from .check import say_task
 from .options import (
     Answers,
     BudgetName,
@@ -30,6 +31,7 @@ from .options import (
     Seed,
     Shifted,
     Sites,
+    Skip,
     TaskName,
     TestPairs,
     Tests,
@@ -43,7 +45,7 @@ from .options import (
     writable,
 )
 from .out import Overwrite, refuse_other_audits, refuse_other_page
-from .printing import PlainTable, paragraph, say
+from .printing import PlainTable, is_wide, paragraph, say
 from .rows import one_site, rows_of, screen_rows
 from .sites import at_each_site, capture_sites
 
@@ -86,6 +88,7 @@ def audit(
     ] = False,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -137,8 +140,9 @@ def audit(
         refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
     with showing_progress(), ExitStack() as whole_command:
         lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct, answers=answers
-        )
+            model, task, test_pairs, pairs, seed, device, dtype,
+            only=only_correct, skip=skip, answers=answers,
+        )  # fmt: skip
         whole_command.enter_context(unchanged(lens))
         if of_rows:
             path, where = of_rows
@@ -159,6 +163,7 @@ def audit(
             )
             refuse_other_audits(out, sites, lens, chosen, settings)
         activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
+        say_task(lens, activations)
 
         def audited(where: Site):
             if where in refused:
@@ -190,6 +195,7 @@ def fit_command(
     dim: Dim = 1,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -211,8 +217,9 @@ def fit_command(
     writable(out)
     with showing_progress():
         lens, chosen = prepared(
-            model, task, None, pairs, seed, device, dtype, only=only_correct, answers=answers
-        )
+            model, task, None, pairs, seed, device, dtype,
+            only=only_correct, skip=skip, answers=answers,
+        )  # fmt: skip
         sites = sites_of(site, model, task, lens)
         if not overwrite:
             settings = fit_settings(fit, fit_option, dim, seed)
@@ -242,11 +249,12 @@ def _print_record(record) -> None:
     from ..audit.controls.words import in_words
     from ..report.words import AXIS_WORDS
 
-    metrics = ("nats", "fldd", "iia", "iia_pair")
+    metrics = ("nats", "fldd", "iia", "iia_pair")[: 4 if is_wide() else 3]
     table = PlainTable("patch", *metrics, title=f"{record.site}: {record.verdict.label.upper()}")
 
     def row(name: str, effect, style: str | None = None) -> None:
-        table.add_row(name, *(with_interval(each, plain) for _, each in effect), style=style)
+        cells = (with_interval(getattr(effect, metric), plain) for metric in metrics)
+        table.add_row(name, *cells, style=style)
 
     for name, effect in record.effects.items():
         row(name, effect)
@@ -256,7 +264,7 @@ def _print_record(record) -> None:
         last = axis.number + axis.dimensions - 1
         name = f"axis {axis.number}" if axis.dimensions == 1 else f"axes {axis.number} to {last}"
         share = with_interval(axis.share, percent)
-        say(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
+        paragraph(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
     for reason in record.verdict.reasons:
         paragraph(f"  - {reason}")
     for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..core.format import percent, plain
 from ..core.progress import showing_progress
 from ..core.site import STREAMS
+from .check import say_summary
 from .options import (
     Answers,
     Device,
@@ -18,26 +21,39 @@ from .options import (
     Seed,
     Shifted,
     Sites,
+    Skip,
     TaskName,
+    TestPairs,
     bytes_of,
-    prepared,
+    loaded,
     writable,
 )
 from .out import Overwrite, refuse_other_map
-from .printing import PlainTable, say
+from .printing import PlainTable, paragraph, say
+
+UNITS = {"fldd": "FLDD", "nats": "nats"}
 
 
 def map_command(
     model: Model = "smollm2",
     task: TaskName = "ioi",
+    test_pairs: TestPairs = None,
     stream: Annotated[
         list[str] | None,
         typer.Option(help=f"One of {', '.join(STREAMS)}; may be given several times."),
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="Token label; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="Token label; may be given several times. By default every label by which base "
+            "and source differ and that is in one column of both."
+        ),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs to patch.")] = 32,
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Pairs to patch. By default all of a file, 32 of another task."),
+    ] = None,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -50,30 +66,81 @@ def map_command(
     """Find where to look: the effect of patching whole components, at every layer, and beside it
     what DAS would find there and how much of that is illusion.
 
-    Writes OUT/map.json, OUT/instant.json, OUT/map.svg and OUT/map.html. By default the streams
-    resid_post, mlp_act, attn_out and head_z at S2 and END.
+    Writes OUT/map.json, OUT/instant.json, OUT/map.svg and OUT/map.html, and prints the effects. By
+    default the streams resid_post, mlp_act, attn_out and head_z.
     """
+    from ..core.errors import TaskError
+    from ..engine.answering import answered
     from ..measure.maps import instant_map, patching_map
+    from ..measure.maps.scoring import differing
     from ..report.map_page import write_map_page
+    from ..tasks.named import check_task, named_pairs
 
     budget = bytes_of(memory)
     writable(out)
+    check_task(task, test_pairs, pairs, answers)
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
-        lens, chosen = prepared(model, task, None, pairs, seed, device, dtype, answers=answers)
+        lens = loaded(model, device, dtype)
+        chosen = named_pairs(
+            lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, skip=skip, answers=answers
+        )
         if not overwrite:
-            refuse_other_map(out, lens, chosen.test[:pairs], "map.json", "instant.json")
+            refuse_other_map(out, lens, chosen, "map.json", "instant.json")
+        labels = label or differing(chosen, shifted=shifted)
+        if not labels:
+            raise TaskError(
+                f"task {chosen.name}: at no label do base and source differ in one column of both: "
+                "see `subspacelens check`, name a --label, or allow --shifted"
+            )
+        say_summary(chosen, answered(lens, chosen))
         effects = patching_map(
-            lens, chosen.test, streams, label or ["S2", "END"],
-            shifted=shifted, memory=budget, limit=pairs,
-        )  # fmt: skip
+            lens, chosen, streams, labels, shifted=shifted, memory=budget, limit=None
+        )
         instant = instant_map(
-            lens, chosen.test, streams, effects.labels,
-            shifted=shifted, memory=budget, limit=pairs,
-        )  # fmt: skip
+            lens, chosen, streams, effects.labels, shifted=shifted, memory=budget, limit=None
+        )
     page = write_map_page(effects, out, instant)
-    say(f"strongest: {', '.join(effects.best(8))}")
+    for name in effects.labels:
+        _show_effects(effects, name)
+    _show_strongest(effects, instant)
     say(f"map: {page}")
+
+
+def _show_effects(effects, label: str) -> None:
+    """Whole components at one label: a row a layer, of the heads the strongest."""
+    title = f"{label}: {UNITS[effects.measure]} of the whole component"
+    table = PlainTable("layer", *effects.streams, title=title)
+    for layer in range(effects.layers):
+        row = []
+        for stream in effects.streams:
+            values = getattr(effects.effects[label, stream], effects.measure)[layer]
+            best = max(range(len(values)), key=lambda head: abs(values[head]), default=0)
+            head = f" ({best})" if stream == "head_z" else ""
+            value = _known(values[best])
+            row.append(plain(value) + head * (value is not None))
+        table.add_row(str(layer), *row)
+    table.show()
+
+
+def _known(value: float) -> float | None:
+    """None in place of NaN."""
+    return None if isnan(value) else value
+
+
+def _show_strongest(effects, instant) -> None:
+    """The strongest sites, and what is predicted there."""
+    table = PlainTable(
+        "strongest", UNITS[effects.measure], "IIA", "DAS, predicted", "of it illusion"
+    )
+    for found in effects.strongest(8):
+        score = instant.at(found.site)
+        table.add_row(
+            found.site, plain(getattr(found, effects.measure)), plain(found.iia),
+            plain(_known(score.das_fldd if effects.measure == "fldd" else score.das)),
+            percent(_known(score.illusion)),
+        )  # fmt: skip
+    table.show()
 
 
 def doctor(
@@ -89,10 +156,9 @@ def doctor(
     """
     from ..certify import doctor_rows
     from ..interop.names import site_named, spellings
-    from ..model.loading import load_model
 
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         rows = doctor_rows(lens, [site_named(text, lens) for text in site] if site else None)
     table = PlainTable("site", "proof", "passed", "error", "tolerance", title=lens.id)
     for row in rows:
@@ -114,7 +180,7 @@ def doctor(
     proven = [row for row in rows if row.passed]
     refused = [row for row in rows if row.certificate is None]
     failed = len(rows) - len(proven) - len(refused)
-    say(
+    paragraph(
         f"{len(proven)} of {len(rows)} sites are proven, {failed} failed a proof, {len(refused)} "
         "cannot be used in this model"
     )

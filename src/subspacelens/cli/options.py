@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import LensError, ResultError, SiteError
+from ..core.progress import bar
 from ..core.site import Site
 from ..core.sizes import parse_size
 
@@ -108,7 +109,14 @@ Captures = Annotated[
 ]
 Shifted = Annotated[
     bool,
-    typer.Option("--shifted", help="Allow labels in different columns of base and source."),
+    typer.Option(
+        "--shifted",
+        help="Allow labels in different columns of base and source (END may be always).",
+    ),
+]
+Skip = Annotated[
+    bool,
+    typer.Option("--skip", help="Leave out lines of the file that cannot be read as a pair."),
 ]
 
 Answers = Annotated[
@@ -134,18 +142,30 @@ OnlyCorrect = Annotated[
 
 def prepared(
     model: str, task: str, test_pairs: Path | None, pairs: int | None, seed: int,
-    device: str | None, dtype: str, *, only: bool = False, answers: str = "whole",
+    device: str | None, dtype: str, *, only: bool = False, skip: bool = False,
+    answers: str = "whole",
 ):  # fmt: skip
     """The model and the task; `only` the pairs that the model answers. `answers`: see
     `named_task`."""
     from ..engine.recall import only_correct
-    from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
     check_task(task, test_pairs, pairs, answers)
-    lens = load_model(model, device=device, dtype=dtype)
-    chosen = named_task(lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, answers=answers)
+    lens = loaded(model, device, dtype)
+    chosen = named_task(
+        lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, skip=skip, answers=answers
+    )
     return lens, only_correct(lens, chosen) if only else chosen
+
+
+def loaded(model: str, device: str | None, dtype: str):
+    """The model, with a line that says so while it loads."""
+    from ..model.loading import load_model
+
+    with bar(f"load {model}", 1) as move:
+        lens = load_model(model, device=device, dtype=dtype)
+        move(1, f"load {model}")
+    return lens
 
 
 def given_subspace(

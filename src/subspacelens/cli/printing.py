@@ -8,6 +8,7 @@ from io import TextIOWrapper
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def printable(text: object) -> str:
@@ -26,9 +27,20 @@ def say(text: object) -> None:
     typer.echo(printable(text))
 
 
+def is_wide() -> bool:
+    """Whether more than 80 columns are there to print in."""
+    return _console().width >= 100
+
+
 def paragraph(text: object) -> None:
     """Prints `text`, its lines broken at the width of the terminal."""
     _console().print(printable(text))
+
+
+def show(*renderables: Text) -> None:
+    """Prints text with its colours, where the terminal has any."""
+    for renderable in renderables:
+        _console().print(renderable)
 
 
 def complain(error: object) -> None:

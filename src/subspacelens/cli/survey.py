@@ -11,7 +11,7 @@ from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
 from .out import Overwrite, refuse_other_map, refuse_other_survey
-from .printing import say
+from .printing import paragraph, say
 
 TaskName = Annotated[
     str,
@@ -106,9 +106,9 @@ def _instant(
         )  # fmt: skip
     page = write_instant_page(found, out)
     for score in found.strongest(8):
-        say(f"{score.site}: {promise(score, found.measure).replace('<br>', ', ')}")
+        paragraph(f"{score.site}: {promise(score, found.measure).replace('<br>', ', ')}")
     for name in found.labels:
-        say(f"{name}: {reading(found, name)}")
+        paragraph(f"{name}: {reading(found, name)}")
     say(f"report: {page}")
 
 
@@ -190,5 +190,5 @@ def _run(
     page = write_survey(result, out)
     say(markdown(result.illusions))
     for name in result.illusions.labels:
-        say(f"{name}: {reading(result.illusions, name)}")
+        paragraph(f"{name}: {reading(result.illusions, name)}")
     say(f"report: {page}")

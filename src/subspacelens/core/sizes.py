@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
 from .errors import LensError
 
 LARGEST = 2**60
 _FORM = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})? ?[A-Za-z]*")
-_SIZE = TypeAdapter(ByteSize)
 
 
 def parse_size(text: str) -> int:
@@ -22,8 +19,11 @@ def parse_size(text: str) -> int:
     >>> parse_size("1.5GiB")
     1610612736
     """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    whole = text.strip()
     try:
-        size = int(_SIZE.validate_python(text.strip())) if _FORM.fullmatch(text.strip()) else 0
+        size = int(TypeAdapter(ByteSize).validate_python(whole)) if _FORM.fullmatch(whole) else 0
     except ValidationError:
         size = 0
     if not 1 <= size <= LARGEST:

@@ -22,6 +22,7 @@ from ..core.site import Site
 from ..model.hooks import check_ready, exclusive
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Prompt
+from ..tasks.tokens import END
 from .batches import prompt_batches
 from .buckets import Bucket, selected
 from .fitting_prompts import check_fits
@@ -107,13 +108,14 @@ class Capture:
 
 def check_pairs(pairs: PairSet, site: Site, *, shifted: bool = False) -> None:
     """Raises `TaskError` if a pair lacks the site's label, or, unless `shifted`, has it in
-    different columns of base and source: there an activation differs by position too."""
+    different columns of base and source: there an activation differs by position too. `END` may
+    always: it is the last token of both, whatever their lengths."""
     if site.label not in pairs.labels:
         raise TaskError(
             f"site {site}: the pairs of task {pairs.name} have no label '{site.label}', "
             f"only {', '.join(pairs.labels)}"
         )
-    if shifted:
+    if shifted or site.label == END:
         return
     for number, pair in enumerate(pairs.pairs):
         ours, theirs = pair.base.columns[site.label], pair.source.columns[site.label]

@@ -18,8 +18,8 @@ from transformers import (
 from ..core.errors import ModelError
 from ..core.identity import Identity, identity_of, weights_sha256
 from .hooks import exclusive
-from .mapping import build_map
 from .mapping.values import ModelMap
+from .plain_weights import mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +88,15 @@ def unchanged(lens: LensModel) -> Iterator[None]:
 def wrap(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, id: str | None = None
 ) -> LensModel:
-    """A `LensModel` around a model that is already loaded. The model is not changed.
+    """A `LensModel` around a model that is already loaded, in any dtype. It is not changed.
 
-    Raises `ModelError` if it is in training mode or its parts cannot be found.
+    Raises `ModelError` if it is in training mode, has adapters that are not merged, or its parts
+    cannot be found. Where weights are quantised, those streams can be used whose own projection is
+    still a matrix.
 
     >>> lens = wrap(model.eval(), tokenizer)  # of your own, with its own hooks
+    >>> lens = wrap(peft_model.merge_and_unload().eval(), tokenizer)
     """
     if model.training:
         raise ModelError("the model is in training mode: call model.eval() first")
-    return LensModel(model, tokenizer, id or str(model.config.name_or_path), build_map(model))
+    return LensModel(model, tokenizer, id or str(model.config.name_or_path), mapped(model))

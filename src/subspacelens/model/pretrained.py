@@ -84,7 +84,8 @@ def _check_config(config: PretrainedConfig) -> None:
     if quantised is not None:
         raise ModelError(
             "its weights are quantised (quantization_config in config.json), so that there are no "
-            "matrices to examine: give the model before quantisation"
+            "matrices to examine: give the model before quantisation, or one that you loaded "
+            "yourself and turned back with model.dequantize()"
         )
     attention = getattr(config, "_attn_implementation_internal", None)
     if isinstance(attention, str) and "/" in attention:

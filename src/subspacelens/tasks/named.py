@@ -10,13 +10,14 @@ from ..core.progress import note
 from .answers import EXTENTS
 from .contrast import CONTRASTS, contrast
 from .ioi import ioi
-from .pairs import pairs_task
-from .pairset import Task
+from .pairs import pairs_task, read_pairs
+from .pairset import PairSet, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMES = ("ioi", *CONTRASTS)
+MAP_PAIRS = 32
 
 
 def check_task(
@@ -45,12 +46,13 @@ def named_task(
     pairs: int | None = None,
     seed: int = 0,
     answers: str = "whole",
+    skip: bool = False,
 ) -> Task:
     """One of `NAMES`, or a task from a `.jsonl` file of pairs (`test`: another file to judge on).
 
     `pairs`: at most that many to fit and to judge on. `answers`: `first` compares of longer answers
-    the first tokens where they part, and says so. Raises `TaskError` for an unknown name and for
-    what the task itself refuses.
+    the first tokens where they part, and says so. `skip` leaves out bad lines of a file. Raises
+    `TaskError` for an unknown name and for what the task itself refuses.
     """
     check_task(name, test, pairs, answers)
     sizes = {} if pairs is None else {"train": pairs, "test": pairs}
@@ -58,7 +60,7 @@ def named_task(
         return ioi(tokenizer, seed=seed, **sizes)
     if name in CONTRASTS:
         return contrast(tokenizer, name, seed=seed, **sizes)
-    task = pairs_task(tokenizer, Path(name), test)
+    task = pairs_task(tokenizer, Path(name), test, skip=skip)
     if answers == "first":
         longer = task.longer_answers
         if longer:
@@ -67,3 +69,25 @@ def named_task(
     if pairs is None:
         return task
     return Task(task.name, task.train[:pairs], task.test[:pairs], task.held_out)
+
+
+def named_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    test: Path | str | None = None,
+    *,
+    pairs: int | None = None,
+    seed: int = 0,
+    skip: bool = False,
+    answers: str = "whole",
+) -> PairSet:
+    """Pairs to look at, with no split: all of a file (`test`, where there is one), or at most
+    `pairs`; the test pairs of one of `NAMES`, by default 32. Raises what `named_task` does."""
+    if name in NAMES:
+        chosen = named_task(tokenizer, name, test, pairs=pairs or MAP_PAIRS, seed=seed).test
+    else:
+        check_task(name, test, pairs, answers)
+        chosen = read_pairs(test or name, tokenizer, "test" if test else "all", skip=skip)
+        if answers == "first":
+            chosen = chosen.first_tokens()
+    return chosen[:pairs]

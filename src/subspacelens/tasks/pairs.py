@@ -2,16 +2,18 @@
 
     {"base": "The capital of France is", "source": "The capital of Italy is",
      "answer": " Paris", "target": " Rome",
-     "tokens": {"subject": {"base": [15, 21], "source": [15, 20]}},
+     "tokens": {"subject": {"base": "France", "source": "Italy"}},
      "template": "capital", "z": {"base": 0, "source": 1}, "group": "Europe"}
 
 `answer` is right for the base, `target` is expected once the feature z comes from the source;
 each is written with its leading space if the prompt ends without one, and may be of several tokens,
-or a list of all that is accepted, [" Paris", " paris"] (`answers`). `tokens` gives
-characters [start, end) for each label, which names the last token that they touch; `END`, the
-last token, is always there. Pairs of one `group` are no independent draws and stay on one side of a
-split. z is a whole number or a text. `tokens`, `template`, `z` and `group` may be left out; z is
-told by the answers where no pair has z and these are but two.
+or a list of all that is accepted, [" Paris", " paris"] (`answers`). A prompt is text, or
+{"messages": [{"role": "user", "content": "..."}]}, which the model's chat template turns into text
+(`chats`). `tokens` says where each label is, on either side, or on both with one text: a piece of
+the prompt's text (`labels`) or characters [start, end) of it. The label names the last token that
+these touch; `END`, the last token, is always there. Pairs of one `group` are no independent draws
+and stay on one side of a split. z is a whole number or a text. `tokens`, `template`, `z` and
+`group` may be left out; z is told by the answers where no pair has z and these are but two.
 
 Where several features could be what a patch carries, `variables` names them, with their values, and
 what the model should then say if what is patched carries that one alone:
@@ -25,22 +27,39 @@ another nothing is known. `sl.agreement` counts who is right where they predict 
 
 from __future__ import annotations
 
-import hashlib
 import reprlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
-from scipy.cluster.hierarchy import DisjointSet
 
 from ..core.errors import TaskError
 from ..core.files import regular
+from ..core.progress import note
 from .answers import Compared
+from .chats import chat_text
 from .dicts import Source, dict_lines, in_memory, name_of
-from .pairset import Pair, PairSet, Task, Value
+from .dividing import (
+    Row,
+    divide_prompts,
+    divide_templates,
+    refuse_shared_prompts,
+    refuse_shared_templates,
+)
+from .labels import span_of
+from .pairset import Pair, PairSet, Prompt, Task, Value
 from .tokens import answer_tokens, tokenize_prompt
 
 if TYPE_CHECKING:
@@ -58,9 +77,41 @@ def _texts(value: Any) -> tuple[str, ...]:
     raise PydanticCustomError("texts", "neither text nor texts")
 
 
-class _Span(_Strict):
-    base: tuple[int, int]
-    source: tuple[int, int]
+def _piece(value: Any) -> str | tuple[int, int]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and [type(each) for each in value] == [int, int]:
+        return value[0], value[1]
+    raise PydanticCustomError("piece", "neither text nor a span")
+
+
+_Piece = Annotated[str | tuple[int, int], PlainValidator(_piece)]
+
+
+class _Place(_Strict):
+    base: _Piece
+    source: _Piece
+
+
+def _place(value: Any) -> Any:
+    """One text stands for both sides."""
+    return {"base": value, "source": value} if isinstance(value, str) else value
+
+
+class _Message(_Strict):
+    role: str
+    content: str
+
+
+class _Chat(_Strict):
+    messages: Annotated[tuple[_Message, ...], Field(strict=False, min_length=1)]
+
+
+def _kind(value: Any) -> str:
+    return "chat" if isinstance(value, dict | _Chat) else "text"
+
+
+_Text = Annotated[Annotated[str, Tag("text")] | Annotated[_Chat, Tag("chat")], Discriminator(_kind)]
 
 
 class _Z(_Strict):
@@ -76,11 +127,11 @@ _Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 
 
 class _Line(_Strict):
-    base: str
-    source: str
+    base: _Text
+    source: _Text
     answer: _Texts
     target: _Texts
-    tokens: Mapping[str, _Span] = {}
+    tokens: Mapping[str, Annotated[_Place, BeforeValidator(_place)]] = {}
     template: str = ""
     z: _Z | None = None
     group: str = ""
@@ -88,40 +139,69 @@ class _Line(_Strict):
 
 
 @dataclass(frozen=True)
-class _Row:
-    where: str
-    pair: Pair
+class Reading:
+    """What a file of pairs holds: the good lines as `rows`, with what was written as answer and
+    target as `texts`, and what is wrong with each of the others."""
 
-    @property
-    def prompts(self) -> tuple[Hashable, ...]:
-        """What no two splits may share."""
-        prompts = (self.pair.base.ids, self.pair.source.ids)
-        return (*prompts, ("group", self.pair.group)) if self.pair.group else prompts
+    rows: tuple[Row, ...]
+    texts: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
 
-    @property
-    def beginnings(self) -> tuple[Hashable, ...]:
-        """The same, with the prompts up to each label where base and source differ by then."""
-        base, source = self.pair.base, self.pair.source
-        ends = {
-            label: (c + 1, source.columns.get(label, c) + 1) for label, c in base.columns.items()
-        }
-        cut = [(base.ids[:b], source.ids[:s]) for b, s in ends.values()]
-        return (*self.prompts, *(ids for both in cut if both[0] != both[1] for ids in both))
+    def pairs(self, name: str, split: str = "train") -> PairSet:
+        """All good lines, z told by the answers where it can be. Raises `TaskError` for none."""
+        return _pair_set(name, split, _with_z(list(self.rows)))
 
 
-def read_pairs(source: Source, tokenizer: PreTrainedTokenizerBase, split: str = "train") -> PairSet:
+def read_pairs(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "train",
+    *,
+    skip: bool = False,
+) -> PairSet:
     """Every pair of a JSON Lines file, or of dicts of the same form, in order, as the split
     `split`; blank lines are skipped.
 
     Raises `TaskError`, with file and line, or `pairs[3]` for the fourth dict, for a file that
-    cannot be read or has no pairs and for a line that is not the form above, repeats a pair, or
+    cannot be read or has no pairs and, unless `skip` leaves them out, for the first line that is
+    not the form above, repeats a pair, or
     does not fit the tokenizer.
 
     >>> read_pairs("pairs.jsonl", lens.tokenizer).labels
     >>> pair = {"base": "2 and 2 is", "source": "2 and 3 is", "answer": " 4", "target": " 5"}
     >>> read_pairs([pair], lens.tokenizer)
     """
-    return _pair_set(name_of(source), split, _with_z(_read(source, tokenizer)))
+    rows = _read(source, tokenizer, skip=skip)
+    return _pair_set(name_of(source), split, _with_z(rows))
+
+
+def read_lines(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> Reading:
+    """The good lines and all that is wrong with the others. Raises `TaskError` for a file that
+    cannot be read."""
+    return reading_of(_lines(Path(path)), tokenizer)
+
+
+def reading_of(
+    lines: Iterable[tuple[str, str | bytes]], tokenizer: PreTrainedTokenizerBase
+) -> Reading:
+    """The same of lines of JSON, each with where it is from."""
+    rows: list[Row] = []
+    texts: list[tuple[str, str]] = []
+    problems: list[str] = []
+    first: dict[Hashable, str] = {}
+    for where, text in lines:
+        try:
+            line = _parse(text, where)
+            row = Row(where, _pair(line, tokenizer, where))
+            key = (row.pair.base.ids, row.pair.source.ids)
+            if (earlier := first.setdefault(key, where)) != where:
+                raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
+        except TaskError as error:
+            problems.append(str(error))
+        else:
+            rows.append(row)
+            texts.append((line.answer[0], line.target[0]))
+    return Reading(tuple(rows), tuple(texts), tuple(problems))
 
 
 def pairs_task(
@@ -131,9 +211,11 @@ def pairs_task(
     held_out: Source | None = None,
     *,
     name: str | None = None,
+    skip: bool = False,
 ) -> Task:
     """A task from one file of pairs a split, or from one file alone; dicts of the same form may
-    stand in place of any file. `name`: the file's stem.
+    stand in place of any file. `name`: the file's stem. `skip` leaves out lines that cannot be read
+    as a pair.
 
     Without `test`, the pairs of `train` are divided:
 
@@ -152,18 +234,18 @@ def pairs_task(
     >>> task = pairs_task(lens.tokenizer, [{"base": ..., "source": ..., ...}, ...], name="mine")
     """
     task = name_of(train) if name is None else name
-    rows = _read(train, tokenizer, "train")
-    held_out_rows = [] if held_out is None else _read(held_out, tokenizer, "held_out")
-    _refuse_shared_templates(rows, held_out_rows)
-    test_rows = [] if test is None else _read(test, tokenizer, "test")
+    rows = _read(train, tokenizer, "train", skip=skip)
+    held_out_rows = [] if held_out is None else _read(held_out, tokenizer, "held_out", skip=skip)
+    refuse_shared_templates(rows, held_out_rows)
+    test_rows = [] if test is None else _read(test, tokenizer, "test", skip=skip)
     told = _with_z([*rows, *test_rows, *held_out_rows])
     rows, told = told[: len(rows)], told[len(rows) :]
     test_rows, held_out_rows = told[: len(test_rows)], told[len(test_rows) :]
     if test is None:
         if held_out is None:
-            rows, held_out_rows = _divide_templates(rows)
-        rows, test_rows = _divide_prompts(rows, "the pairs" if in_memory(train) else train)
-    _refuse_shared_prompts(rows, test_rows, held_out_rows)
+            rows, held_out_rows = divide_templates(rows)
+        rows, test_rows = divide_prompts(rows, "the pairs" if in_memory(train) else str(train))
+    refuse_shared_prompts(rows, test_rows, held_out_rows)
     return Task(
         task,
         _pair_set(task, "train", rows),
@@ -172,26 +254,32 @@ def pairs_task(
     )
 
 
-def _pair_set(name: str, split: str, rows: Sequence[_Row]) -> PairSet:
+def _pair_set(name: str, split: str, rows: Sequence[Row]) -> PairSet:
     return PairSet(name, split, tuple(row.pair for row in rows))
 
 
-def _read(source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs") -> list[_Row]:
+def _read(
+    source: Source, tokenizer: PreTrainedTokenizerBase, name: str = "pairs", *, skip: bool
+) -> list[Row]:
     """The pairs of a source; `name` is that of dicts in messages."""
-    rows: list[_Row] = []
-    first: dict[Hashable, str] = {}
-    for where, text in dict_lines(source, name) if in_memory(source) else _lines(Path(source)):
-        row = _Row(where, _pair(_parse(text, where), tokenizer, where))
-        if (earlier := first.setdefault((row.pair.base.ids, row.pair.source.ids), where)) != where:
-            raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
-        rows.append(row)
-    if not rows:
-        where = name if in_memory(source) else source
-        raise TaskError(f"{where}: no pairs: write one JSON object a line, or give a dict for each")
-    return rows
+    lines = dict_lines(source, name) if in_memory(source) else _lines(Path(source))
+    reading, where = reading_of(lines, tokenizer), name if in_memory(source) else source
+    if reading.problems and not skip:
+        first, *others = reading.problems
+        more = f" ({len(others)} more lines are bad: see `subspacelens check`, or --skip them)"
+        raise TaskError(first + more * bool(others))
+    if not reading.rows:
+        raise TaskError(
+            f"{where}: no pairs: write one JSON object a line, or give a dict for each"
+            if not reading.problems
+            else f"{where}: no line can be read as a pair: {reading.problems[0]}"
+        )
+    if reading.problems:
+        note(f"{where}: {len(reading.problems)} lines left out, such as {reading.problems[0]}")
+    return list(reading.rows)
 
 
-def _with_z(rows: list[_Row]) -> list[_Row]:
+def _with_z(rows: list[Row]) -> list[Row]:
     """Where no pair of a task has z and all its answers and targets are but two, z is 1 for the one
     with the larger token ids."""
     if any(row.pair.z for row in rows):
@@ -206,7 +294,7 @@ def _with_z(rows: list[_Row]) -> list[_Row]:
     ]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         content = regular(path).read_bytes()
     except OSError as error:
@@ -214,20 +302,17 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}: cannot be read ({error.strerror}): give a JSON Lines file of pairs"
         ) from None
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        where = f"{path}, line {number}"
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise TaskError(
-                f"{where}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8"
-            ) from None
-        if text.strip():
-            yield where, text
+        if line.strip():
+            yield f"{path}, line {number}", line
 
 
-def _parse(text: str, where: str) -> _Line:
+def _parse(text: str | bytes, where: str) -> _Line:
     try:
-        line = _Line.model_validate_json(text)
+        line = _Line.model_validate_json(text if isinstance(text, str) else text.decode())
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{where}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8"
+        ) from None
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors(include_url=False)[:3]]
         raise TaskError(f"{where}: {'; '.join(problems)}") from None
@@ -250,20 +335,25 @@ def _parse(text: str, where: str) -> _Line:
 def _explain(problem: ErrorDetails) -> str:
     field = ".".join(map(str, problem["loc"]))
     shown = reprlib.repr(problem["input"])
-    span = "give [start, end) in characters, such as [5, 9]"
+    piece = "give a piece of the prompt's text, or [start, end) in characters, such as [5, 9]"
     match problem["type"], problem["loc"]:
         case "json_invalid", _:
             what = problem["msg"].removeprefix("Invalid JSON: ")
             return f"not JSON ({what}): write one JSON object a line"
         case "model_type", ():
             return "not a JSON object: write base, source, answer and target"
-        case _, ("tokens", label, side, *_) if problem["type"] not in (
-            "missing",
-            "extra_forbidden",
-        ):
-            return f"field 'tokens.{label}.{side}' is not a span: {span}"
-        case "missing", ("tokens", label, side, _):
-            return f"field 'tokens.{label}.{side}' is not a span: {span}"
+        case "piece", _:
+            return f"field '{field}' is {shown}: {piece}"
+        case _, ("tokens", _):
+            return f"field '{field}' is {shown}: give base and source, or one text for both"
+        case "string_type", ("base" | "source" as side, "text"):
+            return f"field '{side}' is {shown}: write a string, or an object with messages"
+        case _, ("base" | "source" as side, "chat", *inside):
+            place = ".".join(map(str, inside))
+            return (
+                f"field '{side}{f'.{place}' if place else ''}': a chat is "
+                '{"messages": [{"role": "user", "content": "..."}]}'
+            )
         case "missing", _:
             return f"field '{field}' is missing: add it"
         case "extra_forbidden", (_,):
@@ -283,18 +373,36 @@ def _explain(problem: ErrorDetails) -> str:
     return f"field '{field}' is {shown}: write {wanted}"
 
 
-def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
-    base = tokenize_prompt(
-        tokenizer,
-        line.base,
-        {label: span.base for label, span in line.tokens.items()},
-        f"{where}, base",
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    written: str | _Chat,
+    pieces: Mapping[str, str | tuple[int, int]],
+    where: str,
+) -> Prompt:
+    chat = isinstance(written, _Chat)
+    text = (
+        chat_text(tokenizer, [(each.role, each.content) for each in written.messages], where)
+        if isinstance(written, _Chat)
+        else written
     )
-    source = tokenize_prompt(
-        tokenizer,
-        line.source,
-        {label: span.source for label, span in line.tokens.items()},
-        f"{where}, source",
+    spans: dict[str, tuple[int, int]] = {}
+    for label, piece in pieces.items():
+        if isinstance(piece, str):
+            spans[label] = span_of(text, piece, f"{where}: label {label}")
+        elif chat:
+            raise TaskError(
+                f"{where}: label {label}: in a chat give a piece of its text, not characters"
+            )
+        else:
+            spans[label] = piece
+    return tokenize_prompt(tokenizer, text, spans, where, special=not chat)
+
+
+def _pair(line: _Line, tokenizer: PreTrainedTokenizerBase, where: str) -> Pair:
+    tokens = line.tokens.items()
+    base = _prompt(tokenizer, line.base, {n: each.base for n, each in tokens}, f"{where}, base")
+    source = _prompt(
+        tokenizer, line.source, {n: each.source for n, each in tokens}, f"{where}, source"
     )
     compared = _compared(line, tokenizer, base.text, where)
     return Pair.comparing(
@@ -322,82 +430,3 @@ def _compared(line: _Line, tokenizer: PreTrainedTokenizerBase, after: str, where
         name: (text, tokens(text, f"variables.{name}.predicts")) for name, text in said.items()
     }
     return Compared.of(answers, targets, where, predicted)
-
-
-def _divide_templates(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
-    """Rows of the first templates, rows of the last third (none with fewer than 3 templates)."""
-    roots = _joined((("template", row.pair.template), *row.prompts) for row in rows)
-    order = list(dict.fromkeys(roots))
-    last = set(order[len(order) - len(order) // 3 :])
-    return (
-        [row for row, root in zip(rows, roots, strict=True) if root not in last],
-        [row for row, root in zip(rows, roots, strict=True) if root in last],
-    )
-
-
-def _divide_prompts(rows: Sequence[_Row], path: Path | str) -> tuple[list[_Row], list[_Row]]:
-    """About two thirds of the rows, and the rest, without a prompt in common."""
-    for keys in ([row.beginnings for row in rows], [row.prompts for row in rows]):
-        roots = _joined(keys)
-        groups: dict[Hashable, list[_Row]] = {}
-        for row, root in zip(rows, roots, strict=True):
-            groups.setdefault(root, []).append(row)
-        if 3 * max(map(len, groups.values())) <= 2 * len(rows):
-            break
-    if len(groups) < 2:
-        raise TaskError(
-            f"{path}: the pairs cannot be divided into train and test, for all of them share "
-            "prompts: add pairs with other prompts, or give a test file"
-        )
-    order = sorted(groups, key=lambda root: min(map(_digest, groups[root])))
-    order.remove(max(order, key=lambda root: len(groups[root])))
-    chosen: set[Hashable] = set()
-    count = 0
-    while order and 3 * count < len(rows):
-        chosen.add(order[0])
-        count += len(groups[order.pop(0)])
-    return (
-        [row for row, root in zip(rows, roots, strict=True) if root not in chosen],
-        [row for row, root in zip(rows, roots, strict=True) if root in chosen],
-    )
-
-
-def _digest(row: _Row) -> str:
-    return min(
-        hashlib.sha256(text.encode()).hexdigest()
-        for text in (row.pair.base.text, row.pair.source.text)
-    )
-
-
-def _joined(items: Iterable[Sequence[Hashable]]) -> list[Hashable]:
-    """One representative per item, equal where items are linked by keys that they share."""
-    items = list(items)
-    linked = DisjointSet(key for keys in items for key in keys)
-    for first, *others in items:
-        for other in others:
-            linked.merge(first, other)
-    return [linked[first] for first, *_ in items]
-
-
-def _refuse_shared_prompts(*splits: Sequence[_Row]) -> None:
-    earlier: dict[Hashable, str] = {}
-    for rows in splits:
-        for row in rows:
-            for prompt in row.prompts:
-                if prompt in earlier:
-                    what = "group" if prompt == ("group", row.pair.group) else "prompt"
-                    raise TaskError(
-                        f"{row.where}: shares a {what} with {earlier[prompt]}, which is in another "
-                        f"split: keep a {what} in one split only"
-                    )
-        earlier |= {prompt: row.where for row in rows for prompt in row.prompts}
-
-
-def _refuse_shared_templates(train: Sequence[_Row], held_out: Sequence[_Row]) -> None:
-    known = {row.pair.template for row in train}
-    for row in held_out:
-        if row.pair.template in known:
-            raise TaskError(
-                f"{row.where}: held-out pairs need a template that no train pair has, not "
-                f"'{row.pair.template}': give them a template of their own"
-            )

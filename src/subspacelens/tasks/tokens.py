@@ -20,8 +20,12 @@ def tokenize_prompt(
     text: str,
     spans: Mapping[str, tuple[int, int]],
     where: str,
+    *,
+    special: bool = True,
 ) -> Prompt:
-    """Tokenises `text` once, the tokenizer's own special tokens included.
+    """Tokenises `text` once, the tokenizer's own special tokens included, or, without `special`,
+    only those that are written in it. A beginning-of-text token that is written in it is not put
+    before it a second time.
 
     `spans` maps a label to characters [start, end) of `text`, counted in code points. Its column
     is that of the last token that overlaps the span, white space at the span's edges aside: the
@@ -40,7 +44,12 @@ def tokenize_prompt(
         raise TaskError(f"{where}: the prompt is empty: write the text that the model is to go on")
     for label, span in spans.items():
         _check_span(label, span, text, where)
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True).data
+    encoding = tokenizer(
+        text,
+        add_special_tokens=special and not doubles_bos(tokenizer, text),
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    ).data
     ids = encoding["input_ids"]
     if encoding["special_tokens_mask"][-1]:
         raise TaskError(
@@ -51,6 +60,16 @@ def tokenize_prompt(
     offsets = encoding["offset_mapping"]
     columns = {label: _column(label, span, text, offsets, where) for label, span in spans.items()}
     return Prompt(text, tuple(ids), {**columns, END: len(ids) - 1})
+
+
+def doubles_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether `text` begins with the token that the tokenizer puts before every text itself."""
+    bos = tokenizer.bos_token
+    return (
+        isinstance(bos, str)
+        and text.startswith(bos)
+        and tokenizer(text).data["input_ids"][:2] == 2 * [tokenizer.bos_token_id]
+    )
 
 
 def answer_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helpers_models import VOCABULARY, tiny_lens
-from helpers_oracle import random_pairs
+from helpers_oracle import hooked_logits, random_pairs
 from subspacelens.core.errors import TaskError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.fitting_prompts import check_fits
+from subspacelens.engine.patches import Full
 from subspacelens.model.lens import LensModel
 from subspacelens.tasks.pairset import PairSet
 
@@ -57,3 +59,20 @@ def test_a_capture_names_the_line_of_a_pair_that_does_not_fit(lens):
     unequal = pairs_with(source=source.source, where="pairs.jsonl, line 9")
     with pytest.raises(TaskError, match="line 9: label X is in column 5 of the base and 6 of"):
         capture(lens, unequal, [site])
+
+
+def test_prompts_of_different_lengths_are_patched_at_their_ends(lens):
+    """The last token of the source goes into that of the base, as a plain hook has it."""
+    site = Site(2, "resid_post", "END")
+    captured = capture(lens, random_pairs([(8, 4), (9, 5)], shift=3), [site])
+    patched = captured.at(site).outcomes(Full()).logit_diff
+    for number, pair in enumerate(captured.pairs):
+        seen: list[torch.Tensor] = []
+        theirs, end = pair.source, len(pair.source.ids) - 1
+        hooked_logits(lens, theirs.ids, site, end, lambda h, seen=seen: seen.append(h.clone()) or h)
+        logits = hooked_logits(
+            lens, pair.base.ids, site, len(pair.base.ids) - 1, lambda h, seen=seen: seen[0]
+        )
+        expected = logits[pair.answer] - logits[pair.target]
+        assert float(patched[number]) == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+        assert abs(float(patched[number] - captured.clean.logit_diff[number])) > 1e-3

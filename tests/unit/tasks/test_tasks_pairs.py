@@ -9,6 +9,7 @@ from transformers import ByT5Tokenizer
 from helpers_tokenizer import bpe_tokenizer, word_tokenizer
 from subspacelens.core.errors import TaskError
 from subspacelens.tasks import pairs_task, read_pairs
+from subspacelens.tasks.pairs import read_lines
 from subspacelens.tasks.tokens import answer_token, tokenize_prompt
 
 TEXT = "The capital of France is Paris The capital of Italy is Rome Spain Madrid héllo 🙂 word"
@@ -218,15 +219,24 @@ def spans(**sides):
         (without("answer"), "field 'answer' is missing: add it"),
         ({}, "'base' is missing: add it; field 'source' is missing: add it; field 'answer' is"),
         (LINE | {"foil": "x"}, "unknown field 'foil': there are base, source, answer, target, "),
-        (LINE | {"base": 3}, "field 'base' is 3: write a string"),
+        (LINE | {"base": 3}, "field 'base' is 3: write a string, or an object with messages"),
+        (LINE | {"base": {}}, 'field \'base.messages\': a chat is {"messages": [{"role": "user'),
+        (LINE | {"base": {"messages": []}}, "field 'base.messages': a chat is {\"messages\": ["),
+        (LINE | {"base": {"messages": [{"role": "user"}]}}, "field 'base.messages.0.content': a c"),
         (LINE | {"template": None}, "field 'template' is None: write a string"),
         (LINE | {"tokens": [1]}, "field 'tokens' is [1]: write an object"),
-        (LINE | {"tokens": {"S2": [1, 2]}}, "field 'tokens.S2' is [1, 2]: write an object"),
+        (
+            LINE | {"tokens": {"S2": [1, 2]}},
+            "field 'tokens.S2' is [1, 2]: give base and source, or one",
+        ),
         (spans(base=[0, 3]), "field 'tokens.S2.source' is missing: add it"),
-        (spans(base=[0, 3], source=[0]), "field 'tokens.S2.source' is not a span: give [start, "),
-        (spans(base=[0, 3, 4], source=[0, 3]), "field 'tokens.S2.base' is not a span: give [star"),
-        (spans(base=[0, 3.5], source=[0, 3]), "field 'tokens.S2.base' is not a span: give [start"),
-        (spans(base=[0, 3], source="0"), "field 'tokens.S2.source' is not a span: give [start, "),
+        (
+            spans(base=[0, 3], source=[0]),
+            "field 'tokens.S2.source' is [0]: give a piece of the pro",
+        ),
+        (spans(base=[0, 3, 4], source=[0, 3]), "field 'tokens.S2.base' is [0, 3, 4]: give a pie"),
+        (spans(base=[0, 3.5], source=[0, 3]), "field 'tokens.S2.base' is [0, 3.5]: give a piece"),
+        (spans(base=[0, 3], source=0), "field 'tokens.S2.source' is 0: give a piece of the prompt"),
         (spans(base=[0, 3], source=[0, 3], both=[0, 3]), "unknown field 'tokens.S2.both': there a"),
         (spans(base=[0, 99], source=[0, 3]), "base: label S2: span [0, 99) does not fit the text"),
         (spans(base=[0, 3], source=[4, 4]), "source: label S2: span [4, 4) is empty"),
@@ -283,6 +293,26 @@ def test_refuses_a_repeated_pair(tmp_path):
     path = write(tmp_path / "p", LINE, LINE | {"answer": " Madrid"})
     with raises(f"line 2: repeats the base and source of {path}, line 1: remove one"):
         read_pairs(path, TOKENIZER)
+
+
+def test_all_bad_lines_are_found_at_once(tmp_path):
+    bad = [LINE | {"answer": "xyz"}, "[1]", LINE, without("base")]
+    path = write(tmp_path / "p", LINE, *bad, numbered(1))
+    reading = read_lines(path, TOKENIZER)
+    numbers = [int(problem.split("line ")[1].split(",")[0].split(":")[0]) for problem in
+               reading.problems]  # fmt: skip
+    assert numbers == [2, 3, 4, 5] and len(reading.rows) == len(reading.texts) == 2
+    assert reading.texts[0] == (" Paris", " Rome")
+    with raises(f"{path}, line 2, answer: 'xyz' is 3 tokens"):
+        read_pairs(path, TOKENIZER)
+    with raises("(3 more lines are bad: see `subspacelens check`, or --skip them)"):
+        read_pairs(path, TOKENIZER)
+    assert read_pairs(path, TOKENIZER, skip=True).pairs == tuple(row.pair for row in reading.rows)
+    write(path, *(numbered(n) for n in range(9)), "[1]")
+    task = pairs_task(TOKENIZER, path, skip=True)
+    assert len(task.train) + len(task.test) == 9
+    with raises(f"{path}: no line can be read as a pair: {path}, line 1: not a JSON object"):
+        read_pairs(write(path, "[1]"), TOKENIZER, skip=True)
 
 
 def test_refuses_files_without_pairs(tmp_path):

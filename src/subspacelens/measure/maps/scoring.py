@@ -31,6 +31,7 @@ from ...engine.gradient_pass import Slopes, gradient_pass
 from ...engine.replay import Replay
 from ...model.lens import LensModel
 from ...tasks.pairset import PairSet, Prompt
+from ...tasks.tokens import END
 from ..groups import capture_groups
 from .instant import InstantMap, StreamScores
 from .making import heads_of, sites_of
@@ -136,7 +137,7 @@ def available(lens: LensModel) -> tuple[str, ...]:
 def differing(pairs: PairSet, *, shifted: bool = False) -> tuple[str, ...]:
     """The labels at or behind the first column in which some base and source differ: before it
     their activations are the same. Those that stand in another column of a base than of its source
-    only with `shifted`."""
+    only with `shifted`, but for `END`."""
 
     def until(prompt: Prompt, label: str) -> tuple[int, ...]:
         return prompt.ids[: prompt.columns[label] + 1]
@@ -145,7 +146,7 @@ def differing(pairs: PairSet, *, shifted: bool = False) -> tuple[str, ...]:
         prompts = [(pair.base, pair.source) for pair in pairs]
         aligned = all(base.columns[label] == source.columns[label] for base, source in prompts)
         differ = any(until(base, label) != until(source, label) for base, source in prompts)
-        return differ and (aligned or shifted)
+        return differ and (aligned or shifted or label == END)
 
     return tuple(label for label in pairs.labels if wanted(label))
 

@@ -86,6 +86,8 @@ class Recording:
         weight = getattr(call.module, "weight", None)
         if weight is None or weight.ndim != 2 or call.output is None or call.x.ndim < 2:
             return None
+        if not weight.is_floating_point():
+            return None
         bias = getattr(call.module, "bias", None)
         y = call.output if bias is None else call.output - bias.detach()
         for transposed in (False, True):
