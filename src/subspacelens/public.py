@@ -2,6 +2,8 @@
 
 from . import fit
 from .audit import Audit, audit
+from .audit.addition import AdditionAudit, audit_addition
+from .audit.addition.record import AdditionRecord, load_addition
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
 from .core.errors import LensError, ModelError, ResultError, SiteError, SubspaceError, TaskError
@@ -28,6 +30,8 @@ from .tasks.facts import embedded_facts, read_facts
 __all__ = [
     "FITS",
     "STREAMS",
+    "AdditionAudit",
+    "AdditionRecord",
     "Audit",
     "AuditRecord",
     "Capture",
@@ -53,6 +57,7 @@ __all__ = [
     "TaskCapture",
     "TaskError",
     "audit",
+    "audit_addition",
     "capture",
     "capture_task",
     "certify",
@@ -64,6 +69,7 @@ __all__ = [
     "instant_map",
     "ioi",
     "known_facts",
+    "load_addition",
     "load_audit",
     "load_model",
     "only_correct",

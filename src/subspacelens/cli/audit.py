@@ -11,6 +11,7 @@ import typer
 from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
+from .addition import audit_additions, checked_operation
 from .options import (
     BudgetName,
     Captures,
@@ -61,6 +62,16 @@ def audit(
     row: Annotated[
         int | None, typer.Option(help="Which row of that array, such as an autoencoder's latent.")
     ] = None,
+    operation: Annotated[
+        str,
+        typer.Option(
+            help="What is done with it: `interchange` takes the source's value in the subspace, "
+            "`add` adds --alpha times the vector in --subspace, as long as it is there."
+        ),
+    ] = "interchange",
+    alpha: Annotated[
+        float | None, typer.Option(help="How much of the vector is added. By default 1.")
+    ] = None,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
     seed: Seed = 0,
@@ -79,13 +90,23 @@ def audit(
     Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. A site that
     fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. Without options
     it runs the main job: indirect object identification in SmolLM2-135M-Instruct, at a site where
-    DAS finds an illusion and at one where it finds the feature.
+    DAS finds an illusion and at one where it finds the feature. With --operation add it judges a
+    steering vector, and writes OUT/<site>/addition.json and OUT/addition.html.
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
     from ..model.lens import unchanged
     from ..report import write_report
 
+    checked_operation(operation, alpha, subspace)
+    if operation == "add" and subspace is not None:
+        return audit_additions(
+            model=model, task=task, test_pairs=test_pairs, site=site, vector=subspace,
+            alpha=1.0 if alpha is None else alpha, key=key, row=row, pairs=pairs,
+            only_correct=only_correct, seed=seed, device=device, dtype=dtype, memory=memory,
+            shifted=shifted, captures=captures, budget=budget, tests=tests, controls=controls,
+            out=out,
+        )  # fmt: skip
     space = bytes_of(memory)
     find = chosen_fit(fit, fit_option, dim, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]

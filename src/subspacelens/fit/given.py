@@ -50,7 +50,7 @@ def given(
             raise SubspaceError(f"{path} is a subspace of this library: it has no keys and rows")
         return Subspace.load(path, lens, site)
     width = lens.map.dim(site)
-    array = _chosen(path, key)
+    array = chosen_array(path, key)
     array.check(f"{path}", site, width, row)
     stored = array.read(row)
     basis = stored[:, None] if stored.ndim == 1 else stored
@@ -106,7 +106,8 @@ def _precision(dtype: torch.dtype) -> float:
     return torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
 
 
-def _chosen(path: Path, key: str | None) -> _Array:
+def chosen_array(path: Path, key: str | None) -> _Array:
+    """The array of a file that `key` names, or the only one. Raises `SubspaceError`."""
     if path.suffix not in SUFFIXES:
         raise SubspaceError(f"{path}: a subspace is read from {', '.join(SUFFIXES)}")
     try:

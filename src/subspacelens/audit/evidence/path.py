@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
 from ...core.statistics import ratio
 from ...engine.effect import Effect
-from ...measure.readers import attribute_readers, frozen
+from ...engine.replay import Replay
+from ...measure.readers import ReaderShare, attribute_readers, frozen
 from ..record import Test
 from .case import NO_EFFECT, SMALLEST_NATS, Case, test_of, void
 
@@ -13,15 +19,23 @@ FROZEN = 3
 
 
 def path(case: Case) -> Test:
-    """Effect that is left when the three attention readers (a head's queries, keys or values at the
-    patched column) with the largest attribution keep their clean values, over E(V)."""
+    """Effect that is left when the strongest attention readers keep their clean values, over E(V)
+    (`through`)."""
     replay = case.replay.subset(slice(PAIRS))
     delta = case.patch.delta(replay.base, replay.source)
-    readers = case.readers or attribute_readers(replay, delta)
+    return through(replay, delta, case.readers or attribute_readers(replay, delta), case.drop)
+
+
+def through(
+    replay: Replay, delta: Tensor, readers: Sequence[ReaderShare], drop: np.ndarray
+) -> Test:
+    """Of a change `delta` (n, dim) that takes `drop` (n, or more) from the answers: E when the
+    three of the attention `readers` (a head's queries, keys or values at the patched column) with
+    the largest attribution keep their clean values, over E."""
     chosen = [share for share in readers if share.reader.attention][:FROZEN]
     if not chosen:
         return void("no attention reads the residual stream after this site at its own column")
-    whole = case.drop[:PAIRS]
+    whole = drop[: len(delta)]
     if abs(whole.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     held = Effect(replay.pairs, replay.clean, frozen(replay, delta, chosen))
