@@ -57,7 +57,7 @@ def test_a_vector_is_read_as_it_is(tiny_folder, tmp_path):
         read_vector(lens, site, tmp_path / "many.npy", row=1).values, 2 * vector.double()
     )
     np.save(tmp_path / "wide.npy", np.ones((3, 32)))
-    with pytest.raises(SubspaceError, match="several vectors.*--row"):
+    with pytest.raises(SubspaceError, match="several vectors"):
         read_vector(lens, site, tmp_path / "wide.npy")
     np.save(tmp_path / "zero.npy", np.zeros(32))
     with pytest.raises(SubspaceError, match="zero or not finite"):

@@ -31,8 +31,8 @@ def operations(dim: int):
         return torch.relu(e @ (h - c) + 0.3)
 
     def jump(h):
-        before = e @ h - 0.2
-        return before if before > 1.0 else 0 * before
+        before = e @ h + 1.5
+        return before if before > 0.5 else 0 * before
 
     return {
         "add": (sl.patching.Add(v, 0.7), lambda h, _: h + 0.7 * v),
@@ -43,7 +43,7 @@ def operations(dim: int):
         "oblique": (sl.patching.Erase(left, right), lambda h, _: h - left @ (right @ h)),
         "latent": (sl.patching.SetLatent(e, w, bias=0.3, centre=c, value=2.0),
                    lambda h, _: h + (2.0 - relu(h)) * w),
-        "jumprelu": (sl.patching.SetLatent(e, w, bias=-0.2, threshold=1.0),
+        "jumprelu": (sl.patching.SetLatent(e, w, bias=1.5, threshold=0.5),
                      lambda h, there: h + (jump(there) - jump(h)) * w),
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ class VectorRecord(Record):
     file: str
     sha256: str
     dim: int = Field(ge=1)
-    norm: Number = Field(ge=0)
+    norm: float = Field(ge=0, le=1e100)
     alpha: Number
     cosine: Number | None
     given: dict[str, str | int | float | bool | None]
