@@ -2,7 +2,7 @@
 
 from . import fit
 from .audit import Audit, audit
-from .audit.addition import AdditionAudit, audit_addition
+from .audit.addition import AdditionAudit, audit_addition, audit_texts
 from .audit.addition.record import AdditionRecord, load_addition
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
@@ -26,6 +26,7 @@ from .survey import IllusionMap, survey
 from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
 from .tasks.facts import embedded_facts, read_facts
+from .tasks.texts import texts_task
 
 __all__ = [
     "FITS",
@@ -58,6 +59,7 @@ __all__ = [
     "TaskError",
     "audit",
     "audit_addition",
+    "audit_texts",
     "capture",
     "capture_task",
     "certify",
@@ -84,6 +86,7 @@ __all__ = [
     "showing_progress",
     "survey",
     "sweep",
+    "texts_task",
     "wrap",
     "write_report",
 ]

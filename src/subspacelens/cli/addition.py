@@ -37,32 +37,52 @@ def audit_additions(
 ) -> None:  # fmt: skip
     """Writes OUT/<site>/vector.npy, OUT/<site>/addition.json and OUT/addition.html; exit code 2 if
     a site failed."""
-    from ..audit.addition import audit_addition
+    from ..audit.addition import audit_addition, audit_texts
     from ..audit.addition.judging import chosen_tests
     from ..fit.vector import read_vector
     from ..model.lens import unchanged
+    from ..model.loading import load_model
     from ..report.addition_page import write_addition_page
+    from ..tasks.texts import are_texts, texts_task
 
     space = bytes_of(memory)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
+    bare = are_texts(task)
+    if bare and (test_pairs or named or controls or only_correct):
+        raise LensError(
+            f"{task}: lists of texts have no answers: leave out --test-pairs, --tests, --controls "
+            "and --only-correct"
+        )
     writable(out)
     with showing_progress(), ExitStack() as whole_command:
-        lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
-        )
+        if bare:
+            lens = load_model(model, device=device, dtype=dtype)
+            chosen = texts_task(lens.tokenizer, task, pairs=pairs)
+        else:
+            lens, chosen = prepared(
+                model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
+            )
         whole_command.enter_context(unchanged(lens))
         sites = sites_of(site, "", task)
+        shifted = shifted or bare
         activations, refused = capture_sites(lens, chosen, sites, 1, shifted, captures, space)
 
         def audited(where: Site):
             if where in refused:
                 raise refused[where]
             found = read_vector(lens, where, vector, key=key, row=row)
-            result = audit_addition(
-                lens, activations, where, found.values, alpha=alpha, budget=budget, tests=named,
-                controls=controls, seed=seed, given=found.found, command=command_line(),
-            )  # fmt: skip
+            if bare:
+                result = audit_texts(
+                    lens, activations, where, found.values, alpha=alpha, seed=seed,
+                    given=found.found, command=command_line(),
+                )  # fmt: skip
+            else:
+                result = audit_addition(
+                    lens, activations, where, found.values, alpha=alpha, budget=budget,
+                    tests=named, controls=controls, seed=seed, given=found.found,
+                    command=command_line(),
+                )  # fmt: skip
             result.save(out)
             return result.record
 
@@ -82,6 +102,8 @@ def _print(record) -> None:
 
     metrics = ("nats", "fldd", "iia", "iia_pair")
     title = f"{record.site}, {record.vector.alpha:g} v: {record.verdict.label.upper()}"
+    if not record.effects:
+        say(title)
     table = PlainTable("patch", *metrics, title=title)
     for name, effect in record.effects.items():
         words, _ = PATCH_WORDS[name]
@@ -89,7 +111,8 @@ def _print(record) -> None:
     table.add_row(
         "no patch", *(with_interval(each, plain) for _, each in record.no_op), style="dim"
     )
-    table.show()
+    if record.effects:
+        table.show()
     doses = PlainTable(
         "alpha", "nats", "inside nature", "of mean length", "deviations", "class distances"
     )

@@ -51,6 +51,10 @@ ADDITION_WORDS = {
         "share inside the natural 99 %",
     ),
     "chance": ("Is it better than a random vector that writes as much?", "p-value"),
+    "towards": (
+        "Does the prediction become that of the other list?",
+        "drop of the KL divergence from it, nats",
+    ),
     "separation": ("Do the classes lie apart along it?", "held-out AUROC, 1 if v points to z = 1"),
     "behaviour": (
         "Does behaviour follow it in nature, at equal z?",
@@ -169,6 +173,13 @@ def dose_figure(record: AdditionRecord) -> go.Figure:
     return figure.update_layout(margin_t=36)
 
 
+def written_figure(record: AdditionRecord) -> go.Figure:
+    """Natural readings above, patched ones below."""
+    figure = natural_and_patched(record.written, "what is written")
+    title = "along what is written, in units of the addition"
+    return figure.update_xaxes(title_text=title, row=2)
+
+
 def readers_figure(record: AdditionRecord) -> go.Figure | None:
     """Bars of the strongest readers; None where nobody reads it."""
     if not record.readers:
@@ -229,7 +240,7 @@ def _plots(record: AdditionRecord) -> dict[str, Plot | None]:
     drawn: dict[str, tuple[go.Figure | None, str]] = {
         "dose": (dose_figure(record), f"Dose curve, beyond nature from {leaves}. {doses}"),
         "written": (
-            natural_and_patched(written, "what is written, in units of the addition"),
+            written_figure(record),
             f"Histograms along what is written. Natural: {spread(written.natural)}. "
             f"Patched: {spread(written.patched)}",
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,58 @@ def test_a_vector_is_added_judged_and_written_down(run, tiny_folder, tmp_path):
     assert "subspacelens audit --model" in page and "http://" not in page.split("<script")[0]
     again = tmp_path / "out" / SITE / "vector.npy"
     assert np.allclose(np.load(again), vector)
+
+
+def test_two_lists_of_texts(run, tiny_folder, tmp_path):
+    """Adding the difference of the lists brings either to the other, and says so."""
+    names = ("Mary", "John", "Tom", "Anna", "James", "David", "Sarah", "Peter")
+    lines = [
+        {"positive": [f"Then {name} gave a drink to"], "negative": f"Then {name} and"}
+        for name in names
+    ]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(map(json.dumps, lines)))
+    lens = sl.load_model(tiny_folder)
+    task = sl.texts_task(lens.tokenizer, texts)
+    assert len(task.train) == len(task.test) == 4 and {p.z for p in task.test} == {(0, 1), (1, 0)}
+    site = sl.Site.parse("L1.resid_post@END")
+    captured = sl.capture_task(lens, task, [site], shifted=True).train
+    sign = torch.tensor([pair.z[1] - pair.z[0] for pair in captured.pairs])[:, None]
+    np.save(tmp_path / "v.npy", (sign * captured.difference(site)).mean(0).numpy())
+    code, out, err = run(
+        "audit", "--model", tiny_folder, "--task", texts, "--site", site, "--operation", "add",
+        "--subspace", tmp_path / "v.npy", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    record = sl.load_addition(tmp_path / "out" / str(site) / "addition.json")
+    assert (record.verdict.label, record.verdict.code) == ("undetermined", "void")
+    assert "no answers" in record.verdict.reasons[0] and "UNDETERMINED" in out
+    assert set(record.tests) == {"towards", "chance", "natural_range", "separation"}
+    assert record.tests["towards"].value > 0 and record.tests["separation"].value > 0.5
+    assert record.vector.cosine == pytest.approx(1, abs=1e-5) and not record.effects
+    at = record.curve.dose.index(1.0)
+    assert record.curve.effect[at] == pytest.approx(record.tests["towards"].value, abs=1e-5)
+    code, _, err = run(
+        "audit", "--model", tiny_folder, "--task", texts, "--site", site, "--operation", "add",
+        "--subspace", tmp_path / "v.npy", "--controls",
+    )  # fmt: skip
+    assert code == 2 and "lists of texts have no answers" in err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"positive": ["a"]}'], "1 positive and 0 negative texts"),
+        (['{"positive": ["Then"]}', '{"negative": ["Then"]}'], "line 2: 'Then' is in both lists"),
+        (['{"positive": [1]}'], "line 1: not of the form"),
+        (["nonsense"], "line 1: not of the form"),
+    ],
+)
+def test_lists_that_are_none(tiny_folder, tmp_path, lines, message):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(sl.TaskError, match=message):
+        sl.texts_task(sl.load_model(tiny_folder).tokenizer, path)
 
 
 @pytest.mark.parametrize(

@@ -2,5 +2,6 @@
 
 from .judging import judge
 from .run import AdditionAudit, audit_addition
+from .texts import audit_texts
 
-__all__ = ["AdditionAudit", "audit_addition", "judge"]
+__all__ = ["AdditionAudit", "audit_addition", "audit_texts", "judge"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import TaskError
+from ...core.errors import LensError, TaskError
 from ...core.geometry import haar, natural_draws, orthonormal, unit
 from ...core.records import Estimate
 from ...core.site import Site
@@ -49,13 +49,18 @@ class Nature:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Addition:
     """One addition under audit: `alpha` times `vector`, float64 (dim,), at the site of a setting;
-    `draws` random vectors of either kind are tried."""
+    `draws` random vectors of either kind are tried. Raises `LensError` for an alpha that is 0 or
+    not finite."""
 
     setting: Setting
     vector: Tensor = field(repr=False)
     alpha: float = 1.0
     draws: int = RANDOM_DRAWS
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.alpha) or self.alpha == 0:
+            raise LensError(f"alpha {self.alpha:g}: how much is added is a number that is not 0")
 
     @property
     def captures(self) -> TaskCapture:
@@ -165,14 +170,29 @@ class Addition:
         return self.written(x) @ direction / size
 
     @cached_property
-    def nature(self) -> Nature | None:
-        """None where the pairs carry no z of two values."""
-        change = self.setting.nature
-        if change is None or self.z is None:
+    def difference(self) -> Tensor | None:
+        """m, the mean activation of training prompts with z = 1 less that with z = 0, float64
+        (dim,); None where the pairs carry no z of two values."""
+        if self.z is None:
             return None
         x, z = by_class(self.setting.fitted)
         x = x.cpu().double()
-        mean = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+        return x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+
+    @property
+    def cosine(self) -> float | None:
+        """Between what is added and m, of what either writes."""
+        if self.difference is None:
+            return None
+        ours, natural = self.written(self.alpha * self.vector), self.written(self.difference)
+        return float(torch.cosine_similarity(ours, natural, dim=0))
+
+    @cached_property
+    def nature(self) -> Nature | None:
+        """None where the pairs carry no z of two values."""
+        change, mean = self.setting.nature, self.difference
+        if change is None or mean is None:
+            return None
         acting = change.acting if self._back is None else self._back.T @ change.acting
         acting = orthonormal(unit(acting))
         seen = self.written(mean) @ acting

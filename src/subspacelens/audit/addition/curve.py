@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...core.statistics import mean
+from ...engine.replay import Replay
 from ...measure.effects import drops_of
 from .case import Addition
 from .record import DoseCurve
@@ -20,23 +24,23 @@ MULTIPLES = np.geomspace(1e-3, 1e3, 1201)
 def leaves(case: Addition) -> float | None:
     """The largest α, of the sign of the one under audit, up to which every dose stays inside
     nature; 0 where none does, None where a thousand times the dose still does."""
-    alpha = case.alpha or 1.0
     last = 0.0
     for multiple in MULTIPLES:
-        if case.inside(float(multiple) * alpha).mean() < STAYS * case.usual:
+        if case.inside(float(multiple) * case.alpha).mean() < STAYS * case.usual:
             return last
-        last = float(multiple) * alpha
+        last = float(multiple) * case.alpha
     return None
 
 
-def curve(case: Addition) -> DoseCurve:
-    """The dose curve of an addition, effects on the first `PAIRS` pairs."""
+def curve(case: Addition, effects: Callable[[Replay, Tensor], np.ndarray] = drops_of) -> DoseCurve:
+    """The dose curve of an addition, on the first `PAIRS` pairs; `effects` says what changes
+    (m, n, dim) do to some pairs, (m, n) in nats."""
     alpha, vector = case.alpha, case.vector
     last = leaves(case)
     alphas = [dose * alpha for dose in DOSES]
     some, sign = case.replay.subset(slice(PAIRS)), case.sign[:PAIRS, None]
     wanted = torch.tensor([*alphas, last or 0.0], dtype=torch.float64)
-    drops = drops_of(some, (wanted[:, None, None] * sign * vector).to(some.base))
+    drops = effects(some, (wanted[:, None, None] * sign * vector).to(some.base))
     length = float(case.replay.base.cpu().double().norm(dim=1).mean())
     apart, deviation = _between(case), case.deviation
     known = last is not None and last != 0

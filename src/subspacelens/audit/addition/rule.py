@@ -84,7 +84,7 @@ def decide(evidence: Evidence, alpha: float, leaves: float | None) -> Verdict:
         return _verdict("illusory", "fails", reasons, OWN_OBJECTIONS["illusory"], tests)
     if found["natural_range"] == "fails":
         known = (name for name in RULE if name != "natural_range")
-        reasons = [_dose(alpha, leaves, tests["natural_range"]), *_reasons(known, tests)]
+        reasons = [beyond_nature(alpha, leaves, tests["natural_range"]), *_reasons(known, tests)]
         return _verdict("undetermined", "dose", reasons, OWN_OBJECTIONS["dose"], tests)
     void = [name for name in RULE if found[name] == "void"]
     if void:
@@ -113,11 +113,12 @@ def _nothing(verdict: Verdict) -> Verdict:
     return verdict.model_copy(update={"assumptions": [*ASSUMPTIONS], "objection": objection})
 
 
-def _dose(alpha: float, leaves: float | None, test: Test) -> str:
+def beyond_nature(alpha: float, leaves: float | None, test: Test) -> str:
+    """That a dose is beyond nature, by the test `natural_range`, and which one is not."""
     value, low, high = test.value or 0.0, test.low or 0.0, test.high or 0.0
     inside = "no dose stays" if not leaves else f"up to alpha {leaves:.3g} they stay"
     return (
-        f"the dose is beyond nature: at alpha {alpha:g} {value:.0%} of the readings along what is "
+        f"the dose is beyond nature: at alpha {alpha:g}, {value:.0%} of the readings along what is "
         f"written lie no further than natural ones (natural_range {value:.2f} [{low:.2f}, "
         f"{high:.2f}]); {inside} inside"
     )

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ...core.errors import LensError
 from ...core.files import write_atomically
 from ...core.format import plain
 from ...core.machine import peak_rss_bytes, versions
@@ -25,12 +23,28 @@ from ...measure.readers import attribute_readers
 from ...model.lens import LensModel, unchanged
 from ..controls.words import tempered
 from ..evidence.path import PAIRS
-from ..record import Clean, Scatter, TaskRecord, VerdictName, Written
+from ..record import (
+    Clean,
+    Controls,
+    Scatter,
+    TaskRecord,
+    Test,
+    Verdict,
+    VerdictName,
+    Written,
+)
 from .case import Addition
 from .controls import controls as run_controls
 from .curve import curve
 from .judging import Judgement, judge
-from .record import PATCHES, AdditionRecord, ReaderRecord, VectorRecord, save_addition
+from .record import (
+    PATCHES,
+    AdditionRecord,
+    DoseCurve,
+    ReaderRecord,
+    VectorRecord,
+    save_addition,
+)
 
 ADDITION_FILE = "addition.json"
 VECTOR_FILE = "vector.npy"
@@ -112,9 +126,7 @@ def audit_addition(
     ('undetermined', 'dose', 1.3)
     """
     site = Site.parse(site) if isinstance(site, str) else site
-    if not np.isfinite(alpha) or alpha == 0:
-        raise LensError(f"alpha {alpha:g}: a number that is not 0 says how much of it is added")
-    started = time.monotonic()
+    clock = Clock()
     with unchanged(lens):
         judgement = judge(
             lens, captures, site, vector, alpha, budget=budget, tests=tests, seed=seed
@@ -123,32 +135,81 @@ def audit_addition(
         if controls if controls is not None else budget == "full":
             checked = run_controls(case, verdict.label, seed)
             verdict = tempered(verdict, checked)
-        weights = lens.weights_sha256
-    effects = {name: case.effects[name].record for name in PATCHES if name in case.effects}
+        effects = {name: case.effects[name].record for name in PATCHES if name in case.effects}
+        return recorded(
+            case,
+            clock,
+            clean=_clean(case),
+            effects=effects | {"random": _random(case)},
+            no_op=case.effects["no_op"].record,
+            tests=judgement.tests,
+            controls=checked,
+            verdict=verdict,
+            curve=curve(case),
+            notes=_notes(judgement),
+            readers=_readers(case),
+            given=given,
+            command=command,
+        )
+
+
+class Clock:
+    """When a run began."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+def recorded(
+    case: Addition,
+    clock: Clock,
+    *,
+    clean: Clean,
+    effects: dict[str, EffectRecord],
+    no_op: EffectRecord,
+    tests: dict[str, Test],
+    verdict: Verdict,
+    curve: DoseCurve,
+    notes: list[str],
+    given: Mapping[str, str | int | float | bool | None] | None,
+    command: str,
+    controls: Controls | None = None,
+    readers: Sequence[ReaderRecord] = (),
+) -> AdditionAudit:
+    """The outcome for an addition, with where it comes from."""
+    lens = case.lens
     record = AdditionRecord(
-        model=ModelRecord(id=lens.id, weights_sha256=weights, dtype=str(lens.dtype).split(".")[-1]),
-        task=_task_record(captures),
-        site=str(site),
+        model=ModelRecord(
+            id=lens.id,
+            weights_sha256=lens.weights_sha256,
+            dtype=str(lens.dtype).removeprefix("torch."),
+        ),
+        task=_task_record(case.captures),
+        site=str(case.site),
         vector=VectorRecord(
             file=VECTOR_FILE,
             sha256=hashlib.sha256(_bytes(case.vector)).hexdigest(),
             dim=len(case.vector),
             norm=float(case.vector.norm()),
-            alpha=alpha,
-            cosine=_cosine(case),
+            alpha=case.alpha,
+            cosine=case.cosine,
             given=dict(given or {}),
         ),
-        clean=_clean(case),
-        effects=effects | {"random": _random(case)},
-        no_op=case.effects["no_op"].record,
-        tests=judgement.tests,
-        controls=checked,
+        clean=clean,
+        effects=effects,
+        no_op=no_op,
+        tests=tests,
+        controls=controls,
         verdict=verdict,
-        notes=_notes(judgement),
-        curve=curve(case),
-        readers=_readers(case),
+        notes=notes,
+        curve=curve,
+        readers=list(readers),
         written=_written(case),
-        seconds=time.monotonic() - started,
+        seconds=clock.seconds,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
         command=command,
@@ -195,13 +256,6 @@ def _random(case: Addition) -> EffectRecord:
         return Estimate(value=float(np.mean(values)), low=float(low), high=float(high))
 
     return EffectRecord(**{metric: spread(metric) for metric in EffectRecord.model_fields})
-
-
-def _cosine(case: Addition) -> float | None:
-    if case.nature is None:
-        return None
-    ours, natural = (case.written(x) for x in (case.alpha * case.vector, case.nature.mean))
-    return float(torch.cosine_similarity(ours, natural, dim=0))
 
 
 def _readers(case: Addition) -> list[ReaderRecord]:

@@ -72,15 +72,15 @@ def _part(case: Addition, name: str, reading: Callable[[float], str]) -> Test:
             f"where the answer's gradients point, what is added does {along.value:.0%} of its "
             "effect: they do not say what acts here"
         )
-    return test_of(share, reading(share.value))
+    return test_of(share, reading(round(share.value, 4) + 0.0))  # No minus before a zero.
 
 
 def reach(case: Addition) -> Test:
     """How far does nature go along what is added? Mean change along the part of W v to which the
     answer reacts when z does, over that of the addition."""
     values = case.along_acting(case.replay.difference.cpu().double())
-    if values is None or case.alpha == 0:
-        return void(NO_Z if values is None else NO_EFFECT)
+    if values is None:
+        return void(NO_Z)
     share = mean(case.sign * values / case.alpha, case.units)
     return test_of(
         share,
@@ -95,9 +95,9 @@ def natural_range(case: Addition) -> Test:
     low, high = case.range
     return test_of(
         share,
-        f"{share.value:.0%} of the patched readings lie no further than natural ones (from "
-        f"{low / abs(case.alpha or 1):.2f} to {high / abs(case.alpha or 1):.2f} times the dose), "
-        f"{case.usual:.0%} of unpatched ones",
+        f"{share.value:.0%} of the patched readings lie no further than natural ones, which go from "
+        f"{low / case.alpha:.2f} to {high / case.alpha:.2f} times the dose; {case.usual:.0%} of "
+        "unpatched ones do",
         case.usual,
     )
 
@@ -107,7 +107,7 @@ def separation(case: Addition) -> Test:
     z = 1; correlational, never enough alone."""
     if case.z is None:
         return void(NO_Z)
-    scores = case.along(case.setting.test.x).numpy() * np.sign(case.alpha or 1)
+    scores = case.along(case.setting.test.x).numpy() * np.sign(case.alpha)
     apart = auroc_interval(scores, case.z, case.units.of_prompts)
     turned = "" if apart.high is None or apart.high > 0.5 else ": it points to z = 0"
     return test_of(
@@ -122,8 +122,8 @@ def behaviour(case: Addition) -> Test:
     of the addition, so that 1 is what adding it does."""
     if case.z is None:
         return void(NO_Z)
-    per_unit = float(case.drop.mean()) / case.alpha if case.alpha else 0.0
-    if abs(case.drop.mean()) < SMALLEST_NATS or not per_unit:
+    per_unit = float(case.drop.mean()) / case.alpha
+    if abs(case.drop.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     of_base = case.z[: len(case.replay.pairs)]
     readings = case.along(case.replay.base.cpu().double())[:, None]
