@@ -95,9 +95,9 @@ def natural_range(case: Addition) -> Test:
     low, high = case.range
     return test_of(
         share,
-        f"{share.value:.0%} of the patched readings lie no further than natural ones, which go from "
-        f"{low / case.alpha:.2f} to {high / case.alpha:.2f} times the dose; {case.usual:.0%} of "
-        "unpatched ones do",
+        f"{share.value:.0%} of the patched readings lie no further than natural ones, which go "
+        f"from {low / case.alpha:.2f} to {high / case.alpha:.2f} times the dose; {case.usual:.0%} "
+        "of unpatched ones do",
         case.usual,
     )
 
