@@ -2,6 +2,8 @@
 
 from . import fit
 from .audit import Audit, Screen, audit, screen
+from .audit.addition import AdditionAudit, audit_addition, audit_texts
+from .audit.addition.record import AdditionRecord, load_addition
 from .audit.hub import from_hub, push_to_hub
 from .audit.record import AuditRecord, load_audit
 from .certify import certify, doctor_rows
@@ -34,10 +36,13 @@ from .survey import IllusionMap, survey
 from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
 from .tasks.facts import embedded_facts, read_facts
+from .tasks.texts import texts_task
 
 __all__ = [
     "FITS",
     "STREAMS",
+    "AdditionAudit",
+    "AdditionRecord",
     "Agreement",
     "Audit",
     "AuditRecord",
@@ -72,6 +77,8 @@ __all__ = [
     "TaskError",
     "agreement",
     "audit",
+    "audit_addition",
+    "audit_texts",
     "capture",
     "capture_task",
     "certify",
@@ -85,6 +92,7 @@ __all__ = [
     "instant_map",
     "ioi",
     "known_facts",
+    "load_addition",
     "load_audit",
     "load_model",
     "only_correct",
@@ -105,6 +113,7 @@ __all__ = [
     "survey",
     "swap",
     "sweep",
+    "texts_task",
     "wrap",
     "write_report",
     "write_screen",

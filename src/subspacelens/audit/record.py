@@ -56,7 +56,7 @@ class Clean(Record):
 VerdictName = Literal["faithful", "partial", "mixed", "illusory", "undetermined"]
 VerdictCode = Literal[
     "holds", "part", "mixed", "fails", "conflict", "unsure", "void", "chance", "idle", "whole",
-    "small", "task", "few", "leak", "controls",
+    "small", "task", "few", "leak", "controls", "dose",
 ]  # fmt: skip
 Told = Literal["faithful", "illusory", "undetermined"]
 AxisLabel = Literal["faithful", "illusory", "undetermined", "idle", "unjudged"]

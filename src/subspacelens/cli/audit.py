@@ -12,6 +12,7 @@ from ..core.errors import LensError
 from ..core.format import percent, plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
+from .addition import audit_additions, checked_operation
 from .check import say_task
 from .options import (
     Answers,
@@ -86,6 +87,16 @@ def audit(
             "compatibility mode): take its mean out too.",
         ),
     ] = False,
+    operation: Annotated[
+        str,
+        typer.Option(
+            help="What is done with it: `interchange` takes the source's value in the subspace, "
+            "`add` adds --alpha times the vector in --subspace, as long as it is there."
+        ),
+    ] = "interchange",
+    alpha: Annotated[
+        float | None, typer.Option(help="How much of the vector is added. By default 1.")
+    ] = None,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
     skip: Skip = False,
@@ -107,10 +118,11 @@ def audit(
 
     Writes OUT/<site>/subspace.safetensors, OUT/<site>/audit.json and OUT/report.html. A site that
     fails leaves OUT/<site>/failure.json, the others go on, and the exit code is 2. With
-    several rows of a --subspace there is OUT/<site>/screen.json and screen.html instead. Results of
-    something else in OUT are not replaced, unless with --overwrite. Without options it runs the
-    main job: indirect object identification in SmolLM2-135M-Instruct, at a site where
-    DAS finds an illusion and at one where it finds the feature.
+    several rows of a --subspace there is OUT/<site>/screen.json and screen.html instead; with
+    --operation add it judges a steering vector, and writes OUT/<site>/addition.json and
+    OUT/addition.html. Results of something else in OUT are not replaced, unless with --overwrite.
+    Without options it runs the main job: indirect object identification in SmolLM2-135M-Instruct,
+    at a site where DAS finds an illusion and at one where it finds the feature.
     """
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
@@ -119,11 +131,22 @@ def audit(
     from ..model.lens import unchanged
     from ..report import write_report
 
+    checked_operation(operation, alpha, subspace)
+    rows = [] if row is None else rows_of(row)
+    if operation == "add" and subspace is not None:
+        if len(rows) > 1:
+            raise LensError("--row: with --operation add one vector is added, not several")
+        return audit_additions(
+            model=model, task=task, test_pairs=test_pairs, site=site, vector=subspace,
+            alpha=1.0 if alpha is None else alpha, key=key, row=rows[0] if rows else None,
+            pairs=pairs, only_correct=only_correct, skip=skip, answers=answers, seed=seed,
+            device=device, dtype=dtype, memory=memory, shifted=shifted, captures=captures,
+            budget=budget, tests=tests, controls=controls, out=out,
+        )  # fmt: skip
     space = bytes_of(memory)
     find = chosen_fit(fit, fit_option, dim, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
-    rows = [] if row is None else rows_of(row)
     of_rows = None
     if len(rows) > 1:
         if subspace is None:

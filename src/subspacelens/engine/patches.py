@@ -95,3 +95,72 @@ class PairwiseZeroSetting:
     def delta(self, base: Tensor, source: Tensor) -> Tensor:
         v = self.v.to(base)
         return -self.sign.to(base)[:, None] * (base * v).sum(-1, keepdim=True) * v
+
+
+@dataclass(frozen=True)
+class Add:
+    """δ = α v: a steering vector v (dim,), as long as it is, times `alpha`, whatever the base. With
+    `sign` (n,) one of its own for each pair, 1, -1 or 0."""
+
+    vector: Tensor
+    alpha: float = 1.0
+    sign: Tensor | None = None
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        added = (self.alpha * self.vector.to(base)).expand(base.shape)
+        return added.clone() if self.sign is None else self.sign.to(base)[:, None] * added
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """δ = V Vᵀ (μ - h_B) for an orthonormal basis V (dim, k): what is along it becomes that of
+    `mean` μ (dim,), by default zero. The source's value instead (resampling) is `SubspacePatch`."""
+
+    basis: Tensor
+    mean: Tensor | None = None
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        basis = self.basis.to(base)
+        rest = -base if self.mean is None else self.mean.to(base) - base
+        return (rest @ basis) @ basis.T
+
+
+@dataclass(frozen=True)
+class Erase:
+    """δ = -L R (h_B - b): an oblique projection, such as a LEACE eraser. `left` (dim, k) is what is
+    written, `right` (k, dim) what is read, `bias` (dim,) what is left as it is, by default zero."""
+
+    left: Tensor
+    right: Tensor
+    bias: Tensor | None = None
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        centred = base if self.bias is None else base - self.bias.to(base)
+        return -(centred @ self.right.to(base).T) @ self.left.to(base).T
+
+
+@dataclass(frozen=True)
+class SetLatent:
+    """δ = (a - f(h_B)) w: one latent of a sparse autoencoder takes the value `value` a, or where
+    that is None the source's, f(h_A). What the autoencoder does not reconstruct stays as it is.
+
+    f(h) = e·(h - c) + `bias` where that is above `threshold`, else 0: `encoder` e and `decoder` w
+    (dim,), `centre` c (dim,) what is taken from the activation first, by default nothing."""
+
+    encoder: Tensor
+    decoder: Tensor
+    bias: float = 0.0
+    threshold: float = 0.0
+    centre: Tensor | None = None
+    value: float | None = None
+
+    def latent(self, x: Tensor) -> Tensor:
+        """f of activations (..., dim), (...)."""
+        centred = x if self.centre is None else x - self.centre.to(x)
+        before = centred @ self.encoder.to(x) + self.bias
+        return before.where(before > self.threshold, 0)
+
+    def delta(self, base: Tensor, source: Tensor) -> Tensor:
+        now = self.latent(base)
+        wanted = self.latent(source) if self.value is None else self.value
+        return (wanted - now)[..., None] * self.decoder.to(base)

@@ -62,7 +62,7 @@ def given(
         rows = () if row is None else (row,)
         return from_foreign(lens, found, site, key=key, rows=rows)
     width = lens.map.dim(site)
-    array = _chosen(path, key)
+    array = chosen_array(path, key)
     array.check(f"{path}", site, width, row)
     columns, already = spanned(array.read(row), width, f"{path}")
     record = dict(
@@ -113,7 +113,8 @@ class _Array:
         check_shape(shape, site, width, name)
 
 
-def _chosen(path: Path, key: str | None) -> _Array:
+def chosen_array(path: Path, key: str | None) -> _Array:
+    """The array of a file that `key` names, or the only one. Raises `SubspaceError`."""
     if path.suffix not in SUFFIXES:
         raise SubspaceError(f"{path}: a subspace is read from {', '.join(SUFFIXES)}")
     try:

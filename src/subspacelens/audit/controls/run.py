@@ -81,7 +81,7 @@ def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
         return Controls.without(lacking)
     fldd = case.effects["subspace"].fldd.value or 0.0
     within = within_class_share(case.train.x @ case.basis, z)
-    setting = _smaller(case.setting)
+    setting = smaller(case.setting)
     beside = setting.replay.writer is not None
     generator = torch.Generator().manual_seed(seed)
     plans = [
@@ -89,7 +89,7 @@ def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
             generator,
             k=case.subspace.dim,
             fldd=(fldd / SPREAD, fldd * SPREAD),
-            within=(_between(within / SPREAD), _between(within * SPREAD)),
+            within=(between(within / SPREAD), between(within * SPREAD)),
             beside=beside,
         )
         for _ in range(TRIED)
@@ -116,11 +116,12 @@ def _lacking(case: Case) -> str:
     return ""
 
 
-def _between(share: float) -> float:
+def between(share: float) -> float:
+    """A within-class share that spikes can have."""
     return min(0.9, max(LEAST_WITHIN, share))
 
 
-def _smaller(setting: Setting) -> Setting:
+def smaller(setting: Setting) -> Setting:
     """The first `PAIRS` pairs of the splits to fit and to judge on."""
     captures, first = setting.captures, setting.chosen[:PAIRS]
     train = captures.train.subset(torch.arange(min(PAIRS, len(captures.train.pairs))))

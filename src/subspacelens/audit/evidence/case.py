@@ -300,10 +300,8 @@ class Case:
 
     @property
     def smallest(self) -> float:
-        """What is less is no effect: in nats, or as a part of what another metric is."""
-        if self.replay.metric is None:
-            return SMALLEST_NATS
-        return SMALLEST_NATS * float(self.replay.clean.measured.abs().mean())
+        """What is less is no effect."""
+        return smallest_effect(self.replay)
 
     def share_of(self, patch: str) -> Estimate:
         """E(patch) / E(V); without a value where the patch does not exist."""
@@ -324,6 +322,13 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed + 1)
         dim, k = self.basis.shape
         return haar(dim, k, CONTROL_DRAWS, generator)
+
+
+def smallest_effect(replay: Replay) -> float:
+    """What is less is no effect: in nats, or as a part of what another metric is."""
+    if replay.metric is None:
+        return SMALLEST_NATS
+    return SMALLEST_NATS * float(replay.clean.measured.abs().mean())
 
 
 def test_of(estimate: Estimate, reading: str, control: float | None = None) -> Test:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from ...core.statistics import ratio
 from ...engine.activations import activations
 from ...engine.buckets import place_of
 from ...engine.replay import Piece, Replay
+from ...engine.task_capture import TaskCapture
 from ..record import Test
-from .case import NO_EFFECT, READ_ELSEWHERE, Case, test_of, void
+from .case import NO_EFFECT, READ_ELSEWHERE, Case, smallest_effect, test_of, void
 from .landing import RANGE
 
 BLOCKS = 4
@@ -22,20 +24,25 @@ PAIRS = 64
 
 
 def hidden_pathway(case: Case) -> Test:
-    """How much of the effect needs values that nature does not show? E with the hidden units of the
-    next `BLOCKS` MLPs, at the patched column, held between the 0.5 and the 99.5 % quantile of the
-    training prompts, over E(V). What the holding does without a patch is taken away.
-    """
+    """How much of the effect needs values that nature does not show? (`pathway`)"""
     if case.site.read_elsewhere:
         return void(READ_ELSEWHERE)
-    sites = _next_mlps(case.captures.test.at(case.site))
+    replay = case.replay
+    return pathway(case.captures, replay, case.patch.delta(replay.base, replay.source), case.drop)
+
+
+def pathway(captures: TaskCapture, replay: Replay, delta: Tensor, drop: np.ndarray) -> Test:
+    """Of a change `delta` (n, dim) that takes `drop` (n,) from the answers: E with the hidden units
+    of the next `BLOCKS` MLPs, at the patched column, held between the 0.5 and the 99.5 % quantile
+    of the training prompts, over E. What the holding does without a patch is taken away."""
+    sites = _next_mlps(captures.test.at(replay.site))
     if not sites:
         return void("no MLP whose units can be held reads what this site writes at its own column")
-    ranges = {site.layer: value_range(x) for site, x in _natural(case, sites).items()}
-    replay, whole = case.replay.subset(slice(PAIRS)), case.drop[:PAIRS]
-    if abs(whole.mean()) < case.smallest:
+    natural = _natural(captures, replay.site.label, sites)
+    ranges = {site.layer: value_range(x) for site, x in natural.items()}
+    replay, delta, whole = replay.subset(slice(PAIRS)), delta[:PAIRS], drop[:PAIRS]
+    if abs(whole.mean()) < smallest_effect(replay):
         return void(NO_EFFECT)
-    delta = case.patch.delta(replay.base, replay.source)
     patched, outside = held(replay, delta, ranges)
     still, usual = held(replay, 0 * delta, ranges)
     left = ratio((still - patched).numpy(), whole, replay.units)
@@ -60,16 +67,15 @@ def _next_mlps(replay: Replay) -> list[Site]:
     return [s for s in sites if "mlp_act" in blocks[s.layer].entries][:BLOCKS]
 
 
-def _natural(case: Case, sites: list[Site]) -> dict[Site, Tensor]:
+def _natural(captures: TaskCapture, label: str, sites: list[Site]) -> dict[Site, Tensor]:
     """Read once for all sites of the captures that have the label."""
-    captures, label = case.captures, case.site.label
     kept = "hidden activations of training prompts", label
     if kept not in captures.shared:
         labelled = [site for site in captures.test.sites if site.label == label]
         wanted = [mlp for site in labelled for mlp in _next_mlps(captures.test.at(site))]
         train = captures.train.pairs[:PAIRS]
         prompts = [pair.base for pair in train] + [pair.source for pair in train]
-        captures.shared[kept] = activations(case.lens, prompts, dict.fromkeys(wanted))
+        captures.shared[kept] = activations(captures.train.lens, prompts, dict.fromkeys(wanted))
     return {site: captures.shared[kept][site] for site in sites}
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...core.errors import LensError
 from ...core.statistics import ratio
-from ...engine.capture import Capture, capture
+from ...engine.capture import capture
 from ...engine.patches import Full, Patch, SubspacePatch
 from ...engine.reading import first_tokens
 from ...engine.replay import Piece, Replay
+from ...engine.task_capture import TaskCapture
 from ...engine.text import reference_windows
 from ...tasks.pairset import Pair, PairSet, Prompt
 from ..record import Test
@@ -52,7 +53,7 @@ def unrelated_text(case: Case) -> Test:
     if case.lens.tokenizer is None:
         return void("the model has no tokenizer to read other text with")
     try:
-        replay = _other_text(case).at(replace(case.site, label="END"))
+        replay = other_text(case.captures, case.replay, case.seed)
     except LensError as error:
         return void(f"no other text could be read: {error}")
     controls = [SubspacePatch(basis) for basis in case.haar()[:TEXT_CONTROLS]]
@@ -94,14 +95,15 @@ def divergences(
     return divergence
 
 
-def _other_text(case: Case) -> Capture:
-    """Read once for all sites of the captures."""
-    captures, kept = case.captures, ("other text", case.seed)
+def other_text(captures: TaskCapture, replay: Replay, seed: int) -> Replay:
+    """The stream of `replay` at the last token of CPython's reference text; read once for all sites
+    of the captures. Raises `LensError` where there is not enough of it."""
+    lens, kept = replay.lens, ("other text", seed)
     if kept not in captures.shared:
         sites = [replace(site, label="END") for site in captures.test.sites]
-        pairs = _text_pairs(case.lens.tokenizer, case.seed)
-        captures.shared[kept] = capture(case.lens, pairs, sites, memory=case.replay.memory)
-    return captures.shared[kept]
+        pairs = _text_pairs(lens.tokenizer, seed)
+        captures.shared[kept] = capture(lens, pairs, sites, memory=replay.memory)
+    return captures.shared[kept].at(replace(replay.site, label="END"))
 
 
 def _text_pairs(tokenizer: PreTrainedTokenizerBase, seed: int) -> PairSet:
