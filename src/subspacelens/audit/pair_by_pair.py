@@ -34,8 +34,8 @@ def pair_table(case: Case) -> PairTable:
         base_marks=marks([pair.base for pair in pairs], label, tokenizer),
         source_marks=marks([pair.source for pair in pairs], label, tokenizer),
         template=[pair.template for pair in pairs],
-        answer=token_texts([pair.answer for pair in pairs], tokenizer),
-        target=token_texts([pair.target for pair in pairs], tokenizer),
+        answer=["".join(token_texts(pair.accepted.answers[0], tokenizer)) for pair in pairs],
+        target=["".join(token_texts(pair.accepted.targets[0], tokenizer)) for pair in pairs],
         clean=case.replay.clean.logit_diff.double()[order].tolist(),
         patched={
             name: effect.patched.logit_diff.double()[order].tolist()

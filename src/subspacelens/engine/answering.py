@@ -15,7 +15,8 @@ from .recall import recall
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """Of `pairs` base prompts: in `right` of them the model says the answer (`Outcomes.says`), in `preferred` it is at least likelier than the target. `instead` counts the
+    """Of `pairs` base prompts: in `right` of them the model says the answer (`Outcomes.says`), in
+    `preferred` it is at least likelier than the target. `instead` counts the
     other tokens that are the most likely, commonest first; `spaced` of these are the answer but for
     the white space before it.
 

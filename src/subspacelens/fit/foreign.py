@@ -81,6 +81,39 @@ def from_foreign(
     return made_by(lens, where, basis, "", record)
 
 
+def foreign_rows(
+    lens: LensModel,
+    found: Foreign,
+    site: Site,
+    rows: Sequence[int],
+    *,
+    key: str | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Rows (m, d) of a part of `found` as they are, no shorter or longer, and where they are from;
+    without `rows` all vectors of a part that is no dictionary. Raises `SubspaceError` and
+    `SiteError` as `from_foreign` does."""
+    key, part = found.part(_matching(lens, found, site) if key is None else key)
+    where = _place(lens, found, part, site)
+    if part.width != lens.map.dim(where):
+        raise SubspaceError(
+            f"{found.origin}: {key} is {part.width} wide, but {where} is {lens.map.dim(where)} wide"
+        )
+    if part.latents is None:
+        every = _columns(found, key, part, ()).T
+        beyond = [row for row in rows if row >= len(every)]
+        if beyond:
+            raise SubspaceError(f"{found.origin}: {key} has rows 0 to {len(every) - 1}")
+        directions = every[list(rows)] if rows else every
+    else:
+        directions = _columns(found, key, part, rows).T
+    origin: dict[str, Any] = dict(
+        tool=found.tool, kind=found.kind, operation=part.operation, key=key
+    )
+    if found.path is not None:
+        origin |= dict(file=found.path.name, file_sha256=_sha256(found.path))
+    return directions, origin
+
+
 def check_bos(subspace: Subspace, lens: LensModel, pairs: PairSet) -> None:
     """Raises `SubspaceError` where the file that a subspace comes from says that prompts begin with
     a BOS token and those of `pairs` do not, or the other way round."""

@@ -22,7 +22,7 @@ from ..core.site import Site
 from ..interop import recognised
 from ..interop.names import site_named
 from ..model.lens import LensModel
-from .foreign import from_foreign
+from .foreign import foreign_rows, from_foreign
 from .subspace import Subspace, check_shape, made_by, not_numbers, spanned
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
@@ -85,8 +85,11 @@ def given_rows(
 
     >>> latents, origin = given_rows(lens, "L9.resid_post@END", "decoder.npy", range(64))
     """
-    path, site = Path(path), Site.of(site)
-    array = _chosen(path, key)
+    path, site = Path(path), site_named(site, lens) if isinstance(site, str) else site
+    found = recognised(path) if path.exists() else None
+    if found is not None:
+        return foreign_rows(lens, found, site, rows, key=key)
+    array = chosen_array(path, key)
     for row in rows:
         array.check(f"{path}", site, lens.map.dim(site), row)
     origin = dict(file=path.name, file_sha256=file_sha256(path), key=key)

@@ -237,11 +237,8 @@ def _task_record(captures: TaskCapture) -> TaskRecord:
 
 
 def _clean(case: Addition) -> Clean:
-    answers = np.array([pair.answer for pair in case.replay.pairs])
-    return Clean(
-        logit_diff=mean(case.clean, case.units),
-        top_answer=proportion(case.replay.clean.top.numpy() == answers, case.units),
-    )
+    right = case.replay.clean.says("answer", case.replay.pairs).numpy()
+    return Clean(logit_diff=mean(case.clean, case.units), top_answer=proportion(right, case.units))
 
 
 def _random(case: Addition) -> EffectRecord:
