@@ -30,11 +30,29 @@ def checked_operation(operation: str, alpha: float | None, subspace: Path | None
 
 def audit_additions(
     *,
-    model: str, task: str, test_pairs: Path | None, site: list[str] | None, vector: Path,
-    alpha: float, key: str | None, row: int | None, pairs: int | None,
-    only_correct: bool, skip: bool, answers: str, seed: int, device: str | None, dtype: str, memory: str | None, shifted: bool,
-    captures: Path | None, budget: str, tests: str | None, controls: bool | None, out: Path,
-) -> None:  # fmt: skip
+    model: str,
+    task: str,
+    test_pairs: Path | None,
+    site: list[str] | None,
+    vector: Path,
+    alpha: float,
+    key: str | None,
+    row: int | None,
+    pairs: int | None,
+    only_correct: bool,
+    skip: bool,
+    answers: str,
+    seed: int,
+    device: str | None,
+    dtype: str,
+    memory: str | None,
+    shifted: bool,
+    captures: Path | None,
+    budget: str,
+    tests: str | None,
+    controls: bool | None,
+    out: Path,
+) -> None:
     """Writes OUT/<site>/vector.npy, OUT/<site>/addition.json and OUT/addition.html; exit code 2 if
     a site failed."""
     from ..audit.addition import audit_addition, audit_texts

@@ -30,7 +30,7 @@ def read_vector(
     lens: LensModel, site: Site, path: Path | str, *, key: str | None = None, row: int | None = None
 ) -> Vector:
     """Reads one vector (d,), (d, 1) or (1, d) for `site`, d wide, from the files that `given`
-    or other tools write; `key` and `row` as there. It is not normalised. Of a file that `Subspace.save` wrote it
+    reads; `key` and `row` as there. It is not normalised. Of a file that `Subspace.save` wrote it
     is the one column, of length 1 and without a sign of its own.
 
     Raises `SubspaceError` as `given` does, and for a file with several vectors.
