@@ -204,7 +204,7 @@ class Replay:
             torch.full(shape, -1),
             None if self.metric is None else torch.full(shape, torch.nan),
         )
-        with torch.no_grad():
+        with exclusive(self.lens.model), torch.no_grad():
             for piece in self.pieces(shape[0], gradients=False):
                 here = piece.outcomes(piece.of(stacked), decided=decided)
                 outcomes.logit_diff[piece.patches, piece.pairs] = here.logit_diff.cpu()
@@ -224,7 +224,7 @@ class Replay:
         """The logit differences of `delta_outcomes` alone, in nats."""
         stacked = self._stacked(delta)
         logit_diff = torch.full(stacked.shape[:2], torch.nan)
-        with torch.no_grad():
+        with exclusive(self.lens.model), torch.no_grad():
             for piece in self.pieces(len(stacked), gradients=False):
                 logits = piece.answer_logits(piece.of(stacked)).float()
                 logit_diff[piece.patches, piece.pairs] = (logits[..., 0] - logits[..., 1]).cpu()
@@ -243,7 +243,7 @@ class Replay:
         """Logits of the whole vocabulary when `delta` (n, dim) is added, (n, vocabulary), float32
         on the CPU: for few pairs."""
         rows = torch.empty(len(self.pairs), self.lens.map.tail.head.weight.shape[0])
-        with torch.no_grad():
+        with exclusive(self.lens.model), torch.no_grad():
             for piece in self.pieces(gradients=False):
                 rows[piece.pairs] = piece.logits(piece.of(delta[None]))[0].float().cpu()
         return rows
@@ -253,7 +253,7 @@ class Replay:
         been added to it, (n, dim), nats a unit."""
         slopes = torch.zeros_like(self.base)
         at = slopes.clone() if delta is None else delta.to(slopes)
-        with torch.enable_grad():
+        with exclusive(self.lens.model), torch.enable_grad():
             for piece in self.pieces():
                 delta = piece.of(at[None]).detach().requires_grad_(True)
                 (slope,) = torch.autograd.grad(piece.logit_diff(delta).sum(), delta)
@@ -272,16 +272,24 @@ class Replay:
             for start in range(0, count, size):
                 inside = begin[start : start + size + 1]
                 rows = slice(int(inside[0]), int(inside[-1]))
+                pairs = bucket.pairs[inside[:-1]]
+                reading = self._reading(pairs)
                 for first in range(0, patches, together):
                     which = slice(first, min(first + together, patches))
-                    pairs = bucket.pairs[inside[:-1]]
-                    pieces.append(Piece(self, number, which, rows, pairs))
+                    pieces.append(Piece(self, number, which, rows, pairs, reading))
         if len(pieces) > len(self.buckets):
             note(
                 f"{self.site}: {patches} x {len(self.pairs)} replays in {len(pieces)} "
                 f"pieces, to stay under {self.budget / 2**20:,.0f} MiB"
             )
         return pieces
+
+    def _reading(self, pairs: Tensor) -> Reading | None:
+        """How answers of several tokens, or several of them, are read of these pairs; None where
+        there are none, so that two rows of the unembedding at the last column tell all."""
+        if not self.pairs.continued:
+            return None
+        return Reading.to([self.pairs[i] for i in pairs.tolist()])
 
     def _bytes_per_row(self, bucket: Bucket, gradients: bool) -> int:
         """Upper estimate of what one replayed row needs: about 1.5 times what was measured."""
@@ -398,6 +406,7 @@ class Piece:
     patches: slice
     rows: slice
     pairs: Tensor
+    reading: Reading | None = field(repr=False)
 
     @property
     def bucket(self) -> Bucket:
@@ -407,13 +416,6 @@ class Piece:
     def answers(self) -> Tensor:
         """Token ids of answer and target of the piece's pairs, (n, 2)."""
         return self.replay.answers[self.pairs]
-
-    @cached_property
-    def reading(self) -> Reading | None:
-        """How answers of several tokens, or several of them, are read; None where there are none,
-        so that two rows of the unembedding at the last column tell all."""
-        pairs = self.replay.pairs
-        return Reading.to([pairs[i] for i in self.pairs.tolist()]) if pairs.continued else None
 
     @property
     def count(self) -> int:

@@ -37,6 +37,9 @@ _HOOKS = {
     "mlp.hook_post": "mlp_act",
     "mlp.out.hook_in": "mlp_act",
     "attn.hook_z": "head_z",
+    "attn.hook_q": "attn_q",
+    "attn.hook_k": "attn_k",
+    "attn.hook_v": "attn_v",
 }
 """TransformerLens' hooks, those of `HookedTransformer` and of its bridge, whatever the model."""
 
@@ -264,10 +267,18 @@ def _module(lens: LensModel, path: str, text: str) -> nn.Module:
 
 
 def _spots(lens: LensModel, layer: int) -> Iterator[tuple[Spot, Place, nn.Module]]:
+    block = lens.map.blocks[layer]
     for stream in STREAMS:
-        spot = Spot(layer, stream)
-        if stream in lens.map.blocks[layer].entries:
+        if stream in block.entries and not (stream in block.projected and _is_fused(lens, layer)):
+            spot = Spot(layer, stream)
             yield (spot, *place_of(lens.map, spot.at("_")))
+
+
+def _is_fused(lens: LensModel, layer: int) -> bool:
+    """Whether queries, keys and values come out of one module, each a part of its tensor."""
+    streams = lens.map.blocks[layer].projected
+    modules = {place_of(lens.map, Spot(layer, stream).at("_"))[1] for stream in streams}
+    return len(modules) < len(streams)
 
 
 def _proven(lens: LensModel, module: nn.Module, end: str, text: str, layer: int) -> Spot:
@@ -323,6 +334,9 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30))
 
 
+_BY_MODULE = ("module path", "nnsight", "nnterp", "pyvene")
+
+
 def spellings(lens: LensModel, site: Site) -> tuple[Spelling, ...]:
     """What a site of this model is called in TransformerLens, nnsight, nnterp and pyvene and as a
     path of modules, each with what differs there.
@@ -337,6 +351,10 @@ def spellings(lens: LensModel, site: Site) -> tuple[Spelling, ...]:
     part = "" if site.head is None else f"the columns of head {site.head}"
     part = MIDDLE if site.stream == "resid_mid" else part
     whole = f"{indexed}.{end}"
+    if site.stream in lens.map.block(site).projected and _is_fused(lens, site.layer):
+        note = f"some columns of {path}.{end}"
+        others = (Spelling(tool, None, note) for tool in _BY_MODULE)
+        return (_in_transformer_lens(lens, spot), *others)
     first = "" if hook is on_input or _gives_tensor(lens, site) else "[0]"
     return (
         _in_transformer_lens(lens, spot),
@@ -360,7 +378,8 @@ def _in_transformer_lens(lens: LensModel, spot: Spot) -> Spelling:
         part = "attn" if spot.stream == "attn_out" else "mlp"
         name = f"blocks.{spot.layer}.{part}.hook_out"
         notes.append(f"{hook} is behind the norm that follows: another tensor")
-    if spot.stream != "mlp_act" and spot.stream != "head_z" and centred_elsewhere(lens):
+    inside = ("mlp_act", "head_z", "attn_q", "attn_k", "attn_v")
+    if spot.stream not in inside and centred_elsewhere(lens):
         notes.append("in compatibility mode its mean over the dimensions is taken out")
     if spot.stream == "resid_mid":
         notes.append(f"in a TransformerBridge {MIDDLE}")
@@ -398,7 +417,7 @@ def _in_pyvene(lens: LensModel, spot: Spot, whole: str) -> tuple[str, str]:
         "head_z": "attention_value_output",
     }  # fmt: skip
     name = names.get(spot.stream)
-    if spot.head is not None:
+    if spot.head is not None and spot.stream == "head_z":
         note = f'layer {spot.layer}, unit "h.pos", head {spot.head}'
         return "head_attention_value_output", note
     if name and _means(lens, Name("pyvene", f"layer.{spot.layer}.comp.{name}"), spot):

@@ -86,7 +86,7 @@ def answer_token(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> i
     if len(ids) == 1:
         return ids[0]
     if not ids:
-        raise TaskError(f"{where}: {text!r} is no token: write an answer of one token")
+        raise TaskError(f"{where}: {text!r} is no token: write an answer")
     pieces = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids[:8]))
     raise TaskError(
         f"{where}: {text!r} is {len(ids)} tokens ({pieces}{' ...' * (len(ids) > 8)}), not one: "

@@ -109,7 +109,8 @@ def test_a_map_of_named_pairs_and_labels(run, place, file, tmp_path):
     assert "2 pairs of 4 tokens" in out and "NOUN: " in out and "END: " in out
     same = file(GOOD | {"base": "bee the ant", "source": "bee bee the ant", "tokens": {}})
     given = ("--model", place / "model", "--task", same, "--out", tmp_path)
-    assert run("map", *given)[0] == 0
+    assert run("map", *given)[0] == 2
+    assert run("map", *given, "--overwrite")[0] == 0
 
 
 def test_a_dry_run_of_a_table_and_the_file_itself(run, place, tmp_path):

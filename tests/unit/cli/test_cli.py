@@ -158,7 +158,7 @@ def test_file_that_is_no_gguf(refused, tmp_path):
         ("L1.mlp_act@S9", "no label 'S9'"),
         ("L1.head_z.7@END", "heads 0 to 3"),
         ("L1.mlp_act.2@END", "has no heads"),
-        ("1.mlp_act@END", "not of the form"),
+        ("1.mlp_act@END", "is no site: L18.mlp_act@S2"),
         ("L1.resid_post@S1", "--shifted"),
     ],
 )

@@ -1,7 +1,7 @@
 """A user's first file: sixty pairs as people write them, from file to verdict without an edit.
 
 Chats of several lengths, base and source of different lengths, labels by a piece of the text, names
-as answers, and no z.
+of two tokens as answers, and no z.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def folder(tmp_path_factory) -> Path:
     half = len(names) // 2
     lines = []
     for n in range(PAIRS):
-        a, b = names[n % half], names[half + (7 * n + n // half) % half]
+        # Names of two words, and so of two tokens or more.
+        a = f"{names[n % half]} {names[(n + 3) % half]}"
+        second = half + (7 * n + n // half) % half
+        b = f"{names[second]} {names[half + (second + 5) % half]}"
         other = STORIES[(n // 2) % 3]
         lines.append(
             {

@@ -25,6 +25,9 @@ def test_every_name_of_a_site_leads_back_to_it(lens):
             if names[tool] is not None:
                 assert site_named(f"{names[tool]}@END", lens) == site, (tool, names[tool])
         component = names["pyvene"]
+        if component is None:
+            assert stream in ("attn_q", "attn_k", "attn_v")
+            continue
         name = Name("module path", component) if "." in component else Name(
             "pyvene", f"layer.1.comp.{component}"
         )  # fmt: skip
@@ -80,7 +83,7 @@ def test_centred_streams_are_said():
         ("model.layers.1.mlp.input@END", "no site of llama"),
         ("model.layers.9.output@END", "no modules there"),
         ("model.norm.output@END", "is in no block"),
-        ("model.layers.1.self_attn.q_proj.output@END", "no site of llama"),
+        ("model.layers.1.self_attn.q_proj.input@END", "another tensor"),
         ("model.layers.1.mlp.act_fn@END", "ends with .input or .output"),
     ],
 )
