@@ -19,7 +19,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test attack check-peers check lint format types docs truth-models install install-dev lock clean distclean python
+.PHONY: help audit test test-long attack check-peers check lint format types docs truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -35,6 +35,9 @@ audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs
 
 test: install-dev ## Run the tests, JOBS at a time
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+
+test-long: install-dev ## Run the tests that take minutes for one claim each
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 attack: install-dev ## Run a thousand hostile command lines (half an hour)
 	$(BIN)/python -m pytest -m attack $(PYTEST_ARGS)

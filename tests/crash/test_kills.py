@@ -69,6 +69,7 @@ def test_random_kills_lose_nothing_double_nothing_and_change_nothing():
     assert report.passed
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="the ray extra is not installed")
 def test_random_kills_of_ray_workers_and_driver_lose_nothing():
