@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.progress import track
 from ..core.records import EffectRecord
 from ..core.site import Site
 from ..core.statistics import mean
-from ..engine.metrics import Chosen, metric_of
+from ..engine.metrics import Chosen, Metric, metric_of
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
@@ -57,11 +57,7 @@ def judge(
     """The evidence and the verdict alone; arguments and errors as in `audit`."""
     subspace.check(lens)
     require(lens, subspace.site)
-    whole = captures.test.at(subspace.site, lens)
-    chosen, sharing = set_apart(captures, subspace.site)
-    left_out = len(whole.pairs) - len(chosen)
-    replay = whole.subset(chosen).measured_by(metric_of(metric))
-    setting = Setting(captures=captures, replay=replay, chosen=chosen)
+    setting, left_out, leaking = setting_at(captures, subspace.site, lens, metric_of(metric))
     names = chosen_tests(budget, tests, linear=setting.replay.writer is not None)
     fast = budget == "fast"
     case = Case(
@@ -86,7 +82,7 @@ def judge(
         effects=_table(case, fast),
         tests=results,
         axes=of_axes,
-        verdict=decide(_evidence(case, results, of_axes, sharing - left_out)),
+        verdict=decide(_evidence(case, results, of_axes, leaking)),
         left_out=left_out,
     )
 
@@ -110,7 +106,7 @@ def judge_blind(setting: Setting, subspace: Subspace, *, seed: int = 0) -> Blind
 def evidence_for(case: Case, leaking: int = 0) -> tuple[Evidence, OnDemand]:
     """What the rule rests on, each test run when it is first asked for: none where it does not come
     to them; and all tests of the case. `leaking`: see `Evidence`."""
-    tests = OnDemand(case)
+    tests = OnDemand(case, TESTS)
     evidence = _evidence(case, tests, (), leaking)
     if not can_be_judged(evidence):
         evidence = replace(evidence, tests={})
@@ -128,22 +124,22 @@ class Blind(NamedTuple):
 
 
 class OnDemand(Mapping[str, Test]):
-    """The tests of a case, each run when it is first asked for; `known` are those that were."""
+    """The `tests` of a case, each run when it is first asked for; `known` are those that were."""
 
-    def __init__(self, case: Case) -> None:
-        self._case, self.known = case, dict[str, Test]()
+    def __init__(self, case: Any, tests: Mapping[str, tuple[str, Callable[[Any], Test]]]) -> None:
+        self._case, self._tests, self.known = case, tests, dict[str, Test]()
 
     def __getitem__(self, name: str) -> Test:
         if name not in self.known:
-            _, run = TESTS[name]
+            _, run = self._tests[name]
             self.known[name] = run(self._case)
         return self.known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(TESTS)
+        return iter(self._tests)
 
     def __len__(self) -> int:
-        return len(TESTS)
+        return len(self._tests)
 
 
 def _evidence(
@@ -167,6 +163,20 @@ def _evidence(
         and parts.exact
         and parts.rank_too_low,
     )
+
+
+def setting_at(
+    captures: TaskCapture, site: Site, lens: LensModel | None = None, metric: Metric | None = None
+) -> tuple[Setting, int, int]:
+    """A site on the pairs that are judged on, how many test pairs are left out because they share
+    their tokens up to the label with pairs to fit on, and how many that do are not left out.
+    `lens`: see `Capture.at`."""
+    whole = captures.test.at(site, lens)
+    chosen, sharing = set_apart(captures, site)
+    left_out = len(whole.pairs) - len(chosen)
+    replay = whole.subset(chosen) if metric is None else whole.subset(chosen).measured_by(metric)
+    setting = Setting(captures=captures, replay=replay, chosen=chosen)
+    return setting, left_out, sharing - left_out
 
 
 def set_apart(captures: TaskCapture, site: Site) -> tuple[Tensor, int]:

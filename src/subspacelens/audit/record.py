@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import polars as pl
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -252,7 +252,33 @@ class PairExample(Record):
     tops: dict[str, list[Likely]]
 
 
-class AuditRecord(Record):
+class Evidenced(Record):
+    """What the records of audits have in common: `tests` and `effects` by name."""
+
+    if TYPE_CHECKING:
+        effects: dict[str, EffectRecord]
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        alias_generator=lambda name: "schema" if name == "schema_" else name,
+        populate_by_name=True,
+    )
+
+    @field_validator("tests", check_fields=False)
+    @classmethod
+    def _probable(cls, tests: dict[str, Test]) -> dict[str, Test]:
+        chance = tests.get("chance")
+        if chance is not None and chance.value is not None and not 0 <= chance.value <= 1:
+            raise ValueError(f"chance: a p-value lies between 0 and 1, not at {chance.value:g}")
+        return tests
+
+    def effect(self, patch: str) -> EffectRecord:
+        """What a patch does; without values where it was not tried."""
+        return self.effects.get(patch) or EffectRecord.absent()
+
+
+class AuditRecord(Evidenced):
     """Schema `subspacelens.audit/5`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
     `over_templates`: None with fewer than three; `metric`: None where it is the logit difference;
     `hypotheses`: by the variables of which the pairs say what they predict; `controls`: None where
@@ -287,27 +313,12 @@ class AuditRecord(Record):
     versions: dict[str, str]
     command: str
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: "schema" if name == "schema_" else name,
-        populate_by_name=True,
-    )
-
     @field_validator("schema_", mode="before")
     @classmethod
     def _current(cls, schema: object) -> object:
         if schema in EARLIER:
             raise ValueError(f"{schema} is of an earlier version; run the audit again")
         return schema
-
-    @field_validator("tests")
-    @classmethod
-    def _probable(cls, tests: dict[str, Test]) -> dict[str, Test]:
-        chance = tests.get("chance")
-        if chance is not None and chance.value is not None and not 0 <= chance.value <= 1:
-            raise ValueError(f"chance: a p-value lies between 0 and 1, not at {chance.value:g}")
-        return tests
 
     @model_validator(mode="after")
     def _of_the_pairs(self) -> Self:
@@ -342,10 +353,6 @@ class AuditRecord(Record):
             "reading": [each.reading for each in self.tests.values()],
         }
         return pl.DataFrame(columns, schema_overrides=dict.fromkeys(numbers, pl.Float64))
-
-    def effect(self, patch: str) -> EffectRecord:
-        """What a patch does; without values where it was not tried."""
-        return self.effects.get(patch) or EffectRecord.absent()
 
 
 def save_audit(record: AuditRecord, path: Path) -> None:

@@ -25,6 +25,7 @@ from .controls.run import controls as run_controls
 from .controls.words import tempered
 from .drawing import draw
 from .evidence import Case
+from .evidence.case import OfSetting
 from .judging import Judgement, judge
 from .pair_by_pair import pair_examples, pair_table
 from .record import (
@@ -172,7 +173,7 @@ def audit(
         task=task_record(captures),
         site=str(subspace.site),
         subspace=SubspaceRecord(file=SUBSPACE_FILE, dim=subspace.dim, fit=subspace.fit),
-        clean=_clean(case),
+        clean=clean_of(case),
         effects=judgement.effects,
         no_op=case.effects["no_op"].record,
         over_templates=_over_templates(case),
@@ -207,7 +208,8 @@ def task_record(captures: TaskCapture) -> TaskRecord:
     )
 
 
-def _clean(case: Case) -> Clean:
+def clean_of(case: OfSetting) -> Clean:
+    """What the model answers without a patch."""
     right = case.replay.clean.says("answer", case.replay.pairs).numpy()
     return Clean(logit_diff=mean(case.clean, case.units), top_answer=proportion(right, case.units))
 

@@ -29,7 +29,7 @@ from ..measure.effects import random_effects
 from ..measure.support import SUPPORT_AT
 from ..model.lens import LensModel, unchanged
 from .evidence import Case, Setting
-from .judging import FAST_DRAWS, evidence_for, set_apart
+from .judging import FAST_DRAWS, evidence_for, setting_at
 from .record import TaskRecord, VerdictCode, VerdictName
 from .run import task_record
 from .verdict import CHANCE, Evidence, can_be_judged, decide
@@ -167,10 +167,7 @@ def screen(
                 failed[number] = str(error)
         if not subspaces:
             raise SubspaceError(next(iter(failed.values()), f"no direction to screen at {site}"))
-        whole = captures.test.at(site, lens)
-        chosen, sharing = set_apart(captures, site)
-        setting = Setting(captures=captures, replay=whole.subset(chosen), chosen=chosen)
-        leaking = sharing - (len(whole.pairs) - len(chosen))
+        setting, _, leaking = setting_at(captures, site, lens)
         draws = max(FAST_DRAWS, math.ceil(POOL / len(subspaces)))
         judged = {
             number: _judged(setting, subspace, draws, seed + number, leaking)

@@ -18,13 +18,13 @@ from ..audit.controls.run import Planted, planted_models
 from ..audit.controls.spikes import KINDS as TRUTHS
 from ..audit.controls.spikes import Plan, Spike
 from ..audit.evidence import Setting
-from ..audit.judging import Blind, judge_blind, set_apart
+from ..audit.judging import Blind, judge_blind, setting_at
 from ..audit.verdict import NEEDED, OTHER, SMALLEST_FLDD
 from ..core.errors import SiteError, TaskError
 from ..core.geometry import haar
 from ..core.progress import track
 from ..core.site import Site
-from ..engine.task_capture import TaskCapture, capture_task
+from ..engine.task_capture import capture_task
 from ..model.lens import LensModel
 from ..tasks import Task
 from .attacks import ATTACKS
@@ -130,16 +130,11 @@ def _parts(
         track(list(zip(sites, paths, there, strict=True)), f"places of {name}")
     ):
         if part is None and captures is not None:
-            part = _found(lens, name, _setting(captures, site), number, asked) | {"origin": origin}
+            setting, *_ = setting_at(captures, site)
+            part = _found(lens, name, setting, number, asked) | {"origin": origin}
             keep(path, part)
         if part is not None:
             yield part
-
-
-def _setting(captures: TaskCapture, site: Site) -> Setting:
-    chosen, _ = set_apart(captures, site)
-    replay = captures.test.at(site).subset(chosen)
-    return Setting(captures=captures, replay=replay, chosen=chosen)
 
 
 def _found(lens: LensModel, name: str, setting: Setting, number: int, asked: dict) -> dict:

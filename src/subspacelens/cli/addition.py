@@ -12,7 +12,7 @@ from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
 from .options import bytes_of, command_line, prepared, sites_of, writable
-from .printing import PlainTable, paragraph, say
+from .printing import PlainTable, say, say_grounds
 from .sites import at_each_site, capture_sites
 
 OPERATIONS = ("interchange", "add")
@@ -116,7 +116,6 @@ def audit_additions(
 
 
 def _print(record) -> None:
-    from ..audit.controls.words import in_words
     from ..report.addition_page import PATCH_WORDS, dose_rows, leaves_in_words
 
     metrics = ("nats", "fldd", "iia", "iia_pair")
@@ -139,10 +138,4 @@ def _print(record) -> None:
         doses.add_row(*map(plain, row))
     doses.show()
     say(f"  {leaves_in_words(record)}")
-    for reason in record.verdict.reasons:
-        paragraph(f"  - {reason}")
-    for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():
-        paragraph(f"  controls: {text}")
-    for text in record.notes:
-        paragraph(f"  note: {text}")
-    say("")
+    say_grounds(record)

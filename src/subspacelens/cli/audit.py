@@ -46,7 +46,7 @@ from .options import (
     writable,
 )
 from .out import Overwrite, refuse_other_audits, refuse_other_page
-from .printing import PlainTable, is_wide, paragraph, say
+from .printing import PlainTable, is_wide, paragraph, say, say_grounds
 from .rows import one_site, rows_of, screen_rows
 from .sites import at_each_site, capture_sites
 
@@ -269,7 +269,6 @@ def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit`
 
 
 def _print_record(record) -> None:
-    from ..audit.controls.words import in_words
     from ..report.words import AXIS_WORDS
 
     metrics = ("nats", "fldd", "iia", "iia_pair")[: 4 if is_wide() else 3]
@@ -288,10 +287,4 @@ def _print_record(record) -> None:
         name = f"axis {axis.number}" if axis.dimensions == 1 else f"axes {axis.number} to {last}"
         share = with_interval(axis.share, percent)
         paragraph(f"  {name}: {share} of the effect, {AXIS_WORDS.get(axis.label, axis.label)}")
-    for reason in record.verdict.reasons:
-        paragraph(f"  - {reason}")
-    for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():
-        paragraph(f"  controls: {text}")
-    for text in record.notes:
-        paragraph(f"  note: {text}")
-    say("")
+    say_grounds(record)

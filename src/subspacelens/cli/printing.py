@@ -70,3 +70,16 @@ def escape_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def say_grounds(record) -> None:
+    """Why a verdict is what it is: reasons, controls, notes."""
+    from ..audit.controls.words import in_words
+
+    for reason in record.verdict.reasons:
+        paragraph(f"  - {reason}")
+    for text in in_words(record.controls, record.task.test_pairs) if record.controls else ():
+        paragraph(f"  controls: {text}")
+    for text in record.notes:
+        paragraph(f"  note: {text}")
+    say("")

@@ -53,7 +53,7 @@ class Slopes:
 
     def difference(self, site: Site | str) -> Tensor:
         """Source minus base activation, Δ (n, dim)."""
-        site = Site.parse(site) if isinstance(site, str) else site
+        site = Site.of(site)
         return self.source[site] - self.base[site]
 
 
@@ -73,9 +73,7 @@ def gradient_pass(
     Raises `SiteError` for a site that the model lacks, `TaskError` for pairs that do not fit it or
     the model, `ModelError` for a model in training mode.
     """
-    places = tuple(
-        dict.fromkeys(Site.parse(site) if isinstance(site, str) else site for site in sites)
-    )
+    places = tuple(dict.fromkeys(Site.of(site) for site in sites))
     if not places:
         raise SiteError("no site to take a gradient at")
     check_ready(lens.model)

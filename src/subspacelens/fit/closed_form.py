@@ -34,8 +34,7 @@ def mean_difference(
     >>> mean_difference(lens, captures.train, "L17.resid_post@S2")
     """
     replay = captured.at(site, lens)
-    x, z = by_class(replay)
-    direction = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+    direction = between_means(*by_class(replay))
     return made_by(
         lens, site, direction[:, None], replay.pairs.sha256, dict(method="mean-difference")
     )
@@ -185,6 +184,11 @@ def by_class(replay: Replay) -> tuple[Tensor, Tensor]:
     and there are two values."""
     z = two_classes(replay.pairs)
     return torch.cat([replay.base, replay.source]), z.T.flatten()
+
+
+def between_means(x: Tensor, z: Tensor) -> Tensor:
+    """The mean of the rows of `x` (m, d) with z = 1 less that of those with z = 0, (d,)."""
+    return x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
 
 
 def two_classes(pairs: PairSet) -> Tensor:

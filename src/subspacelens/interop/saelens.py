@@ -19,7 +19,6 @@ from .foreign import Foreign, Name, Part
 from .registry import Source, reader
 
 WEIGHTS = "sae_weights.safetensors"
-_PLAIN = ("standard", "topk", "batchtopk", "jumprelu", "gated", "abstopk")
 
 
 @reader("SAELens")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.errors import SubspaceError
 from ..core.files import write_atomically
 from .names import spellings
 from .writing import Outgoing, writer
@@ -105,6 +106,8 @@ def nnsight(outgoing: Outgoing, folder: Path) -> str:
 def _called(outgoing: Outgoing, tool: str) -> tuple[str, str]:
     for each in spellings(outgoing.lens, outgoing.site):
         if each.tool == tool:
+            if each.name is None:
+                raise SubspaceError(f"{outgoing.site} has no name in {tool}: {each.note}")
             return str(each.name), f"{each.tool}: {each.note}" if each.note else ""
     raise LookupError(tool)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from ..core.errors import SubspaceError
 from ..core.files import write_atomically
 from ..engine.buckets import place_of
 from ..model.hooks import on_input
@@ -69,9 +70,11 @@ def write(outgoing: Outgoing, folder: Path) -> str:
 def _component(outgoing: Outgoing) -> str:
     """What pyvene calls the place: a component of its own, or a path of modules."""
     lens, site = outgoing.lens, outgoing.site
+    names = {each.tool: each.name for each in spellings(lens, site)}
     if site.stream in ("resid_pre", "resid_post", "head_z"):
-        names = {each.tool: each.name for each in spellings(lens, site)}
         return str(names["pyvene"])
+    if names["module path"] is None or site.head is not None:
+        raise SubspaceError(f"{site} is a part of a tensor of which pyvene patches the whole")
     hook, module = place_of(lens.map, site)
     path = next(name for name, each in lens.model.named_modules() if each is module)
     parts = path.split(".")

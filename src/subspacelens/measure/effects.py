@@ -92,16 +92,17 @@ def random_effects(
     clean = replay.clean.logit_diff.double().numpy()
     drops = clean - outcomes.logit_diff.double().numpy()
     record = EffectRecord(
-        nats=_spread(drops.mean(1)),
-        fldd=_spread(fldd_of(drops, clean)),
-        iia=_spread(outcomes.says("target", replay.pairs).double().mean(1).numpy()),
-        iia_pair=_spread((outcomes.logit_diff.numpy() < 0).mean(1)),
+        nats=spread_of(drops.mean(1)),
+        fldd=spread_of(fldd_of(drops, clean)),
+        iia=spread_of(outcomes.says("target", replay.pairs).double().mean(1).numpy()),
+        iia_pair=spread_of((outcomes.logit_diff.numpy() < 0).mean(1)),
     )
     moved = (replay.clean.measured.double() - outcomes.measured.double()).numpy()
     return RandomEffects(record, moved[:draws], moved[draws:])
 
 
-def _spread(draws: np.ndarray) -> Estimate:
+def spread_of(draws: np.ndarray) -> Estimate:
+    """The mean of draws (m,) with the range of 95 % of them; without a value where one has none."""
     if np.isnan(draws).any():
         return Estimate(value=None)
     low, high = np.quantile(draws, [0.025, 0.975])

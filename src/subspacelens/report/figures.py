@@ -244,13 +244,14 @@ def support(record: AuditRecord) -> go.Figure:
     return _hide_inner_ticks(figure)
 
 
-_SAID = {
+LOOKS = {
     "faithful": (BLUE, "circle"),
     "partial": (BLUE, "circle-open"),
     "mixed": (PURPLE, "diamond"),
     "undetermined": (GREY, "x-thin-open"),
     "illusory": (ORANGE, "square"),
 }
+"""Colour and mark of every verdict."""
 
 
 def controls(record: AuditRecord) -> go.Figure | None:
@@ -260,7 +261,7 @@ def controls(record: AuditRecord) -> go.Figure | None:
         return None
     figure = blank(height=260)
     truths = ["faithful", "mixed", "illusory"]
-    for label, (colour, symbol) in _SAID.items():
+    for label, (colour, symbol) in LOOKS.items():
         rows = [row for row in record.controls.spikes if row.label == label]
         if rows:
             figure.add_scatter(

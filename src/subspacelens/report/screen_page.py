@@ -12,15 +12,9 @@ from ..audit.verdict import CHANCE
 from ..core.files import write_atomically
 from ..core.format import fixed, interval, number
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, PURPLE, TEXT, blank, safe
+from .figures import LOOKS, TEXT, blank, safe
 
-_LOOKS = {
-    "faithful": (BLUE, "circle"),
-    "partial": (BLUE, "circle-open"),
-    "mixed": (PURPLE, "diamond"),
-    "illusory": (ORANGE, "square"),
-    "undetermined": (GREY, "x-thin-open"),
-}
+_ORDER = ("faithful", "partial", "mixed", "illusory", "undetermined")
 
 
 def write_screen(screen: Screen, directory: Path | str) -> Path:
@@ -51,14 +45,15 @@ def summary(screen: Screen) -> str:
     do = "does" if len(beyond) == 1 else "do"
     count = f"{len(beyond)} of {len(screen.rows)} directions at {screen.site} {do} more than chance"
     told = Counter(each.label for each in screen.rows if each.row in beyond)
-    verdicts = ", ".join(f"{told[label]} {label}" for label in _LOOKS if told[label])
+    verdicts = ", ".join(f"{told[label]} {label}" for label in _ORDER if told[label])
     return f"{count} at a false discovery rate of {CHANCE:.0%}{f': {verdicts}' * bool(told)}."
 
 
 def figure(screen: Screen) -> go.Figure:
     """A mark a row at its FLDD, by its verdict; faint where it does no more than chance."""
     drawn, beyond = blank(height=360), set(screen.beyond_chance)
-    for label, (colour, symbol) in _LOOKS.items():
+    for label in _ORDER:
+        colour, symbol = LOOKS[label]
         rows = [each for each in screen.rows if each.label == label]
         if rows:
             drawn.add_scatter(

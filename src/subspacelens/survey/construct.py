@@ -17,12 +17,11 @@ from ..certify import centred
 from ..core.geometry import Split
 from ..core.site import Site
 from ..engine.replay import Replay
-from ..fit.closed_form import by_class
+from ..fit.closed_form import between_means, by_class
 from ..measure.nature import turned
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
 
-WRITINGS = ("pseudoinverse", "transpose")
 """d ∝ W⁺t writes t and nothing else; d ∝ Wᵀt is the unit direction that writes most along t."""
 
 TARGETS = ("difference", "gradient")
@@ -92,8 +91,7 @@ def sensed(replay: Replay, *, one_for_all: bool = True) -> Tensor:
     if not one_for_all:
         return _double(replay.difference)
     x, z = by_class(replay)
-    x = _double(x)
-    return (x[z == 1].mean(0) - x[z == 0].mean(0))[None]
+    return between_means(_double(x), z)[None]
 
 
 def targets(replay: Replay, *, one_for_all: bool = True) -> dict[str, Tensor]:

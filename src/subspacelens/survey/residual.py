@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.geometry import orthonormal
 from ..engine.replay import Replay
-from ..fit.closed_form import by_class
+from ..fit.closed_form import between_means, by_class
 from ..measure.nature import acting_directions, turned
 
 AXES = 5
@@ -31,7 +31,7 @@ def residual_illusions(replay: Replay) -> dict[str, Tensor]:
     """
     x, z = by_class(replay)
     x = x.cpu().double()
-    mean = x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+    mean = between_means(x, z)
     slopes = replay.gradients().cpu().double()
     half = replay.gradients(replay.difference / 2).cpu().double()
     reacting = acting_directions(torch.cat([slopes, half]))

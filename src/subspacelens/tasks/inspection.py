@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .pairs import Reading
+from .pairs import Lines
 from .pairset import PairSet, Prompt, Value
 from .tokens import doubles_bos, encode
 
@@ -74,7 +74,7 @@ def _facts(pairs: PairSet, label: str) -> LabelFacts:
     )
 
 
-def remarks(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def remarks(reading: Lines, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """What in the text of the pairs may be meant otherwise: a beginning-of-text token that the
     tokenizer adds itself, and spaces that make an answer another token."""
     prompts = [prompt for row in reading.rows for prompt in (row.pair.base, row.pair.source)]

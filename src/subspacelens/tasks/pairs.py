@@ -139,7 +139,7 @@ class _Line(_Strict):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Lines:
     """What a file of pairs holds: the good lines as `rows`, with what was written as answer and
     target as `texts`, and what is wrong with each of the others."""
 
@@ -175,7 +175,7 @@ def read_pairs(
     return _pair_set(name_of(source), split, _with_z(rows))
 
 
-def read_lines(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> Reading:
+def read_lines(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> Lines:
     """The good lines and all that is wrong with the others. Raises `TaskError` for a file that
     cannot be read."""
     return reading_of(_lines(Path(path)), tokenizer)
@@ -183,7 +183,7 @@ def read_lines(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> Reading:
 
 def reading_of(
     lines: Iterable[tuple[str, str | bytes]], tokenizer: PreTrainedTokenizerBase
-) -> Reading:
+) -> Lines:
     """The same of lines of JSON, each with where it is from."""
     rows: list[Row] = []
     texts: list[tuple[str, str]] = []
@@ -201,7 +201,7 @@ def reading_of(
         else:
             rows.append(row)
             texts.append((line.answer[0], line.target[0]))
-    return Reading(tuple(rows), tuple(texts), tuple(problems))
+    return Lines(tuple(rows), tuple(texts), tuple(problems))
 
 
 def pairs_task(

@@ -101,6 +101,20 @@ def test_no_hook_writes_between_attention_and_mlp(tmp_path):
             export(outgoing("L1.resid_mid@END"), tool, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("site", "family", "tool", "reason"),
+    [
+        ("L1.attn_k@END", "gpt2", "nnsight", "has no name in nnsight"),
+        ("L1.attn_k@END", "gpt2", "pyvene", "a part of a tensor"),
+        ("L1.attn_q.1@END", "llama", "pyvene", "a part of a tensor"),
+    ],
+)
+def test_a_part_of_a_tensor_is_not_written_as_the_whole(tmp_path, site, family, tool, reason):
+    with pytest.raises(SubspaceError, match=reason):
+        export(outgoing(site, family=family), tool, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_tools_are_named(tmp_path):
     assert {"pyvene", "transformer-lens", "nnsight", "control-vector", "leace"} == WRITERS.keys()
     with pytest.raises(SubspaceError, match="unknown tool 'x': one of"):

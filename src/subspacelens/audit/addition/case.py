@@ -18,17 +18,14 @@ from torch import Tensor
 from ...core.errors import LensError, TaskError
 from ...core.geometry import haar, natural_draws, orthonormal, unit
 from ...core.records import Estimate
-from ...core.site import Site
-from ...core.statistics import Units, ratio, within_classes
+from ...core.statistics import ratio, within_classes
 from ...engine.effect import Effect
 from ...engine.patches import Add, Patch
 from ...engine.replay import Replay
-from ...engine.task_capture import TaskCapture
-from ...fit.closed_form import by_class
+from ...fit.closed_form import between_means, by_class
 from ...measure.effects import RANDOM_DRAWS, RANDOM_PAIRS, drops_of
 from ...measure.nature import turned
-from ...model.lens import LensModel
-from ..evidence.case import SMALLEST_NATS, Setting
+from ..evidence.case import SMALLEST_NATS, OfSetting
 
 OPEN = 1e-6
 """Directions that the writer stretches less than this share of the most are not written along."""
@@ -47,12 +44,11 @@ class Nature:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Addition:
+class Addition(OfSetting):
     """One addition under audit: `alpha` times `vector`, float64 (dim,), at the site of a setting;
     `draws` random vectors of either kind are tried. Raises `LensError` for an alpha that is 0 or
     not finite."""
 
-    setting: Setting
     vector: Tensor = field(repr=False)
     alpha: float = 1.0
     draws: int = RANDOM_DRAWS
@@ -61,27 +57,6 @@ class Addition:
     def __post_init__(self) -> None:
         if not np.isfinite(self.alpha) or self.alpha == 0:
             raise LensError(f"alpha {self.alpha:g}: how much is added is a number that is not 0")
-
-    @property
-    def captures(self) -> TaskCapture:
-        return self.setting.captures
-
-    @property
-    def replay(self) -> Replay:
-        return self.setting.replay
-
-    @property
-    def lens(self) -> LensModel:
-        return self.replay.lens
-
-    @property
-    def site(self) -> Site:
-        return self.replay.site
-
-    @property
-    def units(self) -> Units:
-        """What intervals are over."""
-        return self.replay.units
 
     @property
     def z(self) -> np.ndarray | None:
@@ -137,11 +112,6 @@ class Addition:
         """What the addition takes from each logit difference, float64 (n,), in nats."""
         return self.effects["add"].drop
 
-    @property
-    def clean(self) -> np.ndarray:
-        """Logit differences without a patch, float64 (n,), in nats."""
-        return self.replay.clean.logit_diff.double().numpy()
-
     def share(self, drop: np.ndarray) -> Estimate:
         """The mean of `drop` (n,) over that of the addition; without a value where that cannot be
         told from 0."""
@@ -176,8 +146,7 @@ class Addition:
         if self.z is None:
             return None
         x, z = by_class(self.setting.fitted)
-        x = x.cpu().double()
-        return x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0)
+        return between_means(x.cpu().double(), z)
 
     @property
     def cosine(self) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.geometry import orthonormal, unit
 from ...core.progress import track
 from ...core.statistics import within_class_share
-from ...fit.closed_form import by_class
+from ...fit.closed_form import between_means, by_class
 from ...measure.planting import Channels, can_be_planted, planted_task
 from ..controls.bed import KEPT, WEAK, Bed
 from ..controls.run import MODELS, SPREAD, TRIED, between, smaller, summed
@@ -106,10 +106,10 @@ def _apart(setting: Setting, bed: Bed, channels: Channels) -> Channels:
     """The same with a dormant that writes nothing of what the component, channels and all, writes
     between the classes where the answer reacts."""
     x, z = by_class(setting.fitted)
-    x, writer = x.cpu().double(), setting.replay.writer
+    writer = setting.replay.writer
     change = channels.writes @ (2 * channels.follow)
     if writer is not None:
-        change = change + writer.cpu().double() @ (x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0))
+        change = change + writer.cpu().double() @ between_means(x.cpu().double(), z)
     acting = bed.acting @ bed.acting.T
     taken = orthonormal(unit((acting @ change)[:, None]))
     dormant = channels.writes[:, 2]

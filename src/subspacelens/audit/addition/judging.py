@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,8 +14,9 @@ from ...core.site import Site
 from ...engine.task_capture import TaskCapture
 from ...measure.effects import RANDOM_DRAWS
 from ...model.lens import LensModel
+from ..evidence import BUDGETS
 from ..evidence.case import Setting
-from ..judging import FAST_DRAWS, set_apart
+from ..judging import FAST_DRAWS, OnDemand, setting_at
 from ..record import Test, Verdict
 from ..verdict import Evidence
 from .case import Addition
@@ -23,22 +24,8 @@ from .curve import leaves
 from .rule import RULE, decide
 from .tests import TESTS
 
-BUDGETS = ("fast", "standard", "full")
 LOWEST_RANK = 2
 """A writer of this rank or less lets every vector act like every other."""
-
-
-class _OnDemand(dict[str, Test]):
-    """The tests of an addition, each run when it is first asked for."""
-
-    def __init__(self, case: Addition) -> None:
-        super().__init__()
-        self._case = case
-
-    def __missing__(self, name: str) -> Test:
-        _, run = TESTS[name]
-        self[name] = run(self._case)
-        return self[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +53,20 @@ def judge(
     """The evidence and the verdict alone; arguments and errors as in `audit_addition`."""
     names = chosen_tests(budget, tests)
     require(lens, site)
-    whole = captures.test.at(site, lens)
+    setting, left_out, leaking = setting_at(captures, site, lens)
     vector = checked(vector, site, lens.map.dim(site))
-    chosen, sharing = set_apart(captures, site)
-    left_out = len(whole.pairs) - len(chosen)
     case = Addition(
-        setting=Setting(captures=captures, replay=whole.subset(chosen), chosen=chosen),
+        setting=setting,
         vector=vector,
         alpha=alpha,
         draws=FAST_DRAWS if budget == "fast" else RANDOM_DRAWS,
         seed=seed,
     )
-    found = _OnDemand(case)
+    found = OnDemand(case, TESTS)
     for name in track(names, f"audit of an addition at {site}"):
         found[name]
-    verdict = decide(_evidence(case, found, sharing - left_out), alpha, leaves(case))
-    ordered = {name: found[name] for name in TESTS if name in found}
+    verdict = decide(_evidence(case, found, leaking), alpha, leaves(case))
+    ordered = {name: found.known[name] for name in TESTS if name in found.known}
     return Judgement(case=case, tests=ordered, verdict=verdict, left_out=left_out)
 
 
@@ -89,7 +74,7 @@ def judge_blind(setting: Setting, vector: Tensor, *, seed: int = 0) -> tuple[Ver
     """The verdict of the budget `fast` alone on a vector as it is, and the case that it was judged
     from; what the rule does not come to is not computed."""
     case = Addition(setting=setting, vector=vector, draws=FAST_DRAWS, seed=seed)
-    return decide(_evidence(case, _OnDemand(case)), case.alpha, leaves(case)), case
+    return decide(_evidence(case, OnDemand(case, TESTS)), case.alpha, leaves(case)), case
 
 
 def checked(vector: Tensor, site: Site, width: int) -> Tensor:
@@ -122,7 +107,7 @@ def chosen_tests(budget: str, tests: Sequence[str] | None = None) -> list[str]:
     return [name for name in TESTS if name in wanted]
 
 
-def _evidence(case: Addition, tests: dict[str, Test], leaking: int = 0) -> Evidence:
+def _evidence(case: Addition, tests: Mapping[str, Test], leaking: int = 0) -> Evidence:
     effect, split = case.effects["add"], case.setting.split
     return Evidence(
         tests=tests,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ...core.files import write_atomically
 from ...core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
-from ..record import Clean, Controls, TaskRecord, Test, Verdict, Written
+from ..record import Clean, Controls, Evidenced, TaskRecord, Test, Verdict, Written
 
 SCHEMA = "subspacelens.addition/1"
 PATCHES = ("full", "add", "mean", "random")
@@ -66,7 +66,7 @@ class ReaderRecord(Record):
     share: Number
 
 
-class AdditionRecord(Record):
+class AdditionRecord(Evidenced):
     """Schema `subspacelens.addition/1`. `effects` by the names of `PATCHES`; `no_op`: of no patch;
     `controls`: None where none were asked for; `written`: the prompts along what is written,
     without and with it.
@@ -94,25 +94,6 @@ class AdditionRecord(Record):
     peak_rss_bytes: int = Field(ge=0)
     versions: dict[str, str]
     command: str
-
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: "schema" if name == "schema_" else name,
-        populate_by_name=True,
-    )
-
-    @field_validator("tests")
-    @classmethod
-    def _probable(cls, tests: dict[str, Test]) -> dict[str, Test]:
-        chance = tests.get("chance")
-        if chance is not None and chance.value is not None and not 0 <= chance.value <= 1:
-            raise ValueError(f"chance: a p-value lies between 0 and 1, not at {chance.value:g}")
-        return tests
-
-    def effect(self, patch: str) -> EffectRecord:
-        """What a patch does; without values where it was not tried."""
-        return self.effects.get(patch) or EffectRecord.absent()
 
 
 def save_addition(record: AdditionRecord, path: Path) -> None:

@@ -17,8 +17,8 @@ from ...core.format import plain
 from ...core.machine import peak_rss_bytes, versions
 from ...core.records import EffectRecord, Estimate, ModelRecord
 from ...core.site import Site
-from ...core.statistics import mean, proportion
 from ...engine.task_capture import TaskCapture
+from ...measure.effects import spread_of
 from ...measure.readers import attribute_readers
 from ...model.lens import LensModel, unchanged
 from ..controls.words import tempered
@@ -27,12 +27,12 @@ from ..record import (
     Clean,
     Controls,
     Scatter,
-    TaskRecord,
     Test,
     Verdict,
     VerdictName,
     Written,
 )
+from ..run import clean_of, task_record
 from .case import Addition
 from .controls import controls as run_controls
 from .curve import curve
@@ -125,8 +125,8 @@ def audit_addition(
     >>> result.label, result.record.verdict.code, result.record.curve.leaves
     ('undetermined', 'dose', 1.3)
     """
-    site = Site.parse(site) if isinstance(site, str) else site
-    clock = Clock()
+    site = Site.of(site)
+    started = time.monotonic()
     with unchanged(lens):
         judgement = judge(
             lens, captures, site, vector, alpha, budget=budget, tests=tests, seed=seed
@@ -138,8 +138,8 @@ def audit_addition(
         effects = {name: case.effects[name].record for name in PATCHES if name in case.effects}
         return recorded(
             case,
-            clock,
-            clean=_clean(case),
+            started,
+            clean=clean_of(case),
             effects=effects | {"random": _random(case)},
             no_op=case.effects["no_op"].record,
             tests=judgement.tests,
@@ -153,20 +153,9 @@ def audit_addition(
         )
 
 
-class Clock:
-    """When a run began."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-
 def recorded(
     case: Addition,
-    clock: Clock,
+    started: float,
     *,
     clean: Clean,
     effects: dict[str, EffectRecord],
@@ -180,7 +169,7 @@ def recorded(
     controls: Controls | None = None,
     readers: Sequence[ReaderRecord] = (),
 ) -> AdditionAudit:
-    """The outcome for an addition, with where it comes from."""
+    """The outcome for an addition, with where it comes from; `started`, of the monotonic clock."""
     lens = case.lens
     record = AdditionRecord(
         model=ModelRecord(
@@ -188,7 +177,7 @@ def recorded(
             weights_sha256=lens.weights_sha256,
             dtype=str(lens.dtype).removeprefix("torch."),
         ),
-        task=_task_record(case.captures),
+        task=task_record(case.captures),
         site=str(case.site),
         vector=VectorRecord(
             file=VECTOR_FILE,
@@ -209,7 +198,7 @@ def recorded(
         curve=curve,
         readers=list(readers),
         written=_written(case),
-        seconds=clock.seconds,
+        seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         versions=versions(),
         command=command,
@@ -223,34 +212,13 @@ def _bytes(vector: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _task_record(captures: TaskCapture) -> TaskRecord:
-    task = captures.task
-    return TaskRecord(
-        name=task.name,
-        train_pairs=len(task.train),
-        test_pairs=len(task.test),
-        held_out_pairs=len(task.held_out) if task.held_out else 0,
-        train_sha256=task.train.sha256,
-        test_sha256=task.test.sha256,
-        labels=list(task.test.labels),
-    )
-
-
-def _clean(case: Addition) -> Clean:
-    right = case.replay.clean.says("answer", case.replay.pairs).numpy()
-    return Clean(logit_diff=mean(case.clean, case.units), top_answer=proportion(right, case.units))
-
-
 def _random(case: Addition) -> EffectRecord:
     """The mean over uniformly random vectors, with the range of 95 % of them."""
     effects = case.random["uniform"]
 
     def spread(metric: str) -> Estimate:
         values = [getattr(effect, metric).value for effect in effects]
-        if any(value is None for value in values):
-            return Estimate(value=None)
-        low, high = np.quantile(values, [0.025, 0.975])
-        return Estimate(value=float(np.mean(values)), low=float(low), high=float(high))
+        return spread_of(np.array(values, dtype=float))
 
     return EffectRecord(**{metric: spread(metric) for metric in EffectRecord.model_fields})
 

@@ -23,7 +23,7 @@ from ...measure.readers import attribute_readers
 from ..evidence.case import NO_EFFECT, SMALLEST_NATS, test_of, void
 from ..evidence.downstream import pathway
 from ..evidence.elsewhere import TEXT_CONTROLS, divergences, other_text
-from ..evidence.natural import ADEQUATE
+from ..evidence.natural import part_of
 from ..evidence.nature import LEAST_WITHIN
 from ..evidence.path import PAIRS, through
 from ..record import Test
@@ -62,17 +62,13 @@ def beyond(case: Addition) -> Test:
 
 
 def _part(case: Addition, name: str, reading: Callable[[float], str]) -> Test:
+    def rounded(share: float) -> str:
+        return reading(round(share, 4) + 0.0)  # No minus before a zero.
+
     if name not in case.taken_apart:
         return void(NO_Z)
     share, along = (case.share(case.taken_apart[part]) for part in (name, "along"))
-    if share.value is None or along.value is None:
-        return void(NO_EFFECT)
-    if along.value < ADEQUATE:
-        return void(
-            f"where the answer's gradients point, what is added does {along.value:.0%} of its "
-            "effect: they do not say what acts here"
-        )
-    return test_of(share, reading(round(share.value, 4) + 0.0))  # No minus before a zero.
+    return part_of(share, along, rounded, "what is added does")
 
 
 def reach(case: Addition) -> Test:

@@ -8,6 +8,7 @@ it cannot be told that way, so that nothing is faithful and nothing illusory.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -25,14 +26,14 @@ from ...engine.task_capture import TaskCapture
 from ...fit.closed_form import by_class
 from ...measure.effects import RANDOM_PAIRS
 from ...model.lens import LensModel, unchanged
-from ..evidence.case import Setting, test_of
-from ..judging import FAST_DRAWS, set_apart
+from ..evidence.case import test_of
+from ..judging import FAST_DRAWS, setting_at
 from ..record import Clean, Test, Verdict
 from .case import Addition
 from .curve import PAIRS, curve
 from .judging import checked
 from .rule import ASSUMPTIONS, beyond_nature
-from .run import AdditionAudit, Clock, recorded
+from .run import AdditionAudit, recorded
 from .tests import natural_range, separation
 
 NOTHING = Estimate(value=None)
@@ -83,14 +84,12 @@ def audit_texts(
     >>> result = sl.audit_texts(lens, captures, site, vector, alpha=4)
     >>> result.record.tests["towards"], result.record.curve.leaves
     """
-    clock = Clock()
-    site = Site.parse(site) if isinstance(site, str) else site
+    started, site = time.monotonic(), Site.of(site)
     with unchanged(lens):
         require(lens, site)
-        whole = captures.test.at(site, lens)
-        chosen, _ = set_apart(captures, site)
+        setting, *_ = setting_at(captures, site, lens)
         case = Addition(
-            setting=Setting(captures=captures, replay=whole.subset(chosen), chosen=chosen),
+            setting=setting,
             vector=checked(vector, site, lens.map.dim(site)),
             alpha=alpha,
             draws=FAST_DRAWS,
@@ -114,7 +113,7 @@ def audit_texts(
         }
         return recorded(
             case,
-            clock,
+            started,
             clean=Clean(logit_diff=NOTHING, top_answer=NOTHING),
             effects={},
             no_op=EffectRecord.absent(),

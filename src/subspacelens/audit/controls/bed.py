@@ -14,7 +14,7 @@ from ...core.statistics import within_classes
 from ...core.stored import in_memory
 from ...engine.capture import Capture
 from ...engine.replay import Replay
-from ...fit.closed_form import by_class
+from ...fit.closed_form import between_means, by_class
 from ...measure.nature import acting_directions, turned
 from ...measure.planting import Channels, plant
 
@@ -61,7 +61,7 @@ class Bed:
         _, s, vh = torch.linalg.svd(within_classes(x, z), full_matrices=False)
         kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
         axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
-        between = axes @ (x[z == 1].mean(dim=0) - x[z == 0].mean(dim=0))
+        between = axes @ between_means(x, z)
         indices = torch.arange(min(PAIRS, len(replay.pairs)))
         some = train.subset(indices)
         stream, width = some.at(site), train.lens.map.d_model

@@ -170,22 +170,10 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """One subspace under audit.
-
-    `patches` names the patches of the effect table to replay, beside that of the whole component.
-    `explained` are the shares of natural variance at which the patch is split by support, `draws`
-    how many random subspaces of either kind are tried; without `proxies` there is no row/null
-    split where it would stand for some readers only.
-    """
+class OfSetting:
+    """Something under audit at the site of a `setting`."""
 
     setting: Setting
-    subspace: Subspace
-    patches: Collection[str] = NAMED
-    explained: Sequence[float] = EXPLAINED
-    draws: int = RANDOM_DRAWS
-    proxies: bool = True
-    seed: int = 0
 
     @property
     def captures(self) -> TaskCapture:
@@ -207,6 +195,29 @@ class Case:
     def units(self) -> Units:
         """What intervals are over."""
         return self.replay.units
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Logit differences without a patch, float64 (n,), in nats."""
+        return self.replay.clean.logit_diff.double().numpy()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case(OfSetting):
+    """One subspace under audit.
+
+    `patches` names the patches of the effect table to replay, beside that of the whole component.
+    `explained` are the shares of natural variance at which the patch is split by support, `draws`
+    how many random subspaces of either kind are tried; without `proxies` there is no row/null
+    split where it would stand for some readers only.
+    """
+
+    subspace: Subspace
+    patches: Collection[str] = NAMED
+    explained: Sequence[float] = EXPLAINED
+    draws: int = RANDOM_DRAWS
+    proxies: bool = True
+    seed: int = 0
 
     @property
     def train(self) -> Natural:
@@ -286,11 +297,6 @@ class Case:
     def by_support(self) -> dict[float, SupportSplit]:
         some = self.replay.subset(slice(SUPPORT_PAIRS))
         return split_by_support(self.train.x, some, self.basis, self.explained)
-
-    @property
-    def clean(self) -> np.ndarray:
-        """Logit differences without a patch, float64 (n,), in nats."""
-        return self.replay.clean.logit_diff.double().numpy()
 
     @property
     def drop(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...core.records import Estimate
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
 
@@ -49,11 +50,20 @@ def _part(case: Case, name: str, reading: Callable[[float], str]) -> Test:
     if name not in case.taken_apart:
         return void("the pairs carry no z, only one value, or one that no training pair has")
     share, along = (case.share(case.taken_apart[part]) for part in (name, "along"))
+    return part_of(share, along, reading, "what is written does")
+
+
+def part_of(
+    share: Estimate, along: Estimate, reading: Callable[[float], str], all_does: str
+) -> Test:
+    """The `share` of the effect that a part of a write has, in the words of `reading`; void where
+    the gradients do not say what acts: what lies where they point (`all_does`) has, `along`, too
+    little of the effect."""
     if share.value is None or along.value is None:
         return void(NO_EFFECT)
     if along.value < ADEQUATE:
         return void(
-            f"where the answer's gradients point, what is written does {along.value:.0%} of its "
-            "effect: they do not say what acts here"
+            f"where the answer's gradients point, {all_does} {along.value:.0%} of its effect: they "
+            "do not say what acts here"
         )
     return test_of(share, reading(share.value))
