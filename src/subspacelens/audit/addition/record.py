@@ -104,6 +104,5 @@ def load_addition(path: Path | str) -> AdditionRecord:
     """Reads and validates `addition.json`; raises `ResultError` as `read_record` does.
 
     >>> load_addition("runs/steer/L17.resid_post@S2/addition.json").verdict.label
-    'faithful'
     """
     return read_record(AdditionRecord, path, f"{SCHEMA} record")

@@ -123,7 +123,6 @@ def audit_addition(
     >>> captures = sl.capture_task(lens, task, ["L17.resid_post@S2"])
     >>> result = sl.audit_addition(lens, captures, "L17.resid_post@S2", vector, alpha=4)
     >>> result.label, result.record.verdict.code, result.record.curve.leaves
-    ('undetermined', 'dose', 1.3)
     """
     site = Site.of(site)
     started = time.monotonic()
