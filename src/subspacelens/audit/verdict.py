@@ -6,9 +6,10 @@ Each condition is a share that a faithful subspace has and an illusory one lacks
 Where the site writes by one linear map, its kernel is disconnected by construction. *Illusory*: a
 condition fails, and neither the connected part alone nor what nature writes speaks for the
 subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
-would have written does little of it, what is beyond nature does most, and little is left where only
-what acts is read. *Faithful*: what nature would have written does most of it, and the rest little;
-or most is left where only what acts is read, and less than half is beyond nature.
+would have written does little of it, what is beyond nature does most, and less than most is left
+where only what acts is read. *Faithful*: what nature would have written does most of it, the rest
+little, and a third is left where only what acts is read; or most is left there, and less than half
+is beyond nature.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -38,6 +39,9 @@ class Range(NamedTuple):
 
 
 class Criterion(NamedTuple):
+    """Where a condition fails and where it holds. The two may overlap: an illusion leaves less than
+    most, a faithful subspace more than little."""
+
     fails: Range
     holds: Range
 
@@ -46,11 +50,17 @@ CRITERIA = {
     "full_component": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
     "row_effect": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
     "covariation": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
-    "read_source": Criterion(Range(inf, inf), Range(-inf, 1 / 2)),
+    "read_source": Criterion(Range(inf, inf), Range(-inf, 1)),
     "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
-    "acting": Criterion(Range(-inf, 2 / 3), Range(2 / 3, inf)),
+    "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 3, inf)),
 }
+ALIKE = Range(1 / 2, inf)
+"""`covariation` of a subspace to which other units write what it writes, each with its noise..."""
+CONNECTED = Range(-inf, 1 / 2)
+"""...and `read_source` of one for which that may be more than 2."""
+MOST = Range(2 / 3, inf)
+"""`acting` of a subspace that may lack a part of `natural` and `beyond`."""
 EXACT = ("full_component", "row_effect", "covariation")
 NEEDED = (*EXACT, "read_source")
 """What a faithful subspace must have at an exact site; the last alone tells no illusion."""
@@ -119,19 +129,20 @@ class Condition:
 
     @property
     def fails(self) -> bool:
-        return CRITERIA[self.name].fails.holds(*self._ends)
+        return self.within(CRITERIA[self.name].fails)
 
     @property
     def holds(self) -> bool:
-        return CRITERIA[self.name].holds.holds(*self._ends)
+        return self.within(CRITERIA[self.name].holds)
+
+    def within(self, cut: Range) -> bool:
+        return cut.holds(*self._ends)
 
     @property
     def _ends(self) -> tuple[float, float]:
-        """The interval; of `read_source`, from 0 for what the control has to 1 for all."""
-        if self.name != "read_source":
-            return self.low, self.high
-        unit = max(1e-9, 1 - self.control)
-        return (self.low - self.control) / unit, (self.high - self.control) / unit
+        """The interval; of `read_source`, in units of what the control has."""
+        unit = max(1e-9, self.control) if self.name == "read_source" else 1.0
+        return self.low / unit, self.high / unit
 
     @property
     def reason(self) -> str:
@@ -348,7 +359,7 @@ def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
         return Reasoning("illusory", "fails", [c.reason for c in told], OBJECTIONS["illusory"])
     if label == "faithful":
         whole = conditions["full_component"]
-        reasons = [c.reason for c in conditions.values() if c.name != "acting"]
+        reasons = [c.reason for c in conditions.values()]
         if whole.low > PART:
             return Reasoning("partial", "part", reasons, OBJECTIONS["faithful"])
         return Reasoning("faithful", "holds", reasons, OBJECTIONS["faithful"])
@@ -380,15 +391,24 @@ def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
     fails = {name for name, condition in conditions.items() if condition.fails}
     holds = {name for name, condition in conditions.items() if condition.holds}
     if "row_effect" in needed:
+        if _written_alike(conditions):
+            holds.add("covariation")
         told = {"row_effect", "covariation"}
         against = bool(fails) and told <= conditions.keys() and not holds & told
     else:
         against = {"natural", "beyond", "acting"} <= fails
     if against:
         return "illusory"
-    if set(needed) - {"acting"} <= holds or _acts_as_it_varies(conditions, needed, holds):
+    if set(needed) <= holds or _acts_as_it_varies(conditions, needed, holds):
         return "faithful"
     return "undetermined"
+
+
+def _written_alike(conditions: Mapping[str, Condition]) -> bool:
+    """Whether, at an exact site, more follows the reading because several units write the same: it
+    reads through what is connected."""
+    both = conditions.get("covariation"), conditions.get("read_source")
+    return all(c and c.within(cut) for c, cut in zip(both, (ALIKE, CONNECTED), strict=True))
 
 
 def _acts_as_it_varies(
@@ -403,6 +423,7 @@ def _acts_as_it_varies(
     natural, beyond = conditions["natural"], conditions["beyond"]
     return (
         others
+        and conditions["acting"].within(MOST)
         and Range(TRACE, 2).holds(natural.low, natural.high)
         and Range(-1 / 3, 1 / 2).holds(beyond.low, beyond.high)
     )
@@ -417,7 +438,8 @@ def label_of_axis(tests: Mapping[str, Test], exact: bool) -> Told:
 def _left(evidence: Evidence) -> float:
     """Product of what is left of the effect, each condition cut to [0, 1], 1/2 where it is void. At
     exact sites a condition counts in units of 1/2: that it holds even better says nothing; and what
-    the connected part reads counts as it is, which tells mixtures apart."""
+    the connected part reads counts as it is, which tells mixtures apart. Elsewhere `acting` counts
+    in units of what is most."""
 
     def share(name: str, unit: float = 1.0) -> float:
         test = evidence.tests.get(name)
@@ -426,4 +448,5 @@ def _left(evidence: Evidence) -> float:
 
     if evidence.exact:
         return prod(share(name, 1 / 2) for name in EXACT) * (1 - share("read_source"))
-    return share("full_component", 1 / 2) * share("natural") * (1 - share("beyond"))
+    natural = share("natural") * (1 - share("beyond"))
+    return share("full_component", 1 / 2) * share("acting", MOST.low) * natural

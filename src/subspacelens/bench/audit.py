@@ -34,7 +34,7 @@ from .places import KINDS, places
 from .scores import summary
 from .trained import trained_rates, trained_truth
 
-SCHEMA = "subspacelens.bench.audit/2"
+SCHEMA = "subspacelens.bench.audit/3"
 DIMENSIONS = (1, 2, 1, 4, 1, 2, 1, 8)
 """Of the subspaces in one planted model after the other: most that people hold have one."""
 EFFECTS = (0.3, 1.2)
@@ -46,8 +46,8 @@ SIZES = (32, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One audited case: what is true, and what the audit said. `few`: the verdict on so many
-    pairs."""
+    """One audited case: what is true, and what the audit said. `ends`: the intervals of `tests`;
+    `few`: the verdict on so many pairs."""
 
     model: str
     task: str
@@ -62,6 +62,7 @@ class Result:
     verdict: str
     code: str
     tests: dict[str, float | None]
+    ends: dict[str, tuple[float | None, float | None]]
     few: dict[str, str]
     degenerate: bool
 
@@ -216,6 +217,7 @@ def _result(
     effect = judged.case.effects["subspace"]
     fldd, low = effect.fldd.value, effect.nats.low
     small = fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0
+    tests = {} if small else {name: judged.tests[name] for name in _tests(judged)}
     few = {}
     if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
         for size in (size for size in SIZES if size < len(model.setting.chosen)):
@@ -233,7 +235,8 @@ def _result(
         score=judged.verdict.score,
         verdict=judged.verdict.label,
         code=judged.verdict.code,
-        tests={} if small else {name: judged.tests[name].value for name in _tests(judged)},
+        tests={name: test.value for name, test in tests.items()},
+        ends={name: (test.low, test.high) for name, test in tests.items()},
         few=few,
         degenerate=small,
     )

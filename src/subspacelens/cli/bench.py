@@ -145,8 +145,9 @@ def bench_audit_command(
     are known by construction, at MLPs, heads and in the residual stream.
 
     It chooses its own places, in any model and for any pairs that carry z. By default the tasks
-    are agreement and animacy. Writes OUT/audit.json, OUT/audit.md and OUT/roc.html, and every site
-    when it is done: the same command goes on where it was stopped.
+    are pronoun and sentiment: the cuts of the rule were set on others. Writes OUT/audit.json,
+    OUT/audit.md and OUT/roc.html, and every site when it is done: the same command goes on where it
+    was stopped.
     """
     import json
 
@@ -157,7 +158,7 @@ def bench_audit_command(
 
     if min(places, models) < 1:
         raise LensError("--places and --models: at least 1")
-    names = task or ["agreement", "animacy"]
+    names = task or ["pronoun", "sentiment"]
     for name in names:
         check_task(name, pairs=pairs)
     writable(out)

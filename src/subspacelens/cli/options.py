@@ -33,7 +33,7 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="`ioi`, `agreement`, `pronoun`, `animacy`, or a JSON Lines file of base/source pairs.",
+        help="`ioi`, `agreement`, `pronoun`, `animacy`, `sentiment`, or a JSON Lines file of pairs.",
     ),
 ]
 TestPairs = Annotated[

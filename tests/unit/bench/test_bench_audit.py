@@ -95,7 +95,7 @@ def made(kind: str, verdict: str, score: float, model: int, **changes) -> Result
     values = dict(
         model="m", task="t", site=f"s{model % 2}", where="MLP", planted=model, plan={}, kind=kind,
         share=share, fldd=0.5, score=score, verdict=verdict, code="fails",
-        tests={"row_effect": 1 - score}, few={}, degenerate=False,
+        tests={"row_effect": 1 - score}, ends={}, few={}, degenerate=False,
     )  # fmt: skip
     return Result(**(values | changes))
 
