@@ -8,7 +8,7 @@ condition fails, and neither the connected part alone nor what nature writes spe
 subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
 would have written does little of it, what is beyond nature does most, and less than most is left
 where only what acts is read. *Faithful*: what nature would have written does most of it, the rest
-little, and a third is left where only what acts is read; or most is left there, and less than half
+little, and a quarter is left where only what acts is read; or most is left there, and less than half
 is beyond nature.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
@@ -53,7 +53,7 @@ CRITERIA = {
     "read_source": Criterion(Range(inf, inf), Range(-inf, 1)),
     "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
-    "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 3, inf)),
+    "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 4, inf)),
 }
 ALIKE = Range(1 / 2, inf)
 """`covariation` of a subspace to which other units write what it writes, each with its noise..."""
