@@ -8,8 +8,8 @@ condition fails, and neither the connected part alone nor what nature writes spe
 subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
 would have written does little of it, what is beyond nature does most, and less than most is left
 where only what acts is read. *Faithful*: what nature would have written does most of it, the rest
-little, and a quarter is left where only what acts is read; or most is left there, and less than half
-is beyond nature.
+little, and a quarter is left where only what acts is read; or most is left there, and less than
+half is beyond nature.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than

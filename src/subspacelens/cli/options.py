@@ -33,7 +33,8 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="`ioi`, `agreement`, `pronoun`, `animacy`, `sentiment`, or a JSON Lines file of pairs.",
+        help="`ioi`, `agreement`, `pronoun`, `animacy`, `sentiment`, or a JSON Lines file "
+        "of base/source pairs.",
     ),
 ]
 TestPairs = Annotated[

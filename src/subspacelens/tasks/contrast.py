@@ -4,10 +4,10 @@
 the number of the subject (label SUBJ). `pronoun`: "Then Mary left the bank because" goes on with
 " she", with John it goes on with " he"; z is the gender that the name (label NAME) is usual for.
 `animacy`: "They told me about the teacher at the bank," goes on with " who", with the lamp it goes
-on with " which"; z is whether the noun (label NOUN) is a person. `sentiment`: "At the bank the lovely
-day made her feel very" goes on with " happy", the awful day with " sad"; z is whether the adjective
-(label ADJ) is a good one. Base and source differ in that word alone: answer = what is right for the
-base, target = for the source.
+on with " which"; z is whether the noun (label NOUN) is a person. `sentiment`: "At the bank the
+lovely day made her feel very" goes on with " happy", the awful day with " sad"; z is whether the
+adjective (label ADJ) is a good one. Base and source differ in that word alone: answer = what is
+right for the base, target = for the source.
 """
 
 from __future__ import annotations
