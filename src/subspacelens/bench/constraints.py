@@ -30,7 +30,7 @@ from ..audit.judging import judge_blind, setting_at
 from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import SiteError, SubspaceError, TaskError
 from ..core.format import plain, with_interval
-from ..core.geometry import orthonormal
+from ..core.geometry import orthonormal, unit
 from ..core.progress import track
 from ..core.statistics import Units, mean
 from ..engine.capture import Capture
@@ -45,7 +45,7 @@ from .audit import EFFECTS, WITHIN
 from .kept import keep, kept, source_sha256
 from .places import KINDS, places
 from .trained import Case, sites_of_column, trained_row
-from .truth import load_trained, parity_task, trained_names
+from .truth import TrainedModel, load_trained, parity_task, trained_names
 
 SCHEMA = "subspacelens.bench.constraints/1"
 CHOICES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -97,7 +97,8 @@ def bench_constraints(
 
     A row has `part`, trained or planted, `where`, the kind of site, *elsewhere* for sites of a
     trained model where z was not trained to live; `model`, the unit of inference; `site`, `fit`,
-    `dim`; `cosine`, the mean squared cosine with the true channel; `fldd`, `whole` of the whole
+    `dim`; `cosine`, the mean squared cosine with the true channel, and `written` of what both write
+    (trained); `fldd`, `whole` of the whole
     component; `clean` (planted), `natural` and `beyond` (trained), shares of the effect; `truth` of
     trained ones (`trained_truth`) and the audit's `verdict`, None where the effect is too small.
 
@@ -138,14 +139,32 @@ def _trained(names: Sequence[str], folder: Path, asked: Asked, pairs: int) -> It
                 if site == trained.site:
                     true = made_by(trained.lens, site, trained.basis, "", {"method": TRUTH})
                     found = {TRUTH: true} | found
-                rows = [trained_row(case, fit, each) for fit, each in found.items()]
+                rows = [
+                    trained_row(case, fit, each) | {"written": _written(trained, each)}
+                    for fit, each in found.items()
+                ]
                 part = {"origin": origin, "rows": rows}
                 keep(path, part)
             yield from (_of_trained(row) for row in part["rows"])
 
 
+def _written(trained: TrainedModel, subspace: Subspace) -> float | None:
+    """The mean squared cosine of what a subspace of the trained site writes with what V writes,
+    itself in a stream; None at other sites."""
+    if subspace.site != trained.site:
+        return None
+    weight = trained.lens.map.writer(trained.site)
+    ours, true = (
+        orthonormal(unit(basis if weight is None else weight @ basis))
+        for basis in (subspace.basis, trained.basis)
+    )
+    return float((ours.T @ true).square().sum() / min(ours.shape[1], true.shape[1]))
+
+
 def _of_trained(row: Mapping[str, Any]) -> dict:
-    same = ("model", "site", "fit", "dim", "cosine", "fldd", "natural", "beyond", "truth")
+    same = (
+        "model", "site", "fit", "dim", "cosine", "written", "fldd", "natural", "beyond", "truth",
+    )  # fmt: skip
     where = OUTSIDE if row["cosine"] is None else "trained"
     return {name: row[name] for name in same} | {
         "part": "trained", "where": where, "whole": row["whole_fldd"], "clean": None,
@@ -217,7 +236,7 @@ def _in_planted(model: Planted, where: str) -> Iterator[dict]:
         row = {
             "part": "planted", "where": where, "site": str(site), "fit": name,
             "dim": subspace.dim, "fldd": fldd, "whole": whole, "clean": None, "natural": None,
-            "beyond": None, "truth": None, "verdict": None,
+            "beyond": None, "written": None, "truth": None, "verdict": None,
             "cosine": float((orthonormal(channel).T @ basis).square().sum() / channel.shape[1]),
         }  # fmt: skip
         if fldd is not None and fldd >= SMALLEST_FLDD:
@@ -260,11 +279,15 @@ def _part(where: str, rows: Sequence[dict]) -> list[str]:
         )
         title = "sites of trained models where z was not trained to live"
     else:
+        plain_das = {_place(row): row["cosine"] for row in rows if row["fit"] == "DAS"}
         columns["cos² with the channel"] = partial(_mean, value=lambda row: row["cosine"])
+        columns["less that of DAS"] = partial(
+            _mean, value=lambda row: row["cosine"] - plain_das[_place(row)]
+        )
         columns["÷ whole component"] = partial(_mean, value=_kept_share)
         if where == "trained":
             title = "where z was trained to live"
-            for name in ("natural", "beyond"):
+            for name in ("written", "natural", "beyond"):
                 columns[name] = partial(_mean, value=lambda row, name=name: row[name])
             columns["truth: faithful, mixed, illusory, idle"] = lambda some: ", ".join(
                 _count(some, "truth", (label,))
@@ -282,6 +305,10 @@ def _part(where: str, rows: Sequence[dict]) -> list[str]:
         if some:
             lines.append(f"| {fit} | " + " | ".join(cell(some) for cell in columns.values()) + " |")
     return [*lines, ""]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["model"], row["site"]
 
 
 def _count(rows: Sequence[dict], name: str, values: Sequence[str]) -> str:

@@ -33,6 +33,8 @@ def test_where_z_was_trained_to_live(tmp_path, monkeypatch):
     there = {row["fit"]: row for row in first if row["where"] == "trained"}
     assert list(there) == [TRUTH, *FEW]
     assert there[TRUTH]["cosine"] == pytest.approx(1) and there[TRUTH]["truth"] == "faithful"
+    assert there[TRUTH]["written"] == pytest.approx(1)
+    assert all(0 <= row["written"] <= 1 + 1e-6 for row in there.values())
     assert there["DAS"]["cosine"] < there["row"]["cosine"]
     assert {row["fit"] for row in first if row["where"] == OUTSIDE} == set(FEW) - {"row"}
     monkeypatch.setattr(module, "trained_row", lambda *args: pytest.fail("done again"))
@@ -55,3 +57,12 @@ def test_planted_models_and_the_table(tmp_path):
     table = constraints_table(result)
     assert "| channels planted: MLP | subspaces | cos² with the channel |" in table
     assert table.count("\n| DAS |") == len({row["where"] for row in rows})
+
+
+def test_the_command_prints_a_line_a_choice(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(module, "sites_of_column", lambda trained: [trained.site])
+    monkeypatch.setattr(module, "trained_names", lambda: ["stream"])
+    code, out, _ = run("bench", "constraints", "--places", 0, "--out", tmp_path)
+    assert code == 0 and "| where z was trained to live |" in out and "| latent 64 |" in out
+    assert (tmp_path / "constraints.md").read_text().strip() in out
+    assert (tmp_path / "constraints.json").exists()

@@ -39,8 +39,7 @@ def captured(split: str = "train") -> Capture:
 @cache
 def trapped(split: str = "train") -> Capture:
     """With a channel, a sensor that follows z far more and that nobody reads, and a dormant that
-    writes what the channel does, six times as far, and that hardly moves; each has a noise of its own.
-    """
+    writes what the channel does, six times as far, and hardly moves; each has its own noise."""
     whole = captured(split)
     lens = whole.lens
     rows = lens.model.get_output_embeddings().weight.detach().double()
