@@ -98,9 +98,9 @@ def bench_constraints(
     A row has `part`, trained or planted, `where`, the kind of site, *elsewhere* for sites of a
     trained model where z was not trained to live; `model`, the unit of inference; `site`, `fit`,
     `dim`; `cosine`, the mean squared cosine with the true channel, and `written` of what both write
-    (trained); `fldd`, `whole` of the whole
-    component; `clean` (planted), `natural` and `beyond` (trained), shares of the effect; `truth` of
-    trained ones (`trained_truth`) and the audit's `verdict`, None where the effect is too small.
+    (trained); `fldd`, `whole` of the whole component; `clean` (planted), `natural` and `beyond`
+    (trained), shares of the effect; `truth` of trained ones (`trained_truth`) and the audit's
+    `verdict`, None where the effect is too small.
 
     >>> result = bench_constraints(None, None, Path("runs/constraints"), names=["mlp"])
     >>> print(constraints_table(result))
