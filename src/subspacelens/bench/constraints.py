@@ -5,7 +5,7 @@ simple ones, where the truth is known. All fit on some pairs and are measured on
 at places of a model as it is one channel, one sensor and one dormant are planted
 (`audit.controls.spikes`), the illusion that a fit can fall for: the sensor follows z and nobody
 reads it, the dormant does not follow z and moves the answer. `clean` is the share of a subspace's
-effect that is left when it neither reads nor writes along these two.
+effect that is left when what it writes along the dormant is taken out: nature writes nothing there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ CHOICES: Mapping[str, tuple[str, dict[str, Any]]] = {
 TRUTH = "truth"
 PAIRS = 128
 ELSEWHERE = ("mlp_act", "resid_post")
-ROLES = ("faithful", "sensor", "dormant")
+ROLES = ("faithful", "dormant")
 OUTSIDE = "elsewhere"
 
 
@@ -225,8 +225,7 @@ def _at_place(setting: Setting, asked: Asked, seed: int) -> dict[str, list]:
 def _in_planted(model: Planted, where: str) -> Iterator[dict]:
     setting = model.setting
     site, train = setting.replay.site, setting.captures.train
-    channel, sensor, dormant = (spike.basis for spike in model.spikes)
-    trap = orthonormal(torch.cat([sensor, dormant], dim=1))
+    channel, dormant = (spike.basis for spike in model.spikes)
     whole = setting.replay.effect(Full()).fldd.value
     true = made_by(train.lens, site, channel, "", {"method": TRUTH})
     for name, subspace in [(TRUTH, true), *_found(train, str(site), channel.shape[1])]:
@@ -240,17 +239,16 @@ def _in_planted(model: Planted, where: str) -> Iterator[dict]:
             "cosine": float((orthonormal(channel).T @ basis).square().sum() / channel.shape[1]),
         }  # fmt: skip
         if fldd is not None and fldd >= SMALLEST_FLDD:
-            row["clean"] = _clean(setting, basis, trap)
+            row["clean"] = _clean(setting, basis, dormant)
             row["verdict"] = judge_blind(setting, setting.subspace(basis, name)).verdict.label
         yield row
 
 
-def _clean(setting: Setting, basis: Tensor, trap: Tensor) -> float:
-    """Share of the effect left when V neither reads nor writes along `trap` (dim, t)."""
-    replay = setting.replay
-    rest = basis - trap @ (trap.T @ basis)
-    moved = replay.difference.cpu().double()
-    deltas = torch.stack([(moved @ part) @ part.T for part in (basis, rest)])
+def _clean(setting: Setting, basis: Tensor, dormant: Tensor) -> float:
+    """Share of the effect left without what is written along `dormant` (dim, k)."""
+    replay, asleep = setting.replay, orthonormal(dormant)
+    write = (replay.difference.cpu().double() @ basis) @ basis.T
+    deltas = torch.stack([write, write - (write @ asleep) @ asleep.T])
     drops = drops_of(replay, deltas.to(replay.base)).mean(1)
     return float(drops[1] / drops[0])
 
