@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..certify import require
 from ..core.errors import LensError
+from ..core.geometry import SUPPORT_AT
 from ..core.progress import track
 from ..core.records import EffectRecord
 from ..core.site import Site
@@ -19,7 +20,7 @@ from ..engine.metrics import Chosen, Metric, metric_of
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import RANDOM_DRAWS
-from ..measure.support import EXPLAINED, SUPPORT_AT
+from ..measure.support import EXPLAINED
 from ..model.lens import LensModel
 from .evidence import BUDGETS, TESTS, Case, Setting
 from .evidence.axes import axes

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..certify import require
 from ..core.errors import SubspaceError
 from ..core.files import write_atomically
+from ..core.geometry import SUPPORT_AT
 from ..core.machine import versions
 from ..core.progress import track
 from ..core.records import EffectRecord, ModelRecord, Number, Record, read_record
@@ -26,7 +27,6 @@ from ..core.site import Site
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace
 from ..measure.effects import random_effects
-from ..measure.support import SUPPORT_AT
 from ..model.lens import LensModel, unchanged
 from .evidence import Case, Setting
 from .judging import FAST_DRAWS, evidence_for, setting_at

@@ -3,6 +3,7 @@ map against fits."""
 
 from .audit import bench_audit
 from .commands import bench_commands
+from .constraints import bench_constraints, constraints_table
 from .coverage import bench_coverage
 from .engine import bench_engine, profile_step
 from .environments import peer_pythons
@@ -17,6 +18,7 @@ __all__ = [
     "audit_table",
     "bench_audit",
     "bench_commands",
+    "bench_constraints",
     "bench_coverage",
     "bench_engine",
     "bench_facts",
@@ -24,6 +26,7 @@ __all__ = [
     "bench_instant",
     "bench_memory",
     "calibration_figure",
+    "constraints_table",
     "fits_rows",
     "growth_figure",
     "instant_table",

@@ -178,11 +178,13 @@ def trained_truth(
     rows = []
     for name in track(names or trained_names(), "trained models"):
         trained = load_trained(name)
-        sites = _sites(trained) if elsewhere else [trained.site]
+        sites = sites_of_column(trained) if elsewhere else [trained.site]
         task = parity_task(pairs, pairs, seed)
         wanted = [*sites, trained.site, trained.behind]
         case = Case(trained, capture_task(trained.lens, task, wanted))
-        rows += [_row(case, fit, found) for site in sites for fit, found in _found(case, site)]
+        rows += [
+            trained_row(case, fit, found) for site in sites for fit, found in _found(case, site)
+        ]
     return rows
 
 
@@ -205,7 +207,7 @@ def trained_rates(rows: Sequence[dict]) -> dict[str, dict]:
     return rates
 
 
-def _sites(trained: TrainedModel) -> list[Site]:
+def sites_of_column(trained: TrainedModel) -> list[Site]:
     """The trained site, and all others of its column at which something can act."""
     label, blocks = trained.site.label, trained.lens.map.blocks
     every = [
@@ -231,7 +233,7 @@ def _found(case: Case, site: Site) -> Iterator[tuple[str, Subspace]]:
             yield fit.name, fit(lens, train, site, dim=dim)
 
 
-def _row(case: Case, fit: str, subspace: Subspace) -> dict:
+def trained_row(case: Case, fit: str, subspace: Subspace) -> dict:
     site, replay = subspace.site, case.test.at(subspace.site)
     effects = replay.effects({"own": SubspacePatch(subspace.basis), "whole": Full()})
     fldd, whole = effects["own"].fldd.value or 0.0, effects["whole"].fldd.value

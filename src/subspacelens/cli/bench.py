@@ -341,6 +341,52 @@ def bench_fits_command(
     table.show()
 
 
+@commands.command("constraints")
+def bench_constraints_command(
+    model: Model = "smollm2",
+    task: Annotated[str, typer.Option(help="A task by name, or a .jsonl file of pairs.")] = "ioi",
+    places: Annotated[
+        int, typer.Option(min=0, help="Layers and labels of the model to plant at; 0 for none.")
+    ] = 3,
+    models: Annotated[
+        int, typer.Option(min=1, help="Planted models at each place and kind of site.")
+    ] = 2,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs to fit on, and to judge on.")] = 64,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
+        "runs/bench-constraints"
+    ),
+) -> None:
+    """Compare fits that are held to what nature does with plain DAS, mean difference, probe and
+    PCA, where the truth is known: in tiny models in which z was trained to live at a known place,
+    and on channels, sensors and dormants planted in a model as it is.
+
+    Writes OUT/constraints.json and OUT/constraints.md, and every place when it is done: the same
+    command goes on where it was stopped.
+    """
+    import json
+
+    from ..bench import bench_constraints, constraints_table
+    from ..bench.constraints import Asked
+    from ..core.files import write_atomically
+    from ..model.loading import load_model
+    from ..tasks.named import check_task, named_task
+
+    check_task(task, pairs=pairs)
+    writable(out)
+    asked = Asked(places=places, models=models, seed=seed)
+    with showing_progress():
+        lens = load_model(model, device=device, dtype=dtype) if places else None
+        chosen = named_task(lens.tokenizer, task, pairs=pairs) if lens else None
+        result = bench_constraints(lens, chosen, out / "sites", asked=asked)
+    table = constraints_table(result)
+    write_atomically(out / "constraints.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "constraints.md", table.encode())
+    say(table)
+
+
 @commands.command("instant")
 def bench_instant_command(
     model: Model = "smollm2",

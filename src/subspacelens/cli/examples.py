@@ -34,6 +34,7 @@ EXAMPLES: Mapping[str, str] = {
     "bench audit": "subspacelens bench audit --task agreement --places 1",
     "bench facts": "subspacelens bench facts --pairs 8",
     "bench commands": "subspacelens bench commands --repeat 1",
+    "bench constraints": "subspacelens bench constraints --places 0",
     "bench coverage": "subspacelens bench coverage --repeat 500",
     "bench fits": "subspacelens bench fits --quick",
     "bench instant": "subspacelens bench instant --quick",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 SMALLEST = 1e-6
 """Singular values below this share of a unit vector count as an absent direction."""
+SUPPORT_AT = 0.99
+"""Of the variance of activations, what the axes along which they naturally vary explain."""
 
 
 def orthonormal(columns: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from ..engine.capture import Capture
 from ..engine.replay import Replay
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet
-from .loss import Loss, slopes
+from .change import classes
+from .loss import Loss, Objective, slopes
 from .registry import Count, Seed, register
 from .subspace import Subspace, made_by
 
@@ -120,21 +121,28 @@ def closed_form(
     return made_by(lens, site, found.basis(dim), replay.pairs.sha256, record)
 
 
-def self_consistent(replay: Replay, loss: Loss, dim: int) -> Tensor:
-    """A basis, float64 (d, dim), that is nearly the closed form of the gradient at its own patch,
-    as the best one is: where an attention pattern is saturated, the gradient at the base says
-    little of what a patch does, and a fit that starts from its closed form can stay on a plateau.
+def self_consistent(goal: Objective, dim: int) -> Tensor:
+    """A basis, float64 (m, dim) of where it must lie, that is nearly the closed form of the
+    gradient of the loss at its own patch, as the best one is: where an attention pattern is
+    saturated, the gradient at the base says little of what a patch does, and a fit that starts from
+    its closed form can stay on a plateau.
 
-    Begins with the gradient halfway to the patch of the whole component; then `ROUNDS` times the
-    gradient becomes the mean of itself and that at the patch of the last basis.
+    Begins with the gradient halfway to the patch of all that may be patched; then `ROUNDS` times
+    the gradient becomes the mean of itself and that at the patch of the last basis.
     """
+    replay, within = goal.replay, goal.within
     difference = replay.difference.double()
-    _, gradients = slopes(loss, replay, difference / 2)
+    inside = difference if within is None else difference @ within.to(difference)
+
+    def sloped(delta: Tensor) -> Tensor:
+        _, found = slopes(goal.loss, replay, goal.lifted(delta.T).T)
+        return found if within is None else found.double() @ within.to(difference)
+
+    gradients = sloped(inside / 2)
     for _ in range(ROUNDS):
-        basis = first_order(difference, gradients).basis(dim).to(difference.device)
-        _, there = slopes(loss, replay, (difference @ basis) @ basis.T)
-        gradients = (gradients + there) / 2
-    return first_order(difference, gradients).basis(dim)
+        basis = first_order(inside, gradients).basis(dim).to(difference.device)
+        gradients = (gradients + sloped((inside @ basis) @ basis.T)) / 2
+    return first_order(inside, gradients).basis(dim)
 
 
 @register("probe", classes=True)
@@ -193,15 +201,10 @@ def between_means(x: Tensor, z: Tensor) -> Tensor:
 
 def two_classes(pairs: PairSet) -> Tensor:
     """Which of the two values z has in base and source, 0 or 1, (n, 2). Raises as `by_class`."""
-    name, classes = pairs.name, pairs.classes
-    missing = [number for number, pair in enumerate(pairs) if pair.z is None]
-    if missing:
-        raise TaskError(f"task {name}: pair {missing[0]} has no z, which this needs")
-    if len(classes) == 1:
-        raise TaskError(f"task {name}: z is {classes[0]} in every prompt")
-    if len(classes) > 2:
+    both, values = classes(pairs), pairs.classes
+    if len(values) > 2:
         raise TaskError(
-            f"task {name}: z has {len(classes)} values ({', '.join(map(str, classes[:4]))}"
-            f"{', ...' * (len(classes) > 4)}), and this needs two: take the pairs of two of them"
+            f"task {pairs.name}: z has {len(values)} values ({', '.join(map(str, values[:4]))}"
+            f"{', ...' * (len(values) > 4)}), and this needs two: take the pairs of two of them"
         )
-    return torch.tensor([[classes.index(value) for value in pair.z or ()] for pair in pairs])
+    return torch.tensor([[values.index(value) for value in pair] for pair in both])

@@ -17,11 +17,13 @@ from ..core.errors import SubspaceError
 from ..core.progress import bar, track
 from ..core.site import Site
 from ..engine.capture import Capture
-from ..engine.replay import Replay
 from ..model.lens import LensModel
 from .closed_form import ROUNDS, self_consistent
-from .loss import Loss, descend, retracted
-from .registry import Count, Rate, Seed, register
+from .constraint import Constraint, passes, span_of
+from .counterfactual_latent import CounterfactualLatent
+from .isolate import Isolate
+from .loss import Loss, Objective, Term, retracted
+from .registry import Count, Rate, Seed, Weight, register
 from .subspace import Subspace, made_by
 
 Recipe = Literal["lbfgs", "adam"]
@@ -51,7 +53,8 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gradients(pairs: int, options: Mapping[str, Any]) -> int:
     chosen = settled(options)
-    return FIRST[chosen["start"]] * pairs + chosen["steps"] * min(chosen["batch"] or pairs, pairs)
+    step = min(chosen["batch"] or pairs, pairs) * (2 if chosen.get("isolate") else 1)
+    return (FIRST[chosen["start"]] + passes(chosen)) * pairs + chosen["steps"] * step
 
 
 @register("das", gradients=_gradients, check=settled)
@@ -69,6 +72,9 @@ def das(
     batch: Count | None = None,
     lr: Rate | None = None,
     loss: Loss = "logit-difference",
+    constraint: Constraint = "none",
+    isolate: Weight = 0.0,
+    counterfactual_latent: Weight = 0.0,
 ) -> Subspace:
     """The `dim`-dimensional subspace whose patch moves the model most towards the source's answer.
 
@@ -85,6 +91,14 @@ def das(
     that come in turn, the last with what is left; `seed` draws basis and batches. `start` gives
     one recipe the other's start.
 
+    What is found reads what varies and writes what acts, which may have nothing to do with each
+    other (docs/theory.md). Three settings hold it to what nature does. `constraint` says where it
+    must lie: in the `row` space of the site's writer, on the `support` of the activations, in the
+    span of the class means' differences `between-classes`, or along what is `natural`
+    (`fit.constraint`). `isolate` is the weight of a loss for moving the answer by what another
+    prompt of the same z has there (`Isolate`), `counterfactual_latent` of one for not ending where
+    the other class is (`CounterfactualLatent`); both need z, and both are in nats.
+
     `fit` of the subspace holds all settings, `passes` (gradients of single pairs that were taken,
     over the number of pairs), `first_loss`, and `last_loss`: Adam's the mean of the last ten.
 
@@ -97,53 +111,63 @@ def das(
     chosen = settled(
         dict(
             recipe=recipe, start=start, steps=steps, tolerance=tolerance, batch=batch, lr=lr,
-            loss=loss, seed=seed,
+            loss=loss, constraint=constraint, isolate=isolate,
+            counterfactual_latent=counterfactual_latent, seed=seed,
         )
     )  # fmt: skip
     replay = captured.at(site, lens)
-    width = lens.map.dim(site)
+    terms: list[Term] = []
+    if isolate:
+        terms.append(Isolate.at(isolate, replay))
+    if counterfactual_latent:
+        terms.append(CounterfactualLatent.at(counterfactual_latent, replay))
+    within = span_of(constraint, replay, dim)
+    goal = Objective(loss=loss, replay=replay, within=within, terms=tuple(terms))
     generator = torch.Generator().manual_seed(seed)
     if chosen["start"] == "random":
-        free = torch.randn(width, dim, generator=generator).div_(width**0.5)
+        free = torch.randn(goal.width, dim, generator=generator).div_(goal.width**0.5)
     else:
-        free = self_consistent(replay, loss, dim).float()
-    found = (_lbfgs if recipe == "lbfgs" else _adam)(replay, free, chosen, generator)
+        free = self_consistent(goal, dim).float()
+    found = (_lbfgs if recipe == "lbfgs" else _adam)(goal, free, chosen, generator)
     record = dict(
-        method="das", **chosen, passes=FIRST[chosen["start"]] + found.passes,
+        method="das", **chosen, passes=FIRST[chosen["start"]] + passes(chosen) + found.passes,
         first_loss=found.first_loss, last_loss=found.last_loss,
     )  # fmt: skip
-    return made_by(lens, site, found.basis, replay.pairs.sha256, record)
+    basis = goal.lifted(found.inside.double())
+    return made_by(lens, site, basis, replay.pairs.sha256, record)
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    basis: Tensor
+    """`inside` (m, k) is the basis in terms of where it must lie."""
+
+    inside: Tensor
     passes: float
     first_loss: float
     last_loss: float
 
 
 def _adam(
-    whole: Replay, free: Tensor, chosen: Mapping[str, Any], generator: torch.Generator
+    goal: Objective, free: Tensor, chosen: Mapping[str, Any], generator: torch.Generator
 ) -> _Found:
     free = free.requires_grad_(True)
     optimiser = torch.optim.Adam([free], lr=chosen["lr"])
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, chosen["steps"])
-    order = torch.randperm(len(whole.pairs), generator=generator)
-    batches = [whole.subset(pairs) for pairs in order.split(chosen["batch"])]
+    order = torch.randperm(len(goal.replay.pairs), generator=generator)
+    batches = [goal.subset(pairs) for pairs in order.split(chosen["batch"])]
     losses: list[float] = []
     gradients = 0
-    for step in track(range(chosen["steps"]), f"DAS at {whole.site}"):
-        replay = batches[step % len(batches)]
+    for step in track(range(chosen["steps"]), f"DAS at {goal.replay.site}"):
+        batch = batches[step % len(batches)]
         free.grad = None
-        losses.append(descend(chosen["loss"], replay, free))
-        gradients += len(replay.pairs)
+        losses.append(batch.descend(free))
+        gradients += batch.gradients
         optimiser.step()
         schedule.step()
         with torch.no_grad():
             free.copy_(retracted(free))
     last = sum(losses[-10:]) / len(losses[-10:])
-    return _Found(retracted(free), gradients / len(whole.pairs), losses[0], last)
+    return _Found(retracted(free), gradients / len(goal.replay.pairs), losses[0], last)
 
 
 class _Spent(Exception):
@@ -154,7 +178,8 @@ LENGTH = 4.0
 """Norm of the columns that L-BFGS begins with. Its first step has length one: an angle of 14°."""
 
 
-def _lbfgs(replay: Replay, free: Tensor, chosen: Mapping[str, Any], _: torch.Generator) -> _Found:
+def _lbfgs(goal: Objective, free: Tensor, chosen: Mapping[str, Any], _: torch.Generator) -> _Found:
+    replay = goal.replay
     losses: list[float] = []
     reached: list[float] = []
     best = free
@@ -164,7 +189,7 @@ def _lbfgs(replay: Replay, free: Tensor, chosen: Mapping[str, Any], _: torch.Gen
         if len(losses) == chosen["steps"]:
             raise _Spent
         here = torch.from_numpy(x.copy()).view_as(free).requires_grad_(True)
-        value = descend(chosen["loss"], replay, here)
+        value = goal.descend(here)
         gradient = here.grad
         if gradient is None or not math.isfinite(value) or not bool(gradient.isfinite().all()):
             raise SubspaceError(
@@ -190,4 +215,5 @@ def _lbfgs(replay: Replay, free: Tensor, chosen: Mapping[str, Any], _: torch.Gen
             value_and_gradient, first, jac=True, method="L-BFGS-B", callback=stop_when_slow,
             options={"ftol": 0.0, "gtol": 0.0},
         )  # fmt: skip
-    return _Found(best, float(len(losses)), losses[0], min(losses))
+    each = goal.gradients / len(replay.pairs)
+    return _Found(best, len(losses) * each, losses[0], min(losses))

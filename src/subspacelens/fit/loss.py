@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -16,19 +17,70 @@ vocabulary."""
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
-def descend(kind: Loss, replay: Replay, free: Tensor) -> float:
-    """The mean loss over the pairs when the span of `free` (dim, k) is patched; its gradient is
-    added to `free.grad`. Piece by piece, so that any number of pairs fits the memory budget."""
-    difference = wide(replay.difference)
-    value = 0.0
-    for piece in replay.pieces():
-        basis = retracted(free).to(difference)
-        moved = difference[piece.pairs.to(difference.device)]
-        delta = ((moved @ basis) @ basis.T)[None]
-        part = _losses(kind, replay, piece, delta).sum() / len(replay.pairs)
+class Term(Protocol):
+    """What a fit lowers beside the loss. `gradients`: how many of the model's `of` takes a pair."""
+
+    gradients: ClassVar[int]
+
+    def of(self, piece: Piece, basis: Tensor) -> Tensor:
+        """For each pair of the piece (n,), in nats, differentiable in the basis."""
+        ...
+
+    def subset(self, pairs: Tensor) -> Term:
+        """The same for the pairs at these positions."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Objective:
+    """What a fit lowers at a site: the mean over the pairs of `loss` when a basis is patched, plus
+    each of `terms`. `within`, orthonormal (dim, m), is where the basis must lie, None for anywhere:
+    it is `within` times a basis of m rows."""
+
+    loss: Loss
+    replay: Replay
+    within: Tensor | None = field(default=None, repr=False)
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of single pairs that `descend` takes."""
+        each = 1 + sum(term.gradients for term in self.terms)
+        return each * len(self.replay.pairs)
+
+    @property
+    def width(self) -> int:
+        """m, or the width of the site."""
+        return self.replay.base.shape[1] if self.within is None else self.within.shape[1]
+
+    def lifted(self, inside: Tensor) -> Tensor:
+        """Columns (m, k) as columns of the site's space (dim, k)."""
+        return inside if self.within is None else self.within.to(inside) @ inside
+
+    def subset(self, pairs: Tensor) -> Objective:
+        """The same for the pairs at these positions."""
+        terms = tuple(term.subset(pairs) for term in self.terms)
+        return replace(self, replay=self.replay.subset(pairs), terms=terms)
+
+    def descend(self, free: Tensor) -> float:
+        """The value when the span of `free` (m, k) is patched; its gradient is added to
+        `free.grad`. Piece by piece, so that any number of pairs fits the memory budget."""
+        difference = wide(self.replay.difference)
+        value = 0.0
+        for piece in self.replay.pieces():
+            basis = self.lifted(retracted(free)).to(difference)
+            moved = difference[piece.pairs.to(difference.device)]
+            delta = ((moved @ basis) @ basis.T)[None]
+            value += self._add(_losses(self.loss, self.replay, piece, delta), free)
+            for term in self.terms:
+                basis = self.lifted(retracted(free)).to(difference)
+                value += self._add(term.of(piece, basis), free)
+        return value
+
+    def _add(self, each: Tensor, free: Tensor) -> float:
+        part = each.sum() / len(self.replay.pairs)
         part.backward(inputs=[free])
-        value += float(part.detach())
-    return value
+        return float(part.detach())
 
 
 def slopes(kind: Loss, replay: Replay, delta: Tensor) -> tuple[Tensor, Tensor]:

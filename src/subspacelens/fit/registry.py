@@ -24,6 +24,7 @@ P = ParamSpec("P")
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 COMMON = ("dim", "seed")

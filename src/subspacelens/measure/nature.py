@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ..engine.replay import Replay
+from ..fit.change import acting_directions, reactions
 from ..fit.closed_form import two_classes
 from ..tasks.pairset import PairSet, Value
 
-ENERGY = 0.99
-"""The directions that act carry this share of the gradients' squared norm."""
 PAIRS = 64
 """Pairs whose gradients are taken."""
 
@@ -45,9 +44,7 @@ class NaturalChange:
             value: x[torch.tensor([each == value for each in values])].mean(dim=0)
             for value in train.pairs.classes
         }
-        some = test.subset(slice(PAIRS))
-        slopes = torch.cat([some.gradients(), some.gradients(some.difference / 2)])
-        return cls(means, acting_directions(slopes))
+        return cls(means, acting_directions(reactions(test.subset(slice(PAIRS)))))
 
     def change(self, pairs: PairSet) -> Tensor:
         """m of each pair, (n, d). Each has z, of values that the training pairs have too."""
@@ -90,11 +87,3 @@ def turned(replay: Replay) -> Tensor:
     where a pair has none or there are more."""
     z = two_classes(replay.pairs).double()
     return z[:, 1] - z[:, 0]
-
-
-def acting_directions(slopes: Tensor, energy: float = ENERGY) -> Tensor:
-    """The leading right singular vectors, float64 (d, r), that carry a share `energy` of the
-    squared norm of the gradients `slopes` (m, d)."""
-    _, s, vh = torch.linalg.svd(slopes.cpu().double(), full_matrices=False)
-    carried = s.square().cumsum(0) / s.square().sum().clamp(min=torch.finfo(s.dtype).tiny)
-    return vh[: int((carried < energy).sum()) + 1].T.contiguous()

@@ -15,7 +15,6 @@ from ..engine.replay import Replay
 from .effects import drops_of
 
 EXPLAINED = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
-SUPPORT_AT = 0.99
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..core.geometry import orthonormal
 from ..engine.replay import Replay
+from ..fit.change import acting_directions
 from ..fit.closed_form import between_means, by_class
-from ..measure.nature import acting_directions, turned
+from ..measure.nature import turned
 
 AXES = 5
 

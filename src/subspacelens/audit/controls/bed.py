@@ -14,8 +14,9 @@ from ...core.statistics import within_classes
 from ...core.stored import in_memory
 from ...engine.capture import Capture
 from ...engine.replay import Replay
+from ...fit.change import acting_directions
 from ...fit.closed_form import between_means, by_class
-from ...measure.nature import acting_directions, turned
+from ...measure.nature import turned
 from ...measure.planting import Channels, plant
 
 PAIRS = 64

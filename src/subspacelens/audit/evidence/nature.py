@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.geometry import SUPPORT_AT
 from ...core.statistics import (
     Units,
     auroc,
@@ -15,7 +16,6 @@ from ...core.statistics import (
     within_class_share,
     within_classes,
 )
-from ...measure.support import SUPPORT_AT
 from ..record import Test
 from .case import NO_EFFECT, Case, class_scores, test_of, void
 
