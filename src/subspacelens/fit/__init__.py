@@ -12,6 +12,7 @@ from pkgutil import iter_modules
 from ..core.modules import callable_package
 from .closed_form import closed_form, gradient, mean_difference, pca, probe, random
 from .das import das
+from .dimensions import ChosenDim, Try, best_dim
 from .given import given, given_rows
 from .per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from .registry import FITS, Fit, fit, named, register
@@ -22,10 +23,13 @@ for _file in iter_modules(__path__):
 __all__ = [
     "FITS",
     "PAPER",
+    "ChosenDim",
     "ClosedForm",
     "Fit",
     "PairDirections",
     "Recipe",
+    "Try",
+    "best_dim",
     "closed_form",
     "das",
     "fit",
