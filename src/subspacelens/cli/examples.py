@@ -9,6 +9,7 @@ import typer
 EXAMPLES: Mapping[str, str] = {
     "audit": "subspacelens audit --model gpt2 --task pairs.jsonl --site L8.mlp_act@END",
     "fit": "subspacelens fit --model gpt2 --task pairs.jsonl --site L8.resid_post@END --fit pca",
+    "find": "subspacelens find --task pairs.jsonl --model ./my-model --budget fast",
     "patch": "subspacelens patch --task ioi --site L17.resid_post@S2 --site L20.attn_out@END",
     "map": "subspacelens map --model ./my-model --task pairs.jsonl",
     "check": "subspacelens check pairs.jsonl --model ./my-model",
@@ -35,6 +36,7 @@ EXAMPLES: Mapping[str, str] = {
     "bench facts": "subspacelens bench facts --pairs 8",
     "bench commands": "subspacelens bench commands --repeat 1",
     "bench coverage": "subspacelens bench coverage --repeat 500",
+    "bench find": "subspacelens bench find --model mlp --budget fast",
     "bench fits": "subspacelens bench fits --quick",
     "bench instant": "subspacelens bench instant --quick",
     "bench memory": "subspacelens bench memory --pairs 8",
