@@ -19,6 +19,7 @@ from ..core.identity import NUMBERS
 from ..core.machine import versions
 from ..core.records import Number, Record, parse_record, read_record
 from ..core.site import Site
+from ..engine.capture import Capture
 from ..engine.patches import SubspacePatch
 from ..engine.task_capture import TaskCapture, capture_task
 from ..fit import best_dim, named
@@ -127,7 +128,7 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: SiteCell) -> Outcom
 
 
 def _fitted(
-    lens: LensModel, captures: TaskCapture, fit_on, cell: SiteCell
+    lens: LensModel, captures: TaskCapture, fit_on: Capture, cell: SiteCell
 ) -> tuple[Subspace, dict[int, float]]:
     fit, options = named(cell.fit.method), cell.fit.options
     if len(cell.dims) == 1:

@@ -449,6 +449,9 @@ def _save(found: Found, out: Path) -> None:
     """The audits as `audit` saves them, the best subspace, and the record last."""
     for audit in found.audits.values():
         audit.save(out)
-    if found.subspace is not None:
-        found.subspace.save(out / SUBSPACE_FILE)
+    best = out / SUBSPACE_FILE
+    if found.subspace is None:
+        best.unlink(missing_ok=True)
+    else:
+        found.subspace.save(best)
     save_find(found.record, out / FIND_FILE)
