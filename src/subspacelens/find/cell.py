@@ -99,8 +99,10 @@ def site_cell(
 
 @cache
 def own_sha256() -> str:
-    """Hash of this file: records of other code are not taken for its own."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """Hash of what is computed in this room: records of other code are not taken for its own."""
+    here = Path(__file__).parent
+    parts = [(here / name).read_bytes() for name in ("cell.py", "sources.py")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def outcome_of(lens: LensModel, captures: TaskCapture, cell: SiteCell) -> Outcome:

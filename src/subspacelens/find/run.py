@@ -38,7 +38,7 @@ from ..sweep.store import Store
 from ..tasks.pairset import PairSet, Task
 from . import answer
 from .budget import PLAIN, Budget, budget_of, recommended
-from .cell import Done, SiteCell, Worker, read_done, site_cell
+from .cell import Done, SiteCell, Worker, own_sha256, read_done, site_cell
 from .division import Division, divide
 from .knowing import Knowing, knowing
 from .places import (
@@ -275,7 +275,7 @@ class _Search:
         identity = self.lens.identity
         origin = {
             "model": [getattr(identity, part) for part in NUMBERS],
-            "code": code_sha256(),
+            "code": [code_sha256(), own_sha256()],
             "shifted": self.shifted,
             "memory": self.memory,
             "asked": asked,
