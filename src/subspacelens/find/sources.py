@@ -41,7 +41,8 @@ class Part:
 
 def parts_of(captured: Capture, site: Site) -> list[Part]:
     """The components whose changes add up to Δ at a `resid_post` site, from a capture of
-    `needed(lens, site)`. Raises `SiteError` where they do not."""
+    `needed(lens, site)`. Raises `SiteError` where they do not, as where something is added between
+    blocks."""
     lens, label = captured.lens, site.label
 
     def change(layer: int, stream: str) -> Tensor:

@@ -32,7 +32,7 @@ def test_parts_add_up(family):
 def test_a_sum_that_is_wrong_is_noticed():
     lens = tiny_lens("llama")
     captured = capture(lens, random_pairs([(7, 3)] * 6), needed(lens, SITE))
-    captured.source[SITE].mul_(1.1)
+    captured.source[Site(1, "resid_post", "END")].mul_(1.1)
     with pytest.raises(SiteError, match="what its writers add is not what is there"):
         parts_of(captured, SITE)
 
