@@ -20,6 +20,7 @@ from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
 from .engine.several import Effects
 from .engine.task_capture import TaskCapture, capture_task
+from .find import FindRecord, Found, find, load_find, load_subspace
 from .fit import FITS, das
 from .fit.foreign import from_foreign
 from .fit.subspace import Subspace
@@ -50,7 +51,9 @@ __all__ = [
     "Effect",
     "Effects",
     "Example",
+    "FindRecord",
     "Foreign",
+    "Found",
     "Grid",
     "IllusionMap",
     "InstantMap",
@@ -86,6 +89,7 @@ __all__ = [
     "das",
     "doctor_rows",
     "embedded_facts",
+    "find",
     "fit",
     "from_foreign",
     "from_hub",
@@ -94,7 +98,9 @@ __all__ = [
     "known_facts",
     "load_addition",
     "load_audit",
+    "load_find",
     "load_model",
+    "load_subspace",
     "only_correct",
     "pairs_task",
     "patch",

@@ -9,6 +9,7 @@ from .engine import bench_engine, profile_step
 from .environments import peer_pythons
 from .facts import bench_facts
 from .figure import calibration_figure, growth_figure, roc_figure
+from .find import bench_find
 from .fits import bench_fits
 from .instant import bench_instant, instant_table
 from .memory import bench_memory
@@ -22,6 +23,7 @@ __all__ = [
     "bench_coverage",
     "bench_engine",
     "bench_facts",
+    "bench_find",
     "bench_fits",
     "bench_instant",
     "bench_memory",

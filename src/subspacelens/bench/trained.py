@@ -48,7 +48,7 @@ PAIRS = 128
 MOST, LEAST = 2 / 3, 1 / 3
 RIDGE = 1e-3
 PLAIN = ("das", "mean-difference", "probe", "gradient", "pca", "random")
-ORDER = {"head_z": 0, "mlp_act": 1, "resid_post": 2}
+ORDER = {"head_z": 0, "attn_out": 0, "mlp_act": 1, "resid_post": 2}
 """Which stream of a block comes first."""
 
 
@@ -249,18 +249,26 @@ def trained_row(case: Case, fit: str, subspace: Subspace) -> dict:
         row["cosine"] = float(shared.square().sum() / min(shared.shape))
     if fldd < SMALLEST_FLDD:
         return row
-    if known is not None:
-        row["natural"], row["beyond"] = natural, beyond = case.parts(subspace, known)
-        illusory = natural <= LEAST and beyond >= MOST
-        faithful = natural >= MOST and beyond <= LEAST
-        row["truth"] = "faithful" if faithful else "illusory" if illusory else "mixed"
-    else:
-        row["without_z"], row["whole_without_z"] = own, whole = case.without_z(subspace)
-        row["truth"] = "illusory" if own >= MOST and abs(whole) <= LEAST else "unknown"
+    row |= truth_of(case, subspace)
     verdict = judge(case.trained.lens, case.captures, subspace, budget="fast").verdict
     row["verdict"], row["code"] = verdict.label, verdict.code
     row["right"] = _agree(row["truth"], verdict.label)
     return row
+
+
+def truth_of(case: Case, subspace: Subspace) -> dict:
+    """What interventions say of a subspace that is not idle: its `truth` (faithful, illusory, mixed
+    or unknown), and the shares that it rests on (see `trained_truth`)."""
+    known = case.known(subspace.site)
+    if known is not None:
+        natural, beyond = case.parts(subspace, known)
+        illusory = natural <= LEAST and beyond >= MOST
+        faithful = natural >= MOST and beyond <= LEAST
+        truth = "faithful" if faithful else "illusory" if illusory else "mixed"
+        return {"natural": natural, "beyond": beyond, "truth": truth}
+    own, whole = case.without_z(subspace)
+    truth = "illusory" if own >= MOST and abs(whole) <= LEAST else "unknown"
+    return {"without_z": own, "whole_without_z": whole, "truth": truth}
 
 
 def _agree(truth: str, label: str) -> bool | None:

@@ -14,6 +14,7 @@ from . import (
     check,
     export,
     facts,
+    find,
     inspect,
     look,
     pairs,
@@ -54,6 +55,7 @@ def root(
 
 app.command()(audit.audit)
 app.command("fit")(audit.fit_command)
+app.command("find")(find.find_command)
 app.command()(patch.patch)
 app.command("map")(look.map_command)
 app.command()(inspect.inspect)

@@ -183,6 +183,50 @@ def bench_audit_command(
     say(table)
 
 
+@commands.command("find")
+def bench_find_command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A trained model by name; may be repeated. By default all."),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="`fast` or `standard`.")] = "fast",
+    pairs: Annotated[int, typer.Option(help="Pairs to search on, and as many to judge on.")] = 192,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-find"),
+) -> None:
+    """Search tiny models that were trained to have z at a known place: how often the true site is
+    named, its channel recovered, and something illusory presented as found.
+
+    Writes OUT/find.json, and every model when it is done: the same command goes on where it was
+    stopped.
+    """
+    import json
+
+    from ..bench import bench_find
+    from ..bench.truth import trained_names
+    from ..core.files import write_atomically
+    from ..core.format import percent, with_interval
+    from ..core.records import Estimate
+    from ..find.budget import budget_of
+
+    budget_of(budget)
+    for name in model or ():
+        if name not in trained_names():
+            raise LensError(f"--model {name}: one of {', '.join(trained_names())}")
+    writable(out)
+    with showing_progress():
+        result = bench_find(out / "models", model, budget=budget, pairs=pairs, seed=seed)
+    write_atomically(out / "find.json", json.dumps(result, indent=1).encode())
+    table = PlainTable("model", "true site", "found", "cos²", "truth", title="what was found")
+    for row in result["models"]:
+        for each in row["found"] or [{"site": row["outcome"], "cosine": None, "truth": ""}]:
+            cosine = "" if each["cosine"] is None else f"{each['cosine']:.2f}"
+            table.add_row(row["model"], row["site"], each["site"], cosine, each["truth"])
+    table.show()
+    for name in ("named", "first", "recovered", "illusory"):
+        say(f"{name}: {with_interval(Estimate(**result['rates'][name]), percent)}")
+
+
 @commands.command("facts")
 def bench_facts_command(
     model: Model = "smollm2",

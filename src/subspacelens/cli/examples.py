@@ -9,6 +9,7 @@ import typer
 EXAMPLES: Mapping[str, str] = {
     "audit": "subspacelens audit --model gpt2 --task pairs.jsonl --site L8.mlp_act@END",
     "fit": "subspacelens fit --model gpt2 --task pairs.jsonl --site L8.resid_post@END --fit pca",
+    "find": "subspacelens find --task pairs.jsonl --model ./my-model --budget fast",
     "patch": "subspacelens patch --task ioi --site L17.resid_post@S2 --site L20.attn_out@END",
     "map": "subspacelens map --model ./my-model --task pairs.jsonl",
     "check": "subspacelens check pairs.jsonl --model ./my-model",
@@ -36,6 +37,7 @@ EXAMPLES: Mapping[str, str] = {
     "bench commands": "subspacelens bench commands --repeat 1",
     "bench constraints": "subspacelens bench constraints --places 0",
     "bench coverage": "subspacelens bench coverage --repeat 500",
+    "bench find": "subspacelens bench find --model mlp --budget fast",
     "bench fits": "subspacelens bench fits --quick",
     "bench instant": "subspacelens bench instant --quick",
     "bench memory": "subspacelens bench memory --pairs 8",

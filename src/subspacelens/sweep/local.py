@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .cell import Worker
-from .pool import Report, attempt, too_long
+from .pool import Report, Works, attempt, too_long
 from .schedule import Job
 
 SECONDS_TO_END = 2.0
@@ -49,16 +49,22 @@ class LocalPool:
 
     They are started from a server process that has imported everything, so that a dead one is
     replaced at once, and they end with this process, however it ends. One that has no result after
-    `timeout` seconds is killed.
+    `timeout` seconds is killed. `works` makes, given its device, what does the jobs of one.
     """
 
     def __init__(
-        self, count: int, threads: int, *, timeout: float = math.inf, start: str | None = None
+        self,
+        count: int,
+        threads: int,
+        *,
+        timeout: float = math.inf,
+        start: str | None = None,
+        works: Callable[[str | None], Works] = Worker,
     ) -> None:
         usual = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         self._context: Any = get_context(start or usual)
         self._context.set_forkserver_preload(["subspacelens.sweep.local"])
-        self._threads, self._timeout = threads, timeout
+        self._threads, self._timeout, self._works = threads, timeout, works
         self._deadlines: dict[int, float] = {}
         self._processes = {worker: self._start(worker) for worker in range(count)}
 
@@ -119,7 +125,7 @@ class LocalPool:
         gpus = torch.cuda.device_count()
         device = f"cuda:{name % gpus}" if gpus else None
         process = self._context.Process(
-            target=_serve, args=(theirs, name, self._threads, device), daemon=True
+            target=_serve, args=(theirs, name, self._threads, device, self._works), daemon=True
         )
         with _without_interrupts():
             process.start()
@@ -140,11 +146,17 @@ def _without_interrupts():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, name: int, threads: int, device: str | None) -> None:
+def _serve(
+    pipe: Connection,
+    name: int,
+    threads: int,
+    device: str | None,
+    works: Callable[[str | None], Works],
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    worker = Worker(device)
+    worker = works(device)
     while True:
         try:
             job = pipe.recv()

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from ..core.site import Site
 from .cell import Outcome, Worker
 from .schedule import Job
 
@@ -25,6 +26,12 @@ class Report:
     outcome: Outcome | None = None
     error: str = ""
     gone: bool = False
+
+
+class Works(Protocol):
+    """What computes a cell; `sites` are those that it is worth capturing with it."""
+
+    def run(self, cell: Any, sites: Sequence[Site]) -> Outcome: ...
 
 
 class Pool(Protocol):
@@ -103,7 +110,7 @@ def too_long(seconds: float) -> str:
     return f"no result after {seconds:g} seconds (`timeout` in the grid)"
 
 
-def attempt(worker: Worker, name: int, job: Job) -> Report:
+def attempt(worker: Works, name: int, job: Job) -> Report:
     """The report of a job; an exception is one, too."""
     try:
         return Report(name, worker.run(job.cell, job.sites))

@@ -81,10 +81,12 @@ def look(store: Store, cells: Sequence[Cell], *, retry: bool = False) -> tuple[T
     return tally, [cell for cell in missing if cell.key not in dropped]
 
 
-def drive(cells: Sequence[Cell], store: Store, pool: Pool, tries: int, tally: Tally) -> Tally:
-    """Has the pool compute the cells and keeps every outcome at once."""
+def drive(
+    cells: Sequence[Cell], store: Store, pool: Pool, tries: int, tally: Tally, title: str = "sweep"
+) -> Tally:
+    """Has the pool compute the cells and keeps every outcome at once; the bar is called `title`."""
     schedule = Schedule.of(cells, len(pool.workers), tries)
-    with bar("sweep", len(cells)) as show:
+    with bar(title, len(cells)) as show:
         while not schedule.idle:
             for worker in pool.workers:
                 while worker not in schedule.running and (job := schedule.next(worker)):
@@ -93,11 +95,9 @@ def drive(cells: Sequence[Cell], store: Store, pool: Pool, tries: int, tally: Ta
                         tally = replace(tally, found=tally.found + 1)
                     else:
                         pool.send(worker, job)
+            running = len(schedule.running)
             finished = tally.found + tally.done + tally.failed - (tally.cells - len(cells))
-            show(
-                finished,
-                f"sweep: {tally.done} done, {len(schedule.running)} running, {tally.failed} failed",
-            )
+            show(finished, f"{title}: {tally.done} done, {running} running, {tally.failed} failed")
             for report in pool.wait(seconds=0.5) if schedule.running else ():
                 if report.outcome is not None:
                     store.write(schedule.done(report.worker).cell, report.outcome)
@@ -108,7 +108,7 @@ def drive(cells: Sequence[Cell], store: Store, pool: Pool, tries: int, tally: Ta
                 if job is not None and for_good:
                     store.fail(job.cell, report.error, tries)
                     tally = replace(tally, failed=tally.failed + 1)
-        show(len(cells), f"sweep: {tally.done} done, {tally.failed} failed")
+        show(len(cells), f"{title}: {tally.done} done, {tally.failed} failed")
     return tally
 
 

@@ -2,7 +2,7 @@
 
 from .instant import InstantMap, SiteScore, StreamScores
 from .making import DEFAULT_PAIRS, patching_map
-from .scoring import instant_map
+from .scoring import instant_map, refined
 from .value import PatchingMap, SiteEffect, StreamEffects
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "StreamScores",
     "instant_map",
     "patching_map",
+    "refined",
 ]

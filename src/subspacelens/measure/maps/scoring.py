@@ -98,12 +98,7 @@ def instant_map(
         scored[site] = Score.of(replay.difference, along_path(replay), dim)
     difference = clean.logit_diff.double().mean().item()
     for site, score in scored.items():
-        cells, here = effects[site.label, site.stream], (site.layer, site.head or 0)
-        cells.whole[here], cells.das[here] = score.whole, score.das
-        cells.cosine[here], cells.illusion[here] = score.cosine, score.illusion
-        if difference > 0:
-            cells.whole_fldd[here] = score.whole / difference
-            cells.das_fldd[here] = score.das / difference
+        score.put(effects[site.label, site.stream], site, difference)
     return InstantMap(
         model=ModelRecord(
             id=lens.id,
@@ -126,6 +121,38 @@ def instant_map(
         passes=len(groups),
         seconds=time.perf_counter() - started,
     )
+
+
+def refined(
+    lens: LensModel,
+    pairs: PairSet,
+    found: InstantMap,
+    sites: Iterable[Site | str],
+    *,
+    shifted: bool = False,
+    memory: int | None = None,
+) -> InstantMap:
+    """An instant map of `pairs`, with the gradient averaged along the path at these of its sites,
+    too. Raises `SiteError` for one that is not in it, `TaskError` for other pairs than its own.
+
+    >>> found = refined(lens, pairs, found, found.best(8))
+    """
+    pairs = pairs[: found.pairs]
+    if pairs.sha256 != found.pairs_sha256:
+        raise TaskError(f"the map is of other pairs than these {len(pairs)} of {pairs.name}")
+    chosen = tuple(dict.fromkeys(map(Site.of, sites)))
+    for site in chosen:
+        found.at(site)
+    effects = {
+        key: type(own)(**{name: values.copy() for name, values in own.arrays.items()})
+        for key, own in found.effects.items()
+    }
+    memory = memory or quarter_free(lens.map.devices)
+    for site, replay in _replays(lens, pairs, chosen, shifted, memory):
+        score = Score.of(replay.difference, along_path(replay), found.dim)
+        score.put(effects[site.label, site.stream], site, found.clean_logit_diff)
+    names = dict.fromkeys((*found.refined, *map(str, chosen)))
+    return replace(found, effects=effects, refined=tuple(names))
 
 
 def available(lens: LensModel) -> tuple[str, ...]:
@@ -185,6 +212,16 @@ class Score:
         k = min(dim, difference.shape[1])
         share = illusion_share(difference, gradients, found.basis(k))
         return cls(found.whole, found.effect(k), found.cosine, share)
+
+    def put(self, cells: StreamScores, site: Site, difference: float) -> None:
+        """Writes the numbers to the site's place in those of its stream and label; `difference` is
+        the clean logit difference, of which effects are shares where it is positive."""
+        here = site.layer, site.head or 0
+        cells.whole[here], cells.das[here] = self.whole, self.das
+        cells.cosine[here], cells.illusion[here] = self.cosine, self.illusion
+        if difference > 0:
+            cells.whole_fldd[here] = self.whole / difference
+            cells.das_fldd[here] = self.das / difference
 
 
 def _scores(slopes: Slopes, dim: int) -> dict[Site, Score]:
