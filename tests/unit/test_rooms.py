@@ -20,7 +20,7 @@ FLOORS = (
     {"measure"},
     {"audit"},
     {"sweep"},
-    {"survey"},
+    {"find", "survey"},
     {"studies", "bench"},
     {"report"},
     {"cli"},
