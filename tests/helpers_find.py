@@ -54,6 +54,7 @@ def make_find(**changes: Any) -> FindRecord:
             logit_diff=Estimate(value=CLEAN, low=4.05, high=4.52),
             top_answer=Estimate(value=0.9, low=0.84, high=0.94),
         ),
+        "preferred": Estimate(value=0.97, low=0.91, high=0.99),
         "found": [
             make_place("L5.resid_post@S2", "faithful", controls=ControlsCount(
                 right=24, of=24, void="")),

@@ -147,7 +147,8 @@ class Stage(Record):
 
 class FindRecord(Record):
     """Schema `subspacelens.find/1`. `answer` says it in words. `clean`: what the model answers
-    on the choice pairs. `found`, the best first, holds what the audit calls faithful or partial,
+    on the choice pairs; `preferred`: in which share of them the answer is likelier than the target.
+    `found`, the best first, holds what the audit calls faithful or partial,
     and nothing else; `fooled` what it calls illusory or mixed; `undetermined` the rest. `predicted`
     are further traps, by prediction alone; `largest` the sites whose whole component does most;
     `failed` the sites at which nothing could be fitted or judged, with why. `patched` is the map of
@@ -173,6 +174,7 @@ class FindRecord(Record):
     outcome: Outcome
     answer: str
     clean: Clean
+    preferred: Estimate
     found: list[Place]
     fooled: list[Place]
     undetermined: list[Place]
