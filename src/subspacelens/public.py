@@ -32,7 +32,7 @@ from .measure.patch import patch
 from .measure.swap import Swap, swap
 from .model.lens import LensModel, wrap
 from .model.loading import load_model
-from .report import write_report, write_screen
+from .report import write_pages, write_report, write_screen
 from .survey import IllusionMap, survey
 from .sweep import Grid, read_grid, results, sweep
 from .tasks import Pair, PairSet, Prompt, Task, contrast, ioi, pairs_task, read_pairs
@@ -121,6 +121,7 @@ __all__ = [
     "sweep",
     "texts_task",
     "wrap",
+    "write_pages",
     "write_report",
     "write_screen",
 ]

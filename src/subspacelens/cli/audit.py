@@ -261,11 +261,21 @@ def fit_command(
         raise typer.Exit(2)
 
 
-def report(directory: Annotated[Path, typer.Argument(help="A folder that `audit` wrote.")]) -> None:
-    """Draw DIRECTORY/report.html again from the saved results."""
-    from ..report import write_report
+def report(
+    directory: Annotated[
+        Path, typer.Argument(help="A folder that a command wrote, or a folder of such folders.")
+    ],
+) -> None:
+    """Draw the pages of DIRECTORY again from the saved results.
 
-    say(write_report(directory))
+    Where `audit` wrote it that is DIRECTORY/report.html, where `find` did DIRECTORY/find.html too,
+    and of anything else, such as a folder of several runs, DIRECTORY/index.html: every result below
+    it in one table, with its verdict and a link to its page.
+    """
+    from ..report import write_pages
+
+    for page in write_pages(directory):
+        say(page)
 
 
 def _print_record(record) -> None:

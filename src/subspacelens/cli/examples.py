@@ -20,7 +20,7 @@ EXAMPLES: Mapping[str, str] = {
     "doctor": "subspacelens doctor --model gpt2 --site L8.mlp_act@END",
     "models": "subspacelens models",
     "fits": "subspacelens fits",
-    "report": "subspacelens report runs/audit",
+    "report": "subspacelens report runs",
     "survey": "subspacelens survey --model gpt2 --task pairs.jsonl --instant",
     "sweep": "subspacelens sweep grid.toml --out runs/sweep --dry-run",
     "results": "subspacelens results runs/sweep --where 'subspace_fldd > 0.3' --csv table.csv",

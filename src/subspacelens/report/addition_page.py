@@ -17,7 +17,7 @@ from ..core.errors import ResultError
 from ..core.files import write_atomically
 from ..core.format import fixed, number, percent
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT, blank, natural_and_patched
+from .figures import BLUE, GREY, ORANGE, PURPLE, TEXT, blank, natural_and_patched
 from .page import spread
 from .words import METRIC_WORDS, TEST_WORDS
 
@@ -206,7 +206,7 @@ def controls_figure(record: AdditionRecord) -> go.Figure | None:
     kinds = ("faithful", "mixed", "illusory", "sensor")
     said = {
         "faithful": (("faithful", "partial"), BLUE),
-        "mixed": (("mixed",), "#8d6cc9"),
+        "mixed": (("mixed",), PURPLE),
         "undetermined": (("undetermined",), GREY),
         "illusory": (("illusory",), ORANGE),
     }

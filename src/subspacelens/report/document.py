@@ -47,10 +47,16 @@ class Plot:
 
 
 def document(
-    template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
+    template: str,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    *,
+    drawn: bool = True,
+    **values: Any,
 ) -> str:
-    """The HTML of a template that extends `_page.html.j2`; `values` include the `title`. Every
-    template has the forms of `core.format` as filters, and `filters` of its own."""
+    """The HTML of a template that extends `_page.html.j2`; `values` include the `title` and, where
+    the template has none of its own, the `lead`. Every template has the forms of `core.format` as
+    filters, and `filters` of its own. A page without figures is not `drawn`, and has no plotly.js.
+    """
     environment = Environment(
         loader=PackageLoader("subspacelens.report"),
         autoescape=True,
@@ -58,17 +64,22 @@ def document(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= _FORMS | dict(filters or {})
+    environment.filters |= _FORMS | {"told": told} | dict(filters or {})
     environment.globals |= _FORMS
-    plotly, plotly_hash = _plotly()
+    plotly, plotly_hash = _plotly() if drawn else (None, None)
     script = _inline_script(_source("report.js"))
     return environment.get_template(template).render(
         styles=Markup(_source("report.css")),
         plotly=plotly,
         script=script,
-        script_hashes=[_hash(script), plotly_hash],
+        script_hashes=list(filter(None, [_hash(script), plotly_hash])),
         **values,
     )
+
+
+def told(settings: Mapping[str, object]) -> str:
+    """`method das, seed 0`: settings or versions in one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _json(figure: go.Figure) -> Markup:

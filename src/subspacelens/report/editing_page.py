@@ -22,6 +22,7 @@ from ..studies.editing_summary import (
 from .document import Plot, document
 from .facts_page import Line, lines_figure
 from .figures import BLUE, GOLD, ORANGE, PURPLE, blank
+from .tiles import SCALE, colorbar
 
 
 def write_editing(record: EditingRecord, directory: Path) -> Path:
@@ -104,16 +105,18 @@ def map_figure(record: EditingRecord) -> go.Figure:
     roles = list(record.trace_map)
     values = [record.trace_map[role] for role in roles]
     largest = max(abs(x) for row in values for x in row) or 1.0
-    figure = blank(height=340)
+    figure = blank(height=380)
     figure.add_heatmap(
         x=[str(layer) for layer in record.trace_layers],
         y=roles,
         z=values,
         zmin=-largest,
         zmax=largest,
-        colorscale=[[0, ORANGE], [0.5, "rgba(134,141,151,0.08)"], [1, BLUE]],
+        xgap=1,
+        ygap=1,
+        colorscale=SCALE,
         texttemplate="%{z:.2f}",
-        colorbar={"thickness": 10, "title": {"text": "effect"}},
+        colorbar=colorbar("probability that comes back"),
         hovertemplate="layer %{x}, %{y}: %{z:.3f}<extra></extra>",
     )
     figure.update_xaxes(title_text="layer whose state is put back", showgrid=False, type="category")

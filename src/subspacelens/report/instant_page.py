@@ -12,7 +12,8 @@ from ..core.files import write_atomically
 from ..core.format import fixed
 from ..measure.maps import InstantMap, SiteScore
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT, safe
+from .drawing import TALL, Drawing
+from .figures import BLUE, GREY, ORANGE, safe
 from .tiles import tiles
 
 UNITS = {"fldd": "FLDD", "nats": "nats"}
@@ -105,41 +106,27 @@ def heatmap(map: InstantMap, label: str, streams: tuple[str, ...], what: str) ->
 def svg(map: InstantMap) -> str:
     """Both in one picture, to be read on white and on black: a tile is the stronger the more DAS
     would find, and goes from blue to orange with the share of illusion."""
-    tall, top, left = 14, 64, 40
-    drawn: list[str] = []
-
-    def write(x: float, y: float, text: str, more: str = "") -> None:
-        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{safe(text)}</text>')
-
+    left, drawing = 40, Drawing()
     best = max((score.das for score in map.sites()), default=0.0)
     for label, stream in product(map.labels, map.streams):
         arrays = map.effects[label, stream].arrays
         heads = arrays["das"].shape[1]
-        wide = tall if stream == "head_z" else 3 * tall
+        wide = TALL if stream == "head_z" else 3 * TALL
         if stream == map.streams[0]:
-            write(left, 16, label, 'font-weight="bold"')
-            write(left, 32, "strength: what DAS would find; blue: feature, orange: illusion")
+            drawing.text(left, 16, label, 'font-weight="bold"')
+            drawing.text(left, 32, "strength: what DAS would find; blue: feature, orange: illusion")
+            drawing.layers(left, map.layers)
         middle = left + wide * heads / 2
-        write(middle, 58, stream.removeprefix("resid_"), 'text-anchor="middle"')
+        drawing.text(middle, 58, stream.removeprefix("resid_"), 'text-anchor="middle"')
         for layer, head in product(range(map.layers), range(heads)):
-            if layer % 5 == 0 and head == 0 and stream == map.streams[0]:
-                write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
-            score = {name: values[layer, head] for name, values in arrays.items()}
-            if np.isnan(score["das"]):
+            das, share = (arrays[name][layer, head] for name in ("das", "illusion"))
+            if np.isnan(das):
                 continue
-            strength = score["das"] / best if best > 0 else 0.0
-            share = score["illusion"]
+            strength = das / best if best > 0 else 0.0
             fill = GREY if np.isnan(share) or strength < NOTHING else mixed(share)
-            drawn.append(
-                f'<rect x="{left + wide * head}" y="{top + tall * layer}" width="{wide - 1}" '
-                f'height="{tall - 1}" fill="{fill}" fill-opacity="{max(strength, 0.08):.3f}"/>'
-            )
+            drawing.tile(left + wide * head, layer, wide, fill, max(strength, 0.08))
         left += wide * heads + (50 if stream == map.streams[-1] else 8)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" '
-        f'height="{top + tall * map.layers + 8}" font-family="sans-serif" font-size="10" '
-        f'fill="{TEXT}">{"".join(drawn)}</svg>\n'
-    )
+    return drawing.svg(left - 40, map.layers)
 
 
 def mixed(share: float) -> str:

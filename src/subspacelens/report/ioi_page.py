@@ -65,7 +65,7 @@ def render_ioi(study: IoiStudy) -> str:
         "ioi.html.j2",
         {"spread": spread, "met": met},
         title=f"An illusion and a feature: IOI in {record.model.id}",
-        summary=summary(record),
+        lead=summary(record),
         record=record,
         labels=[place.label for place in record.circuit.places],
         claims=list(by_claim(record)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from ..core.files import write_atomically
 from ..core.format import fixed
 from ..measure.maps import InstantMap, PatchingMap, SiteEffect
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT, safe
+from .drawing import TALL, Drawing
+from .figures import safe
 from .instant_page import promise, promise_plots
 from .tiles import tiles
 
@@ -144,37 +144,21 @@ def readings(map: PatchingMap, label: str) -> list[str]:
 
 def svg(map: PatchingMap) -> str:
     """All pictures side by side, to be read on white and on black."""
-    tall, top, left = 14, 64, 40
-    drawn = []
-
-    def write(x: float, y: float, text: str, more: str = "") -> None:
-        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{html.escape(text)}</text>')
-
+    left, drawing = 40, Drawing()
     for panel in (panel for label in map.labels for panel in panels(map, label)):
-        wide = tall if panel.heads else 3 * tall
-        write(left, 16, f"{panel.label}{', heads' * panel.heads}", 'font-weight="bold"')
-        write(left, 32, f"{panel.unit}, ± {panel.end:.2f}")
+        wide = TALL if panel.heads else 3 * TALL
+        drawing.text(left, 16, f"{panel.label}{', heads' * panel.heads}", 'font-weight="bold"')
+        drawing.text(left, 32, f"{panel.unit}, ± {panel.end:.2f}")
+        drawing.layers(left, map.layers)
         for column, name in enumerate(panel.columns):
             short = name.removeprefix("resid_")
-            write(left + wide * (column + 0.5), 58, short, 'text-anchor="middle"')
-        for layer in range(0, map.layers, 5):
-            write(left - 5, top + tall * layer + 10, str(layer), 'text-anchor="end"')
+            drawing.text(left + wide * (column + 0.5), 58, short, 'text-anchor="middle"')
         for (layer, column), effect in panel.effects.items():
             value = panel.values[layer, column]
-            strength, fill = abs(value) / panel.end, BLUE if value > 0 else ORANGE
-            if strength < 0.1:
-                strength, fill = 0.1, GREY
-            drawn.append(
-                f'<rect x="{left + wide * column}" y="{top + tall * layer}" width="{wide - 1}" '
-                f'height="{tall - 1}" fill="{fill}" fill-opacity="{strength:.3f}">'
-                f"<title>{html.escape(str(effect.site))}: {value:.3f}</title></rect>"
-            )
+            title = f"{effect.site}: {value:.3f}"
+            drawing.effect(left + wide * column, layer, wide, value, panel.end, title)
         left += wide * len(panel.columns) + 50
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" '
-        f'height="{top + tall * map.layers + 8}" font-family="sans-serif" font-size="10" '
-        f'fill="{TEXT}">{"".join(drawn)}</svg>\n'
-    )
+    return drawing.svg(left - 40, map.layers)
 
 
 def _hover(effect: SiteEffect, instant: InstantMap | None) -> str:

@@ -36,7 +36,7 @@ def render(records: Sequence[AuditRecord], title: str, failures: Sequence[Failur
         "report.html.j2",
         _FILTERS,
         title=title,
-        summary=summary(records),
+        lead=summary(records),
         records=records,
         failures=failures,
         plots=[_plots(record) for record in records],

@@ -29,7 +29,7 @@ def write_screen(screen: Screen, directory: Path | str) -> Path:
         "screen.html.j2",
         title=f"{len(screen.rows)} directions at {screen.site}",
         screen=screen,
-        summary=summary(screen),
+        lead=summary(screen),
         rows=sorted(screen.rows, key=lambda each: (each.q, -each.size)),
         plot=Plot.of(figure(screen), f"FLDD of each of {len(screen.rows)} rows. {summary(screen)}"),
         beyond=CHANCE,

@@ -15,7 +15,9 @@ from ..survey.das_sites import shares
 from ..survey.illusions import SHARE, WORKS, IllusionMap, SiteIllusions
 from ..survey.weights import QUANTILES
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT, blank, safe
+from .drawing import TALL, TOP, Drawing
+from .figures import BLUE, GREY, ORANGE, PURPLE, blank, safe
+from .tiles import tiles
 
 COLUMNS = ("whole<br>MLP", "connected<br>part alone", "random<br>writing", "built<br>illusion")
 MARK = "◆"
@@ -97,44 +99,23 @@ def reading(it: IllusionMap, label: str) -> str:
 
 def heatmap(it: IllusionMap, label: str) -> go.Figure:
     """Layers by what was patched: blue moves the answer towards the source's, orange away."""
-    sites = sorted((s for s in it.sites if s.label == label), key=lambda s: s.layer)
-    z = np.array([values(site) for site in sites])
-    end = max(0.01, float(np.nanmax(np.abs([values(site) for site in it.sites]))))
-    tall = max(12, min(19, 1200 // len(sites)))
-    figure = blank(height=tall * len(sites) + 150)
-    figure.add_heatmap(
-        z=[[None if np.isnan(x) else x for x in row] for row in z.tolist()],
-        x=list(COLUMNS),
-        y=[str(site.layer) for site in sites],
-        customdata=[[_hover(site, column) for column in range(len(COLUMNS))] for site in sites],
-        text=[_texts(site, row, end) for site, row in zip(sites, z.tolist(), strict=True)],
-        texttemplate="%{text}",
-        textfont={"size": 10},
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=1,
-        ygap=1,
-        zmin=-end,
-        zmax=end,
-        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
-        colorbar={
-            "orientation": "h", "x": 0.5, "y": 1, "yanchor": "bottom", "thickness": 8, "len": 1,
-            "outlinewidth": 0, "nticks": 5, "title": {"text": "FLDD", "side": "top"},
-            "tickfont": {"size": 11},
-        },
-    )  # fmt: skip
-    figure.update_xaxes(type="category", showgrid=False, zeroline=False, tickangle=0)
-    figure.update_yaxes(
-        autorange="reversed", showgrid=False, zeroline=False, title_text="layer", type="category"
-    )
-    return figure
+    end = _end(it)
+    z = np.full((it.layers, len(COLUMNS)), np.nan)
+    texts = [[""] * len(COLUMNS) for _ in range(it.layers)]
+    hover = {}
+    for site in (site for site in it.sites if site.label == label):
+        z[site.layer] = values(site)
+        texts[site.layer] = _texts(site, list(values(site)), end)
+        hover |= {(site.layer, column): _hover(site, column) for column in range(len(COLUMNS))}
+    figure = tiles(z, COLUMNS, hover, "FLDD", (-end, end))
+    return figure.update_traces(text=texts)
 
 
 def weights_figure(survey: Prevalence) -> go.Figure:
     """Smallest, median and largest singular value of every projection, by layer."""
     figure = blank(height=360)
     names = [survey.weights[0].down.name, *(up.name for up in survey.weights[0].up)]
-    colours = (ORANGE, BLUE, GREY, "#7a5ea8")
+    colours = (ORANGE, BLUE, GREY, PURPLE)
     for name, colour in zip(names, colours, strict=False):
         for quantile, dash in ((0.0, "solid"), (0.5, "dash"), (1.0, "dot")):
             points = [
@@ -175,39 +156,26 @@ def distortion_figure(survey: Prevalence) -> go.Figure:
 
 def svg(it: IllusionMap) -> str:
     """All labels side by side, to be read on white and on black."""
-    tall, wide, left, top = 14, 50, 40, 64
-    end = max(0.01, float(np.nanmax(np.abs([values(site) for site in it.sites]))))
-    drawn: list[str] = []
-
-    def write(x: float, y: float, text: str, more: str = "") -> None:
-        drawn.append(f'<text x="{x:g}" y="{y:g}" {more}>{safe(text)}</text>')
-
+    wide, left, drawing = 50, 40, Drawing()
+    end = _end(it)
     for label in it.labels:
-        sites = sorted((s for s in it.sites if s.label == label), key=lambda s: s.layer)
-        write(left, 16, label, 'font-weight="bold"')
-        write(left, 32, f"FLDD, ± {end:.2f}; {MARK} built illusion works")
+        drawing.text(left, 16, label, 'font-weight="bold"')
+        drawing.text(left, 32, f"FLDD, ± {end:.2f}; {MARK} built illusion works")
+        drawing.layers(left, it.layers)
         for column, name in enumerate(("whole", "connected", "random", "illusion")):
-            write(left + wide * (column + 0.5), 58, name, 'text-anchor="middle"')
-        for row, site in enumerate(sites):
-            y = top + tall * row
-            if site.layer % 5 == 0:
-                write(left - 5, y + 10, str(site.layer), 'text-anchor="end"')
+            drawing.text(left + wide * (column + 0.5), 58, name, 'text-anchor="middle"')
+        for site in (site for site in it.sites if site.label == label):
             for column, value in enumerate(values(site)):
-                strength, fill = abs(value) / end, BLUE if value > 0 else ORANGE
-                if np.isnan(value) or strength < 0.1:
-                    strength, fill = 0.1, GREY
-                drawn.append(
-                    f'<rect x="{left + wide * column}" y="{y}" width="{wide - 1}" '
-                    f'height="{tall - 1}" fill="{fill}" fill-opacity="{strength:.3f}"/>'
-                )
+                drawing.effect(left + wide * column, site.layer, wide, value, end)
             if site.works:
-                write(left + wide * len(COLUMNS) + 3, y + 11, MARK)
+                drawing.text(left + wide * len(COLUMNS) + 3, TOP + TALL * site.layer + 11, MARK)
         left += wide * len(COLUMNS) + 70
-    height = top + tall * (len(it.sites) // len(it.labels)) + 8
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left - 40}" height="{height}" '
-        f'font-family="sans-serif" font-size="10" fill="{TEXT}">{"".join(drawn)}</svg>\n'
-    )
+    return drawing.svg(left - 40, it.layers)
+
+
+def _end(it: IllusionMap) -> float:
+    """Where the scale of effects ends, the same for every label."""
+    return max(0.01, float(np.nanmax(np.abs([values(site) for site in it.sites]))))
 
 
 def markdown(it: IllusionMap) -> str:

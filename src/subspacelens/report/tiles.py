@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 from ..core.format import short
 from .figures import BLUE, ORANGE, blank
 
+SCALE = [[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]]
+"""From what moves the answer away, over nothing, to what moves it towards the source's."""
 _MOST_NUMBERED = 12
 """A picture of more columns has no numbers in its tiles: they would not fit on a phone."""
 
@@ -23,13 +25,14 @@ def tiles(
     *,
     heads: bool = False,
     turned: bool = False,
+    numbered: bool = True,
 ) -> go.Figure:
     """`values` (layers, columns), NaN where there is none, from orange to blue between `ends`, or
     `turned`, from blue to orange; what stands in small print over a tile is in `hover`, by layer
-    and column."""
+    and column. Where they have room and are to be `numbered`, tiles show their values."""
     layers, count = values.shape
     tall = max(9, min(19, 1200 // layers))
-    numbered = count <= _MOST_NUMBERED and tall >= 14
+    numbered = numbered and count <= _MOST_NUMBERED and tall >= 14
     least = 0.03 * max(map(abs, ends))
     figure = blank(height=tall * layers + 130)
     figure.add_heatmap(
@@ -51,24 +54,29 @@ def tiles(
         ygap=1,
         zmin=ends[0],
         zmax=ends[1],
-        colorscale=[[0, ORANGE], [0.5, "#c9ccd1"], [1, BLUE]],
+        colorscale=SCALE,
         reversescale=turned,
-        colorbar={
-            "orientation": "h",
-            "x": 0.5,
-            "y": 1,
-            "yanchor": "bottom",
-            "thickness": 8,
-            "len": 1,
-            "outlinewidth": 0,
-            "nticks": 5,
-            "title": {"text": unit, "side": "top"},
-            "tickfont": {"size": 11},
-        },
+        colorbar=colorbar(unit),
     )
-    title = "attention head (head_z)" if heads else "stream"
+    title = "attention head (head_z)" if heads else None
     figure.update_xaxes(
         type="category", showgrid=False, zeroline=False, tickangle=0, title_text=title
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, title_text="layer")
     return figure
+
+
+def colorbar(unit: str) -> dict[str, object]:
+    """A scale over the picture, as wide as it."""
+    return {
+        "orientation": "h",
+        "x": 0.5,
+        "y": 1,
+        "yanchor": "bottom",
+        "thickness": 8,
+        "len": 1,
+        "outlinewidth": 0,
+        "nticks": 5,
+        "title": {"text": unit, "side": "top"},
+        "tickfont": {"size": 11},
+    }

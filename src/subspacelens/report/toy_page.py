@@ -17,7 +17,7 @@ from ..core.format import plain
 from ..engine.patches import SubspacePatch
 from ..studies.toy import PATCHES, READ_IN, Judged, ToyResult, hidden, illusory, output
 from .document import Plot, document
-from .figures import BLUE, GREY, ORANGE, TEXT
+from .figures import BLUE, GREY, ORANGE, blank
 
 
 def write_toy(result: ToyResult, directory: Path) -> Path:
@@ -85,7 +85,7 @@ def sweep_figure(result: ToyResult) -> go.Figure:
     """Measured effect of cos θ e1 + sin θ e2 beside the curve sin 2θ."""
     theta, effect = zip(*result.sweep, strict=True)
     fine = [d / 2 for d in range(181)]
-    figure = go.Figure()
+    figure = blank(height=380)
     figure.add_scatter(
         x=fine, y=[sin(2 * d * pi / 180) for d in fine], mode="lines", name="sin 2θ",
         line={"color": GREY, "dash": "dot"},
@@ -93,9 +93,9 @@ def sweep_figure(result: ToyResult) -> go.Figure:
     figure.add_scatter(
         x=theta, y=effect, mode="markers", name="measured", marker={"color": BLUE, "size": 9}
     )
-    figure.update_xaxes(title="θ, degrees (0: disconnected, 90: dormant)", dtick=15)
-    figure.update_yaxes(title="effect (1: output becomes the source's)")
-    return _laid_out(figure, 380)
+    figure.update_xaxes(title_text="θ, degrees (0: disconnected, 90: dormant)", dtick=15)
+    figure.update_yaxes(title_text="effect (1: output becomes the source's)")
+    return figure
 
 
 def turn_figure() -> go.Figure:
@@ -110,7 +110,7 @@ def turn_figure() -> go.Figure:
     def patched(degrees: float) -> list[float]:
         return values(base + SubspacePatch(illusory(degrees)).delta(base, source))
 
-    figure = go.Figure()
+    figure = blank(height=480)
     figure.add_bar(x=names, y=values(base), name="base, x = −1", marker_color=GREY)
     figure.add_bar(x=names, y=patched(45), name="base, patched", marker_color=ORANGE)
     figure.add_bar(x=names, y=values(source), name="source, x = 1", marker_color=BLUE)
@@ -133,17 +133,5 @@ def turn_figure() -> go.Figure:
             }
         ],
     )
-    figure.update_yaxes(title="value", range=[-1.25, 1.25])
-    return _laid_out(figure, 480)
-
-
-def _laid_out(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        height=height,
-        font={"color": TEXT},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": 1.12},
-        margin={"l": 60, "r": 20, "t": 50, "b": 60},
-    )
+    figure.update_yaxes(title_text="value", range=[-1.25, 1.25])
     return figure

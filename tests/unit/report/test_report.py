@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 from functools import cache
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 from pydantic import ValidationError
 
+from helpers_page import HOSTILE, Page
 from helpers_records import make_examples, make_pairs, make_record
 from subspacelens.audit.record import (
     PATCHES,
@@ -26,34 +26,6 @@ from subspacelens.core.errors import ResultError
 from subspacelens.core.records import EffectRecord, Estimate
 from subspacelens.report import figures, page, render, write_report
 from subspacelens.report.examples import CARD_ROOM, HOVER_ROOM, excerpt, scatter
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\"'&\u2028"
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, the text of every script, and all other text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data):
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
-        elif self.cdata_elem is None:
-            self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @cache

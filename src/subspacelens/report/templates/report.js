@@ -1,6 +1,7 @@
 "use strict";
 // Unpacks plotly.js, draws every figure from the JSON that follows it, keeps text and grid in the
-// page's colours, and shows the examples of the template that is chosen.
+// page's colours, shows the examples of the template that is chosen, sorts tables, and opens for the
+// printer what is folded.
 (() => {
   const plots = [];
 
@@ -22,9 +23,10 @@
   };
 
   const paint = (plot) => {
-    if (plot.data.every((trace) => trace.type === "heatmap")) {
+    const maps = [...plot.data.keys()].filter((i) => plot.data[i].type === "heatmap");
+    if (maps.length) {
       const scale = [[0, colour("--away")], [0.5, colour("--neutral")], [1, colour("--towards")]];
-      return Plotly.update(plot, { colorscale: [scale] }, theme(plot.layout));
+      return Plotly.update(plot, { colorscale: [scale] }, theme(plot.layout), maps);
     }
     const bars = [...plot.data.keys()].filter((i) => plot.data[i].error_x);
     const update = bars.length ? { "error_x.color": colour("--ink") } : {};
@@ -71,6 +73,48 @@
     select.addEventListener("change", () => only(filter.closest(".examples"), select.value));
   }
 
+  // Values in the order that a reader looks for: numbers from the largest, words from A, and what
+  // has none last, whichever way round.
+  const sorted = (rows, column, upward) => {
+    const of = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const numbers = rows.every((row) => of(row) === "" || !Number.isNaN(Number(of(row))));
+    const compare = (a, b) => {
+      const [x, y] = [of(a), of(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const way = numbers ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true });
+      return upward ? way : -way;
+    };
+    return [...rows].sort(compare);
+  };
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    for (const [column, head] of heads.entries()) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const first = head.classList.contains("num") ? "descending" : "ascending";
+        const other = first === "ascending" ? "descending" : "ascending";
+        const order = head.getAttribute("aria-sort") === first ? other : first;
+        for (const each of heads) each.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", order);
+        const body = table.tBodies[0];
+        body.append(...sorted([...body.rows], column, order === "ascending"));
+      });
+    }
+  }
+
+  const folded = [];
+  addEventListener("beforeprint", () => {
+    folded.push(...document.querySelectorAll("details:not([open])"));
+    for (const each of folded) each.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const each of folded.splice(0)) each.open = false;
+  });
+
   const start = async () => {
     const script = document.createElement("script");
     script.textContent = await unpacked();
@@ -79,7 +123,7 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     matchMedia("print").addEventListener("change", repaint);
   };
-  start().catch(() => {
+  if (document.getElementById("plotly")) start().catch(() => {
     for (const plot of document.querySelectorAll(".plot")) {
       plot.textContent = "This browser cannot draw the picture; the numbers are in the tables.";
     }
