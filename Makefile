@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 # More arguments for `subspacelens audit` and for pytest; how many tests run at once.
 AUDIT_ARGS  ?=
 PYTEST_ARGS ?=
+# Environments for `compat`, such as COMPAT_ARGS='--row python3.13'; see tools/compat.py.
+COMPAT_ARGS ?=
 JOBS        ?= auto
 
 VENV := .venv
@@ -19,7 +21,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test test-long attack check-peers check lint format types docs truth-models install install-dev lock clean distclean python
+.PHONY: help audit test test-long attack check-peers compat dist check lint format types docs truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -28,7 +30,7 @@ help: ## List the targets
 	@echo "  PYTHON=python3.12    the Python that makes .venv (3.11 or newer)"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "                       where torch alone comes from; this one has no CUDA packages"
-	@echo "  OUT=DIR AUDIT_ARGS='...' PYTEST_ARGS='...'"
+	@echo "  OUT=DIR AUDIT_ARGS='...' PYTEST_ARGS='...' COMPAT_ARGS='...'"
 
 audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs/ioi
 	$(BIN)/subspacelens audit --out $(OUT) $(AUDIT_ARGS)
@@ -44,6 +46,13 @@ attack: install-dev ## Run a thousand hostile command lines (half an hour)
 
 check-peers: install-dev ## Hold readers and writers against the tools themselves (installs them)
 	$(BIN)/python -m pytest -m peers tests/peers $(PYTEST_ARGS)
+
+dist: install-dev ## Build the wheel and the source archive into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+compat: dist ## Try the wheel with the oldest and the newest torch and transformers; prints a table
+	$(BIN)/python tools/compat.py $(COMPAT_ARGS)
 
 check: lint types test ## Run everything that a change must pass
 

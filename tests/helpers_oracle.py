@@ -36,7 +36,7 @@ def site_module(lens: LensModel, site: Site):
         "resid_pre": (block.module, True),
         "resid_post": (block.module, False),
         "mlp_act": (block.down_proj and block.down_proj.module, True),
-        "mlp_out": (block.down_proj and block.down_proj.module, False),
+        "mlp_out": (block.mixture or (block.down_proj and block.down_proj.module), False),
         "head_z": (block.out_proj.module, True),
         "attn_out": (block.out_proj.module, False),
         **{name: (heads.linear.module, False) for name, heads in block.projected.items()},

@@ -228,7 +228,7 @@ def _found(case: Case, site: Site) -> Iterator[tuple[str, Subspace]]:
     if site == case.trained.site:
         yield "truth", made_by(lens, site, case.trained.basis, "", {"method": "truth"})
     for fit in map(FITS.__getitem__, PLAIN):
-        dim = 1 if fit.one_direction else case.trained.basis.shape[1]
+        dim = 1 if fit.between else case.trained.basis.shape[1]
         with suppress(SubspaceError, TaskError):
             yield fit.name, fit(lens, train, site, dim=dim)
 

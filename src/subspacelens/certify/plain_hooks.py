@@ -92,7 +92,7 @@ def place_at(lens: LensModel, site: Site) -> tuple[Place, nn.Module]:
         module = block.module
     else:
         middle = site.stream == "resid_mid"
-        module = block.middle if middle else block.linear(site.stream).module
+        module = block.middle if middle else block.projection(site.stream)
     reads = site.stream in ("resid_pre", "resid_mid", "mlp_act", "head_z")
     return (on_input if reads else on_output), module
 

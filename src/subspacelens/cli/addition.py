@@ -11,7 +11,7 @@ from ..core.errors import LensError
 from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
 from ..core.site import Site
-from .options import bytes_of, command_line, prepared, sites_of, writable
+from .options import bytes_of, command_line, loaded, prepared, sites_of, writable
 from .printing import PlainTable, say, say_grounds
 from .sites import at_each_site, capture_sites
 
@@ -59,7 +59,6 @@ def audit_additions(
     from ..audit.addition.judging import chosen_tests
     from ..fit.vector import read_vector
     from ..model.lens import unchanged
-    from ..model.loading import load_model
     from ..report.addition_page import write_addition_page
     from ..tasks.texts import are_texts, texts_task
 
@@ -75,7 +74,7 @@ def audit_additions(
     writable(out)
     with showing_progress(), ExitStack() as whole_command:
         if bare:
-            lens = load_model(model, device=device, dtype=dtype)
+            lens = loaded(model, device, dtype)
             chosen = texts_task(lens.tokenizer, task, pairs=pairs)
         else:
             lens, chosen = prepared(

@@ -12,7 +12,7 @@ from ..core.errors import LensError
 from ..core.progress import showing_progress
 from ..core.site import Site
 from ..core.sizes import parse_size
-from .options import Device, Dtype, FitOptions, Model, Seed, writable
+from .options import Device, Dtype, FitOptions, Model, Seed, loaded, writable
 from .printing import PlainTable, say
 
 commands = typer.Typer(help="Measure the library on this machine.", no_args_is_help=True)
@@ -58,7 +58,6 @@ def bench_engine_command(
     from ..bench import bench_engine, fits_rows, growth_figure, peer_pythons
     from ..bench.table import FITS_COLUMNS
     from ..core.files import write_atomically
-    from ..model.loading import load_model
 
     given = {}
     for text in peer or ():
@@ -68,7 +67,7 @@ def bench_engine_command(
         given[name] = Path(python)
     with showing_progress():
         pythons = peer_pythons(given, install=install_peers)
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         result = bench_engine(lens, pythons=pythons, whole=whole, quick=quick)
     _write_json(json_file, result)
     if plot is not None:
@@ -106,11 +105,10 @@ def bench_profile_command(
 ) -> None:
     """Show where the time of a training step of the engine goes, by operation."""
     from ..bench import profile_step
-    from ..model.loading import load_model
 
     where = Site.parse(site)
     with showing_progress():
-        shares = profile_step(load_model(model, device=device, dtype=dtype), where)
+        shares = profile_step(loaded(model, device, dtype), where)
     table = PlainTable("operation", "share", title=f"a step at {where}")
     for name, share in list(shares.items())[:20]:
         table.add_row(name, f"{share:.1%}")
@@ -153,7 +151,6 @@ def bench_audit_command(
 
     from ..bench import audit_table, bench_audit, roc_figure
     from ..core.files import write_atomically
-    from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
     if min(places, models) < 1:
@@ -163,7 +160,7 @@ def bench_audit_command(
         check_task(name, pairs=pairs)
     writable(out)
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         tasks = {Path(name).stem: named_task(lens.tokenizer, name, pairs=pairs) for name in names}
         result = bench_audit(
             lens,
@@ -250,13 +247,12 @@ def bench_facts_command(
 
     from ..bench import bench_facts
     from ..core.errors import LensError
-    from ..model.loading import load_model
     from ..tasks.facts import embedded_facts
 
     if min(pairs, steps) < 1:
         raise LensError("--pairs and --steps: at least 1")
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         count = len(lens.map.blocks)
         layers = layer or [0, count // 3, 2 * count // 3]
         timings = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
@@ -362,10 +358,9 @@ def bench_fits_command(
     """
 
     from ..bench import bench_fits
-    from ..model.loading import load_model
 
     with showing_progress():
-        result = bench_fits(load_model(model, device=device, dtype=dtype), quick=quick)
+        result = bench_fits(loaded(model, device, dtype), quick=quick)
     _write_json(json_file, result)
     table = PlainTable(
         Column("site", no_wrap=True), "dim", "FLDD: L-BFGS", "Adam", "ratio", "cosine",
@@ -462,7 +457,6 @@ def bench_instant_command(
     from ..bench import bench_instant, calibration_figure, instant_table
     from ..core.files import write_atomically
     from ..fit import named
-    from ..model.loading import load_model
     from ..tasks.named import NAMES, named_task
 
     given = (text.partition("=") for text in fit_option or ())
@@ -471,7 +465,7 @@ def bench_instant_command(
         sites, pairs = min(sites, 6), min(pairs, 8)
     writable(out)
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         tasks = [named_task(lens.tokenizer, name, pairs=pairs) for name in task or NAMES]
         result = bench_instant(
             lens, tasks, out, sites=sites, pairs=pairs, options=options, seed=seed

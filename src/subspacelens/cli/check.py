@@ -79,22 +79,18 @@ def show_reading(lens, reading, name: str, count: int):
 
 def _fitting(lens, reading):
     """The same, pairs that the model cannot read among the problems."""
-    from ..core.errors import TaskError
-    from ..engine.fitting_prompts import check_fits
+    from ..engine.fitting_prompts import misfits
     from ..tasks.pairset import PairSet
 
-    fitting, problems = [], list(reading.problems)
-    for row, texts in zip(reading.rows, reading.texts, strict=True):
-        try:
-            check_fits(lens, PairSet("pairs", "all", (row.pair,)))
-            fitting.append((row, texts))
-        except TaskError as error:
-            problems.append(str(error))
+    if not reading.rows:
+        return reading
+    bad = dict(misfits(lens, PairSet("pairs", "all", tuple(row.pair for row in reading.rows))))
+    good = [number for number in range(len(reading.rows)) if number not in bad]
     return replace(
         reading,
-        rows=tuple(row for row, _ in fitting),
-        texts=tuple(texts for _, texts in fitting),
-        problems=tuple(problems),
+        rows=tuple(reading.rows[number] for number in good),
+        texts=tuple(reading.texts[number] for number in good),
+        problems=(*reading.problems, *bad.values()),
     )
 
 

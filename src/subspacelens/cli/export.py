@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.progress import showing_progress
-from .options import Device, Dtype
+from .options import Device, Dtype, loaded
 from .printing import say
 
 
@@ -30,11 +30,10 @@ def export_command(
     """Write a subspace as another tool has it, and print how it is used there."""
     from ..fit.subspace import Subspace
     from ..interop.writing import Outgoing, export
-    from ..model.loading import load_model
 
     ours = Subspace.load(subspace)
     with showing_progress():
-        lens = load_model(model or ours.model_id, device=device, dtype=dtype)
+        lens = loaded(model or ours.model_id, device, dtype)
         ours.check(lens, str(subspace))
     outgoing = Outgoing(basis=ours.basis, site=ours.site, lens=lens, scale=scale)
     say(export(outgoing, to, out))

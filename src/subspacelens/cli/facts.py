@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.progress import showing_progress
-from .options import Device, Dtype, Model
+from .options import Device, Dtype, Model, loaded
 from .printing import PlainTable, say
 
 commands = typer.Typer(help="Facts that a model may know.", no_args_is_help=True)
@@ -36,12 +36,11 @@ def known_command(
 
     from ..core.files import write_atomically
     from ..engine.recall import known_facts
-    from ..model.loading import load_model
     from ..tasks.facts import as_counterfact
 
     with showing_progress():
         asked = facts_of(facts, limit)
-        known = known_facts(load_model(model, device=device, dtype=dtype), asked)
+        known = known_facts(loaded(model, device, dtype), asked)
     table = PlainTable("relation", "facts", "known", "different objects known", title=model)
     total, right = (Counter(fact.relation for fact in some) for some in (asked, known))
     for relation, count in total.items():

@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import LensError
 from ..core.progress import showing_progress
-from .options import Device, Dtype
+from .options import Device, Dtype, loaded
 from .printing import PlainTable, paragraph, say
 
 SHOWN = 20
@@ -33,7 +33,6 @@ def inspect(
     from ..interop import recognised
     from ..interop.containers import container_of, tensors_of
     from ..interop.hub import located
-    from ..model.loading import load_model
 
     path = located(Path(file))
     if not path.exists():
@@ -56,7 +55,7 @@ def inspect(
         say("or --row where one array or one row of it is meant")
         return
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype) if model else None
+        lens = loaded(model, device, dtype) if model else None
     say(f"{path}: {found.kind} ({found.tool})")
     if found.model:
         say(f"  of model {found.model}")

@@ -71,6 +71,7 @@ def map_command(
     """
     from ..core.errors import TaskError
     from ..engine.answering import answered
+    from ..engine.fitting_prompts import fitting
     from ..measure.maps import instant_map, patching_map
     from ..measure.maps.scoring import differing
     from ..report.map_page import write_map_page
@@ -85,6 +86,8 @@ def map_command(
         chosen = named_pairs(
             lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, skip=skip, answers=answers
         )
+        if skip:
+            chosen = fitting(lens, chosen)
         if not overwrite:
             refuse_other_map(out, lens, chosen, "map.json", "instant.json")
         labels = label or differing(chosen, shifted=shifted)

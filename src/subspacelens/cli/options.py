@@ -117,7 +117,11 @@ Shifted = Annotated[
 ]
 Skip = Annotated[
     bool,
-    typer.Option("--skip", help="Leave out lines of the file that cannot be read as a pair."),
+    typer.Option(
+        "--skip",
+        help="Leave out lines of the file that cannot be read as a pair, and pairs that do not fit "
+        "the model, such as ones longer than its context; how many is said.",
+    ),
 ]
 
 Answers = Annotated[
@@ -146,8 +150,9 @@ def prepared(
     device: str | None, dtype: str, *, only: bool = False, skip: bool = False,
     answers: str = "whole",
 ):  # fmt: skip
-    """The model and the task; `only` the pairs that the model answers. `answers`: see
-    `named_task`."""
+    """The model and the task; `only` the pairs that the model answers. `skip` leaves out what
+    cannot be read. `answers`: see `named_task`."""
+    from ..engine.fitting_prompts import fitting
     from ..engine.recall import only_correct
     from ..tasks.named import check_task, named_task
 
@@ -156,6 +161,8 @@ def prepared(
     chosen = named_task(
         lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, skip=skip, answers=answers
     )
+    if skip:
+        chosen = fitting(lens, chosen)
     return lens, only_correct(lens, chosen) if only else chosen
 
 

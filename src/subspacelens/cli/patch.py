@@ -11,20 +11,23 @@ from ..core.errors import LensError
 from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
 from .options import (
+    Answers,
     Device,
     Dtype,
     Memory,
+    MetricName,
     Model,
     OnlyCorrect,
     Pairs,
     Seed,
     Shifted,
+    Skip,
     TaskName,
     TestPairs,
     bytes_of,
     prepared,
 )
-from .printing import PlainTable, paragraph
+from .printing import PlainTable, is_wide, paragraph
 
 Where = Annotated[
     list[str],
@@ -44,33 +47,40 @@ def patch(
     test_pairs: TestPairs = None,
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
+    skip: Skip = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "float32",
     memory: Memory = None,
     shifted: Shifted = False,
+    answers: Answers = "whole",
+    metric: MetricName = "logit_diff",
 ) -> None:
     """Patch whole components or saved subspaces, together where there are several, and print what
     it does to the answers of the test pairs.
 
     A row for all at once, one for each place alone, and the interaction: what all do beyond the sum
-    of the single effects.
+    of the single effects. With --metric a column more: the mean change of that metric.
 
     Examples: subspacelens patch --site L18.mlp_act@S2+END; subspacelens patch --site
     L18.mlp_act@S2=runs/fit/L18.mlp_act@S2/subspace.safetensors --site L20.attn_v.1@S2
     """
+    from ..engine.metrics import metric_of
     from ..measure.patch import patch as run_patch
     from ..model.lens import unchanged
 
-    space = bytes_of(memory)
+    space, measured = bytes_of(memory), metric_of(metric)
     with showing_progress():
         lens, chosen = prepared(
-            model, task, test_pairs, pairs, seed, device, dtype, only=only_correct
-        )
+            model, task, test_pairs, pairs, seed, device, dtype,
+            only=only_correct, skip=skip, answers=answers,
+        )  # fmt: skip
         with unchanged(lens):
             changes = _changes(site, lens)
-            effect = run_patch(lens, chosen.test, changes, shifted=shifted, memory=space)
-    _show(effect, chosen)
+            effect = run_patch(
+                lens, chosen.test, changes, shifted=shifted, memory=space, metric=measured
+            )
+    _show(effect, chosen, measured)
 
 
 def _changes(texts: list[str], lens):
@@ -96,21 +106,25 @@ def _subspace(path: Path, where: str, lens):
     return given(lens, place, path).basis
 
 
-def _show(effect, task) -> None:
-    title = f"{task.name}, {len(task.test)} test pairs"
-    table = PlainTable("patch", "nats", "fldd", "iia", title=title)
+def _show(effect, task, metric) -> None:
+    columns = ["nats", "fldd", "iia"][: 3 if metric is None or is_wide() else 2]
+    heading = () if metric is None else (metric.name,)
+    table = PlainTable(
+        "patch", *columns, *heading, title=f"{task.name}, {len(task.test)} test pairs"
+    )
 
-    def row(name: str, each) -> None:
-        metrics = (each.nats, each.fldd, each.iia)
-        table.add_row(name, *(with_interval(metric, plain) for metric in metrics))
+    def row(name: str, *estimates) -> None:
+        texts = [with_interval(each, plain) for each in estimates]
+        table.add_row(name, *texts, *[""] * (len(columns) + len(heading) - len(texts)))
+
+    def values(each):
+        return *(getattr(each, name) for name in columns), *(each.change for _ in heading)
 
     for name, single in effect.single.items():
-        row(name, single)
+        row(name, *values(single))
     if len(effect.single) > 1:
-        row("all together", effect)
-        interaction = (effect.interaction, effect.interaction_fldd)
-        texts = (with_interval(each, plain) for each in interaction)
-        table.add_row("interaction", *texts, "")
+        row("all together", *values(effect))
+        row("interaction", effect.interaction, effect.interaction_fldd)
     table.show()
     if len(effect.single) > 1:
         paragraph(

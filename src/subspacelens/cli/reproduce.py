@@ -9,7 +9,7 @@ import typer
 
 from ..core.progress import showing_progress
 from .facts import FactsFile, facts_of
-from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, writable
+from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, loaded, writable
 from .printing import say
 
 Text = Annotated[
@@ -61,14 +61,13 @@ def reproduce_facts(
     Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
     """
     from ..model.lens import unchanged
-    from ..model.loading import load_model
     from ..report.facts_page import markdown, write_facts
     from ..studies.facts import facts_plan, run_facts
 
     writable(out)
     with showing_progress():
         asked = facts_of(facts)
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
         with unchanged(lens):
             corpus = corpus_of(lens, text, quick)
@@ -95,14 +94,13 @@ def reproduce_editing(
     Writes OUT/editing.json, OUT/editing.md and OUT/report.html.
     """
     from ..model.lens import unchanged
-    from ..model.loading import load_model
     from ..report.editing_page import markdown, write_editing
     from ..studies.editing import editing_plan, run_editing
 
     writable(out)
     with showing_progress():
         asked = facts_of(facts)
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         plan = editing_plan(len(lens.map.blocks), step=step, seed=seed, quick=quick)
         with unchanged(lens):
             corpus = corpus_of(lens, text, quick)
@@ -146,14 +144,13 @@ def reproduce_ioi(
     Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
     """
     from ..model.lens import unchanged
-    from ..model.loading import load_model
     from ..report.ioi_page import markdown, write_ioi
     from ..studies.ioi import reproduce_ioi as run_ioi
 
     budget = bytes_of(memory)
     writable(out)
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype)
+        lens = loaded(model, device, dtype)
         with unchanged(lens):
             study = run_ioi(
                 lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()

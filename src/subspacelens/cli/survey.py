@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
-from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
+from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, loaded, prepared, writable
 from .out import Overwrite, refuse_other_map, refuse_other_survey
 from .printing import paragraph, say
 
@@ -114,12 +114,11 @@ def _instant(
 
 def _prepared(model: str, task: str, shifted: bool, device: str | None, dtype: str):
     """The model, the task, and whether its labels may stand in different columns."""
-    from ..model.loading import load_model
     from ..sweep.plan import FACTS, known_fact_task
 
     if task != FACTS:
         return *prepared(model, task, None, None, 0, device, dtype), shifted
-    lens = load_model(model, device=device, dtype=dtype)
+    lens = loaded(model, device, dtype)
     return lens, known_fact_task(lens), True
 
 

@@ -120,7 +120,7 @@ def place_of(model_map: ModelMap, site: Site) -> tuple[Place, nn.Module]:
     if site.stream == "resid_post":
         return on_output, block.module
     reads = site.stream in ("mlp_act", "head_z")
-    return (on_input if reads else on_output), block.linear(site.stream).module
+    return (on_input if reads else on_output), block.projection(site.stream)
 
 
 def selected(buckets: Iterable[Bucket], indices: Tensor) -> tuple[Bucket, ...]:

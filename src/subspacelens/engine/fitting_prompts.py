@@ -1,38 +1,89 @@
-"""Prompts that a model cannot read are refused before it runs."""
+"""Prompts that a model cannot read are refused before it runs, or left out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 from ..core.errors import TaskError
+from ..core.progress import note
 from ..model.lens import LensModel
-from ..tasks.pairset import PairSet
+from ..tasks.pairset import Pair, PairSet, Task
+
+Some = TypeVar("Some", Task, PairSet)
 
 
 def check_fits(lens: LensModel, pairs: PairSet) -> None:
     """Raises `TaskError`, naming the pair by its file and line where it has them, for a prompt that
     is longer than the model's context, and for token ids that the model does not know."""
+    for _, problem in misfits(lens, pairs):
+        raise TaskError(problem)
+
+
+def misfits(lens: LensModel, pairs: PairSet) -> Iterator[tuple[int, str]]:
+    """The pairs that `check_fits` refuses, by number, each with what is wrong with it."""
     context, known = context_of(lens), lens.model.get_input_embeddings().get_parameter("weight")
     vocabulary = min(len(known), len(lens.map.tail.head.weight))
     for number, pair in enumerate(pairs.pairs):
+        if problem := _problem(pair, context, vocabulary):
+            yield number, f"{pairs.where(number)}: {problem}"
+
+
+def fitting(lens: LensModel, pairs: Some) -> Some:
+    """The pairs that the model can read, of a set or of each split of a task; a line counts the
+    others. Raises `TaskError` for a split of which none is left, but leaves out held-out templates
+    of which none is.
+
+    >>> task = fitting(lens, pairs_task(lens.tokenizer, "pairs.jsonl", skip=True))
+    """
+    if isinstance(pairs, PairSet):
+        kept, problems = _fitting(lens, pairs)
+        _count(pairs.name, problems)
+        return pairs.at(kept)
+    (train, first), (test, second) = (_fitting(lens, each) for each in (pairs.train, pairs.test))
+    held_out, third = _fitting(lens, pairs.held_out) if pairs.held_out else ([], [])
+    _count(pairs.name, [*first, *second, *third])
+    return Task(
+        pairs.name,
+        pairs.train.at(train),
+        pairs.test.at(test),
+        pairs.held_out.at(held_out) if pairs.held_out and held_out else None,
+    )
+
+
+def _fitting(lens: LensModel, pairs: PairSet) -> tuple[list[int], list[str]]:
+    bad = dict(misfits(lens, pairs))
+    return [number for number in range(len(pairs)) if number not in bad], [*bad.values()]
+
+
+def _count(name: str, problems: list[str]) -> None:
+    if problems:
+        note(f"{name}: {len(problems)} pairs that do not fit left out, such as {problems[0]}")
+
+
+def _problem(pair: Pair, context: int | None, vocabulary: int) -> str | None:
+    if context is not None:
         for role, prompt in (("base", pair.base), ("source", pair.source)):
-            if context is not None and len(prompt.ids) > context:
-                raise TaskError(
-                    f"{pairs.where(number)}: the {role} has {len(prompt.ids)} tokens, and the "
-                    f"model's context is {context}: shorten it"
+            if len(prompt.ids) > context:
+                return (
+                    f"the {role} has {len(prompt.ids)} tokens, and the model's context is "
+                    f"{context}: shorten it"
                 )
-        more = max(map(len, pair.accepted.passes))
-        if context is not None and len(pair.base.ids) + more > context:
-            raise TaskError(
-                f"{pairs.where(number)}: base and answers have {len(pair.base.ids) + more} tokens, "
-                f"and the model's context is {context}: shorten them"
+        whole = len(pair.base.ids) + max(map(len, pair.accepted.passes))
+        if whole > context:
+            return (
+                f"base and answers have {whole} tokens, and the model's context is {context}: "
+                "shorten them"
             )
-        answers = (token for tokens in pair.accepted.all for token in tokens)
-        predicted = (token for tokens in pair.predictions.values() for token in tokens)
-        largest = max(*pair.base.ids, *pair.source.ids, *answers, *predicted)
-        if largest >= vocabulary:
-            raise TaskError(
-                f"{pairs.where(number)}: token id {largest} is beyond the model's vocabulary of "
-                f"{vocabulary}: use the model's own tokenizer"
-            )
+    answers = (token for tokens in pair.accepted.all for token in tokens)
+    predicted = (token for tokens in pair.predictions.values() for token in tokens)
+    largest = max(*pair.base.ids, *pair.source.ids, *answers, *predicted)
+    if largest >= vocabulary:
+        return (
+            f"token id {largest} is beyond the model's vocabulary of {vocabulary}: use the model's "
+            "own tokenizer"
+        )
+    return None
 
 
 def context_of(lens: LensModel) -> int | None:

@@ -23,22 +23,33 @@ ROUNDS = 3
 """How often `self_consistent` solves again: it takes one gradient more."""
 
 
-@register("mean-difference", classes=True, one_direction=True)
+@register("mean-difference", classes=True, between=True)
 def mean_difference(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """The direction from one class mean of the activation to the other: z = 1 minus z = 0.
+    """What differs between the class means of the activation: of two values of z the direction from
+    one mean to the other, z = 1 minus z = 0; of c values the `dim` leading right singular vectors
+    of the c means less their own mean, at most c - 1.
 
-    Takes all 2n prompts, bases and sources. `seed` changes nothing. Raises `SubspaceError` for
-    another `dim` than 1, `TaskError` for pairs without z, and what every fit raises (`Fit`).
+    Takes all 2n prompts, bases and sources. `seed` changes nothing. Raises `SubspaceError` for more
+    dimensions than that, `TaskError` for pairs without z, and what every fit raises (`Fit`).
 
     >>> mean_difference(lens, captures.train, "L17.resid_post@S2")
     """
     replay = captured.at(site, lens)
-    direction = between_means(*by_class(replay))
-    return made_by(
-        lens, site, direction[:, None], replay.pairs.sha256, dict(method="mean-difference")
-    )
+    x, z = by_value(replay)
+    values = int(z.max()) + 1
+    if dim > values - 1:
+        raise SubspaceError(
+            f"mean-difference finds {values - 1 if values > 2 else 'one'} "
+            f"direction{'s' * (values > 2)} of a z of {values} values, not --dim {dim}"
+        )
+    if values == 2:
+        basis = between_means(x, z)[:, None]
+    else:
+        means = torch.stack([x[z == value].mean(dim=0) for value in range(values)])
+        basis = _leading(means - means.mean(dim=0), dim, f"the class means at {site}")
+    return made_by(lens, site, basis, replay.pairs.sha256, dict(method="mean-difference"))
 
 
 @register("pca")
@@ -149,26 +160,31 @@ def self_consistent(goal: Objective, dim: int) -> Tensor:
 def probe(
     lens: LensModel, captured: Capture, site: Site, *, dim: Count = 1, seed: Seed = 0
 ) -> Subspace:
-    """The weights of a logistic regression of z on the activation of all 2n prompts.
+    """The weights of a logistic regression of z on the activation of all 2n prompts: of two values
+    of z one direction, of c values up to c - 1, the leading singular vectors of the c rows.
 
-    Each further dimension is a regression on what is orthogonal to those before (iterative
+    Further dimensions are of a regression on what is orthogonal to those before (iterative
     null-space projection, Ravfogel et al. 2020, arXiv 2004.07667). `seed` changes nothing. Raises
     `TaskError` for pairs without z, and what every fit raises (`Fit`).
 
     >>> probe(lens, captures.train, "L17.resid_post@S2", dim=2)
     """
     replay = captured.at(site, lens)
-    x, z = by_class(replay)
+    x, z = by_value(replay)
     x = x.cpu().double()
     x = x - x.mean(dim=0)
     basis = x.new_zeros(x.shape[1], 0)
-    for _ in range(dim):
+    while (left := dim - basis.shape[1]) > 0:
         rest = x - (x @ basis) @ basis.T
         model = LogisticRegression(C=1.0, max_iter=2000)
         model.fit((rest / rest.std()).numpy(), z.numpy())
-        direction = torch.from_numpy(model.coef_.T)
-        direction = direction - basis @ (basis.T @ direction)
-        basis = torch.cat([basis, direction / direction.norm()], dim=1)
+        rows = torch.from_numpy(model.coef_)
+        rows = rows - (rows @ basis) @ basis.T
+        if len(rows) == 1:
+            more = rows.T / rows.norm()
+        else:
+            more = _leading(rows, min(left, len(rows) - 1), f"the weights of a probe at {site}")
+        basis = torch.cat([basis, more], dim=1)
     return made_by(lens, site, basis, replay.pairs.sha256, dict(method="probe"))
 
 
@@ -186,10 +202,15 @@ def random(
     return made_by(lens, site, basis, captured.pairs.sha256, dict(method="random", seed=seed))
 
 
+def by_value(replay: Replay) -> tuple[Tensor, Tensor]:
+    """Activations of all bases and then all sources, (2n, d), and which value z has, counted from 0
+    in the order of `classes`, (2n,). Raises `TaskError` unless every pair has z, of two values or
+    more."""
+    return torch.cat([replay.base, replay.source]), _values(replay.pairs).T.flatten()
+
+
 def by_class(replay: Replay) -> tuple[Tensor, Tensor]:
-    """Activations of all bases and then all sources, (2n, d), and which of the two values z has,
-    0 for the first in order and 1 for the second, (2n,). Raises `TaskError` unless every pair has z
-    and there are two values."""
+    """The same where z has two values, 0 and 1. Raises `TaskError` where it has not."""
     z = two_classes(replay.pairs)
     return torch.cat([replay.base, replay.source]), z.T.flatten()
 
@@ -201,10 +222,16 @@ def between_means(x: Tensor, z: Tensor) -> Tensor:
 
 def two_classes(pairs: PairSet) -> Tensor:
     """Which of the two values z has in base and source, 0 or 1, (n, 2). Raises as `by_class`."""
-    both, values = classes(pairs), pairs.classes
+    found, values = _values(pairs), pairs.classes
     if len(values) > 2:
         raise TaskError(
             f"task {pairs.name}: z has {len(values)} values ({', '.join(map(str, values[:4]))}"
             f"{', ...' * (len(values) > 4)}), and this needs two: take the pairs of two of them"
         )
-    return torch.tensor([[values.index(value) for value in pair] for pair in both])
+    return found
+
+
+def _values(pairs: PairSet) -> Tensor:
+    """Which of its values z has in base and source, (n, 2). Raises `TaskError` as `classes`."""
+    values = pairs.classes
+    return torch.tensor([[values.index(value) for value in both] for both in classes(pairs)])

@@ -38,9 +38,9 @@ class Fit:
     """A way of finding a subspace, called as the function that it is.
 
     `gradients(pairs, options)` counts the gradients of single pairs that it takes; None if it takes
-    none. `classes`: the pairs must carry z. `one_direction`: `dim` is 1. `blind`: it does not look
-    at the pairs. `check(options)` raises `SubspaceError` for options that do not go together.
-    `schema` holds type, range and default of every keyword.
+    none. `classes`: the pairs must carry z. `between`: it finds fewer directions than z has values.
+    `blind`: it does not look at the pairs. `check(options)` raises `SubspaceError` for options that
+    do not go together. `schema` holds type, range and default of every keyword.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Fit:
     gradients: Callable[[int, Mapping[str, Any]], int] | None = None
     check: Callable[[Mapping[str, Any]], object] | None = None
     classes: bool = False
-    one_direction: bool = False
+    between: bool = False
     blind: bool = False
 
     @property
@@ -104,8 +104,6 @@ class Fit:
         settings = self._checked(settings, self.schema.model_fields, strict=False)
         site = Site.of(site)
         dim = settings.get("dim", 1)
-        if self.one_direction and dim != 1:
-            raise SubspaceError(f"{self.name} finds one direction, not --dim {dim}")
         check_dim(site, dim, lens.map.dim(site))
         captured.at(site, lens).require_difference()
         with torch.enable_grad():
@@ -121,7 +119,7 @@ def register(
     gradients: Callable[[int, Mapping[str, Any]], int] | None = None,
     check: Callable[[Mapping[str, Any]], object] | None = None,
     classes: bool = False,
-    one_direction: bool = False,
+    between: bool = False,
     blind: bool = False,
 ) -> Callable[
     [Callable[Concatenate[LensModel, Capture, Site, P], Subspace]],
@@ -140,7 +138,7 @@ def register(
     ) -> Callable[Concatenate[LensModel, Capture, Site | str, P], Subspace]:
         fit = Fit(
             name=name, function=function, schema=_schema(name, function), gradients=gradients,
-            check=check, classes=classes, one_direction=one_direction, blind=blind,
+            check=check, classes=classes, between=between, blind=blind,
         )  # fmt: skip
         _registered[name] = fit
 

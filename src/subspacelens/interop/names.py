@@ -188,7 +188,7 @@ def _of_pyvene(text: str, lens: LensModel | None) -> Spot:
     model = _needed(lens, text)
     if component in ("mlp_output", "mlp_input"):
         end = component.removeprefix("mlp_")
-        return _proven(model, _branch(model, layer, "mlp_act"), end, text, layer)
+        return _proven(model, _branch(model, layer, "mlp_out"), end, text, layer)
     if component in ("attention_output", "attention_input"):
         end = component.removeprefix("attention_")
         return _proven(model, _branch(model, layer, "head_z"), end, text, layer)
@@ -207,7 +207,7 @@ def _branch(lens: LensModel, layer: int, stream: str) -> nn.Module:
     """The part of a block that holds its MLP's or its attention's output projection."""
     spot = Spot(layer, stream).at("_")
     block = lens.map.block(spot)
-    projection = block.linear(stream).module
+    projection = block.projection(stream)
     for child in block.module.children():
         if any(module is projection for module in child.modules()):
             return child

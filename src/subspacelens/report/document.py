@@ -2,7 +2,7 @@
 
 Everything is inline (plotly.js once, packed, styles, script, figure data), and the page's own
 content security policy forbids any request and any script but the two whose hashes it names: the
-page's own, which unpacks plotly.js, and plotly.js.
+page's own, which unpacks plotly.js and large figures, and plotly.js.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ _FORMS = {
 }  # fmt: skip
 
 
+PACKED_FROM = 20_000
+"""Characters of figure JSON from which it stands in the page packed, as plotly.js does."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure ready for the page: its JSON, its name for a screen reader, its height in px."""
@@ -40,6 +44,11 @@ class Plot:
     json: Markup
     label: str
     height: int
+
+    @property
+    def packed(self) -> Markup | None:
+        """The JSON of a large figure, gzip in base64; None where it is small."""
+        return _packed(self.json) if len(self.json) > PACKED_FROM else None
 
     @classmethod
     def of(cls, figure: go.Figure, label: str) -> Plot:
@@ -94,7 +103,11 @@ def _json(figure: go.Figure) -> Markup:
 def _plotly() -> tuple[Markup, str]:
     """plotly.js, gzip in base64, and the hash of what the page unpacks and runs."""
     source = get_plotlyjs()
-    return Markup(base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()), _hash(source)
+    return _packed(source), _hash(source)
+
+
+def _packed(text: str) -> Markup:
+    return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode())
 
 
 def _inline_script(text: str) -> Markup:

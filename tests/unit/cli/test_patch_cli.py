@@ -64,3 +64,13 @@ def test_queries_and_keys_are_fitted_audited_and_mapped(run, base, tmp_path):
     out = tmp_path / "map"
     code, _, err = run("map", *base[1:], "--stream", "attn_v", "--label", "S2", "--out", out)
     assert code == 0 and (out / "map.html").is_file(), err
+
+
+def test_another_metric_is_a_column_more(run, base):
+    code, out, err = run(
+        *base, "--site", SITE, "--site", "L2.resid_post@END", "--metric", "target_rank"
+    )
+    assert code == 0, err
+    assert "target_rank" in out and "interaction" in out and max(map(len, out.splitlines())) <= 80
+    code, _, err = run(*base, "--site", SITE, "--metric", "unheard")
+    assert code == 2 and "unknown metric 'unheard'" in err

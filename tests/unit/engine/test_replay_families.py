@@ -52,7 +52,7 @@ def sites(lens: LensModel) -> list[Site]:
 def test_missing_streams_are_refused_by_name(lens):
     expected = set()
     if lens.id in MIXTURES:
-        expected = {"mlp_act", "mlp_out"}
+        expected = {"mlp_act"}
     if lens.id in PARALLEL:
         expected = {"resid_mid"}
     assert set(lens.map.blocks[1].missing) == expected

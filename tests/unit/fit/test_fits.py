@@ -61,6 +61,43 @@ def test_a_planted_direction_is_found(lens, planted, fit):
     assert float((found.basis[:, 0] @ direction).abs()) > 0.97
 
 
+@pytest.fixture(scope="module")
+def of_four(captured):
+    """z has four values, each with a place of its own in three planted directions."""
+    generator = torch.Generator().manual_seed(3)
+    planted = torch.linalg.qr(torch.randn(56, 3, generator=generator)).Q
+    z = torch.tensor([(i % 4, (i + 1 + i // 4 % 3) % 4) for i in range(40)])
+    places = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    noise = 0.1 * torch.randn(2, 40, 56, generator=generator)
+    base, source = (noise[i] + places[z[:, i]] @ planted.T for i in (0, 1))
+    values = ("a", "b", "c", "d")
+    pairs = tuple(
+        replace(pair, z=(values[i], values[j]))
+        for pair, (i, j) in zip(captured.pairs, z.tolist(), strict=True)
+    )
+    moved = replace(captured, pairs=PairSet("p", "train", pairs), base={SITE: base})
+    return planted, replace(moved, source={SITE: source})
+
+
+@pytest.mark.parametrize("fit", [mean_difference, probe])
+def test_of_several_values_the_span_of_the_planted_directions_is_found(lens, of_four, fit):
+    planted, captured = of_four
+    found = fit(lens, captured, SITE, dim=3).basis
+    assert float(torch.linalg.svdvals(found.T @ planted).min()) > 0.97
+    assert float((found.T @ found - torch.eye(3)).abs().max()) < 1e-5
+    first = fit(lens, captured, SITE).basis
+    assert float((first.T @ planted).norm()) > 0.97
+
+
+def test_a_probe_goes_on_where_one_regression_has_no_more(lens, of_four):
+    planted, captured = of_four
+    found = probe(lens, captured, SITE, dim=5).basis
+    assert float((found.T @ found - torch.eye(5)).abs().max()) < 1e-5
+    assert float(torch.linalg.svdvals(found.T @ planted).min()) > 0.97
+    with pytest.raises(SubspaceError, match="3 directions of a z of 4 values, not --dim 4"):
+        mean_difference(lens, captured, SITE, dim=4)
+
+
 def test_gradients_equal_a_full_pass(lens, captured):
     got = captured.at(SITE).gradients()
     for index in (0, 7):

@@ -207,7 +207,7 @@ def test_streams_say_what_is_there_and_why_not(family):
     refused = {stream for stream, answer in streams.items() if answer != "yes"}
     assert refused == set(model_map.blocks[0].missing)
     _, _, down, reader = EXPECTED[name]
-    expected = set() if down else {"mlp_act", "mlp_out"}
+    expected = set() if down else {"mlp_act"}
     assert refused == expected | (set() if reader else {"resid_mid"})
 
 
@@ -226,17 +226,17 @@ def test_a_model_may_be_mapped_again_and_in_any_mode():
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-def test_a_mixture_of_experts_keeps_its_residual_and_attention_sites(kind):
-    model_map = build_map(tiny_model(kind))
-    for stream in ("mlp_act", "mlp_out"):
-        with pytest.raises(SiteError) as raised:
-            model_map.block(Site(2, stream, "END"))
-        assert str(raised.value) == (
-            f"site L2.{stream}@END: model.layers.2 has no single down-projection "
-            "(a mixture of experts?)"
-        )
-    for stream in ("resid_pre", "resid_mid", "resid_post", "attn_out", "head_z"):
-        assert model_map.block(Site(2, stream, "END")).module is not None
+def test_a_mixture_of_experts_is_one_writer(kind):
+    lens = wrap(tiny_model(kind), None)  # type: ignore[arg-type]
+    with pytest.raises(SiteError) as raised:
+        lens.map.block(Site(2, "mlp_act", "END"))
+    assert str(raised.value) == (
+        "site L2.mlp_act@END: model.layers.2 has no single down-projection (a mixture of experts?)"
+    )
+    assert lens.map.blocks[2].mixture is lens.model.get_submodule("model.layers.2.mlp")
+    assert lens.map.writer(Site(2, "mlp_out", "END")) is None
+    for stream in ("mlp_out", "resid_mid", "resid_post", "attn_out", "head_z"):
+        assert certify(lens, Site(2, stream, "END")).passed
 
 
 def test_a_shared_expert_is_not_taken_for_the_whole_mlp():
@@ -252,8 +252,10 @@ def test_a_shared_expert_is_not_taken_for_the_whole_mlp():
     )
     for parameter in model.parameters():
         parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    model_map = build_map(model)  # type: ignore[arg-type]
     with pytest.raises(SiteError, match="are not its only writers"):
-        build_map(model).block(Site(1, "mlp_act", "END"))  # type: ignore[arg-type]
+        model_map.block(Site(1, "mlp_act", "END"))
+    assert model_map.block(Site(1, "mlp_out", "END")).mixture is model.model.layers[1].mlp
 
 
 def test_a_norm_after_the_residual_sum_has_no_mlp_sites():

@@ -25,7 +25,14 @@ from subspacelens.audit.record import Test as PValue
 from subspacelens.core.errors import ResultError
 from subspacelens.core.records import EffectRecord, Estimate
 from subspacelens.report import figures, page, render, write_report
+from subspacelens.report.document import Plot
 from subspacelens.report.examples import CARD_ROOM, HOVER_ROOM, excerpt, scatter
+from subspacelens.report.figures import blank
+
+
+def unpacked(script: str) -> str:
+    """What stands in a script, or what a packed one stands for."""
+    return script if script.startswith("{") else gzip.decompress(base64.b64decode(script)).decode()
 
 
 @cache
@@ -76,7 +83,7 @@ def test_hostile_strings_stay_text():
     assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in plain.elements}
     assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
     assert "<script>alert" not in text
-    figures_of_page = parsed.scripts[:-2]
+    figures_of_page = [unpacked(script) for script in parsed.scripts[:-2]]
     assert "<img" not in "".join(figures_of_page)
     for data in figures_of_page:
         assert "<img" not in data and "<script" not in json.dumps(json.loads(data))
@@ -102,12 +109,11 @@ def test_one_plotly_and_only_the_scripts_the_policy_names():
     parsed = Page(two_sites())
     kinds = [attributes.get("type") for attributes in parsed.named("script")]
     assert kinds.count(None) == 1
-    (packed,) = (
-        script
-        for script, kind in zip(parsed.scripts, kinds, strict=True)
-        if kind == "application/gzip;base64"
+    (plotly,) = (
+        unpacked(script)
+        for script, attributes in zip(parsed.scripts, parsed.named("script"), strict=True)
+        if attributes.get("id") == "plotly"
     )
-    plotly = gzip.decompress(base64.b64decode(packed)).decode()
     assert "plotly.js v" in plotly[:200] and "plotly.js v" not in two_sites()
     policy = next(
         attributes["content"]
@@ -196,16 +202,27 @@ def test_every_pair_is_one_point_at_its_effects():
     assert sorted(points) == sorted(zip(full, subspace, templates, strict=True))
 
 
-def test_a_page_of_a_thousand_pairs_is_small():
-    """Of the main job: two sites. Long prompts add nothing beyond what is shown of them."""
+def test_a_page_of_three_sites_and_a_thousand_pairs_is_small():
+    """Long prompts add nothing beyond what is shown of them."""
     records = []
-    for label, site in (("illusory", "L18.mlp_act@S2"), ("faithful", "L17.resid_post@S2")):
+    sites = ("L18.mlp_act@S2", "L17.resid_post@S2", "L16.mlp_act@END")
+    for label, site in zip(("illusory", "faithful", "undetermined"), sites, strict=True):
         pairs = make_pairs(label, 1000)
         long = [f"{'word ' * 500}{text}" for text in pairs.base]
         marks = [[(a + 2500, b + 2500)] for ((a, b),) in pairs.base_marks]
         pairs = pairs.model_copy(update={"base": long, "base_marks": marks})
         records.append(make_record(label, site, pairs=pairs, examples=make_examples(pairs)))
-    assert len(render(records, "t").encode()) < 3e6
+    assert len(render(records, "t").encode()) < 2.5e6
+
+
+def test_large_figures_are_packed_and_whole():
+    pairs = make_pairs("illusory", 1000)
+    plot = Plot.of(scatter(make_record(pairs=pairs, examples=make_examples(pairs))), "pairs")
+    assert plot.packed is not None and len(plot.packed) < len(plot.json) / 3
+    unpacked = json.loads(gzip.decompress(base64.b64decode(plot.packed)))
+    assert unpacked == json.loads(plot.json)
+    assert sum(len(trace["customdata"]) for trace in unpacked["data"]) == 1000
+    assert Plot.of(blank(height=200), "small").packed is None
 
 
 def test_an_excerpt_is_around_what_is_marked():

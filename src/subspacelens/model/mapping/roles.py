@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ModelError
 from ...core.site import PROJECTED
-from ..hooks import muted, on_input, on_output
+from ..hooks import Place, muted, on_input, on_output
 from .attention import find_heads
 from .recording import Call, Recording, same
 from .running import BlockRun
@@ -96,11 +96,15 @@ def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: in
         entries["resid_mid"] = Between()
     for stream in ("attn_out", "head_z"):
         entries[stream] = _entry(block, middle, out_proj, stream, run)
-    if down_proj is None:
-        missing |= dict.fromkeys(("mlp_act", "mlp_out"), reason)
-    else:
+    mixture = _mixture(block, middle, out_proj, run) if down_proj is None else None
+    if down_proj is not None:
         for stream in ("mlp_act", "mlp_out"):
             entries[stream] = _entry(block, middle, down_proj, stream, run)
+    elif mixture is not None:
+        missing["mlp_act"] = reason
+        entries["mlp_out"] = After()
+    else:
+        missing |= dict.fromkeys(("mlp_act", "mlp_out"), reason)
     readers = tuple(_readers(block, middle, out_proj))
     made_by = [reader.linear for reader in readers if reader.attention]
     projected = find_heads(block.x, made_by, out_proj, run, heads)
@@ -116,6 +120,7 @@ def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: in
         module=module,
         out_proj=out_proj,
         down_proj=down_proj,
+        mixture=mixture,
         mid_reader=middle and middle.reader,
         readers=readers,
         n_heads=heads if out_proj.weight.shape[1] % heads == 0 else 1,
@@ -142,6 +147,24 @@ def _down_projection(block: _Pass, out_proj: Linear, run: BlockRun) -> tuple[Lin
     return None, f"{block.name} has no single down-projection (a mixture of experts?)"
 
 
+def _mixture(
+    block: _Pass, middle: _Middle | None, out_proj: Linear, run: BlockRun
+) -> nn.Module | None:
+    """The part of a block that holds its experts: with attention and it muted the block is the
+    identity, and a change of its output is one of what leaves the block. None where there is no
+    such part."""
+    for call in block.others:
+        module = call.module
+        is_part = call.parents[-1] is block.module and next(module.children(), None) is not None
+        if not is_part or call.output is None or call.output.numel() != block.x.numel():
+            continue
+        with muted(out_proj.module, module):
+            identity = run(block.x)
+        if same(identity, block.x) and _adds(block, middle, module, run):
+            return module
+    return None
+
+
 def _middle(block: _Pass, out_call: Call, out_proj: Linear, run: BlockRun) -> _Middle | None:
     """What the first module after attention reads, if the block gives the same output from it, with
     attention muted, as from its own input."""
@@ -162,22 +185,45 @@ def _entry(block: _Pass, middle: _Middle | None, linear: Linear, stream: str, ru
     """How a change of what `linear` reads (mlp_act, head_z) or writes enters the residual stream:
     as it is after the block, as it is in the middle, or otherwise (a norm follows)."""
     inside = stream in ("mlp_act", "head_z")
-    width = linear.weight.shape[1] if inside else block.d_model
-    epsilon = torch.randn(width, generator=torch.Generator().manual_seed(1))
-    epsilon = epsilon.to(block.x) * block.x.std()
-    place = on_input if inside else on_output
-    before = _run_and_read(block, middle, run)
-    with place(linear.module, lambda x: x + epsilon):
-        after = _run_and_read(block, middle, run)
-    written = linear.weight @ epsilon if inside else epsilon
-    tolerance = 2e-3 if block.x.dtype in (torch.float32, torch.float64) else 5e-2
-    moved = [
-        same(a - b, written.expand_as(b), tolerance) for a, b in zip(after, before, strict=True)
-    ]
+    change = _small(block, linear.weight.shape[1] if inside else block.d_model)
+    written = linear.weight @ change if inside else change
+    place = (on_input if inside else on_output), linear.module
+    moved = _moved(block, middle, place, change, written, run)
     for is_moved, way in zip(moved, (After(), Between()), strict=False):
         if is_moved:
             return way
     return Within()
+
+
+def _adds(block: _Pass, middle: _Middle | None, module: nn.Module, run: BlockRun) -> bool:
+    """Whether a change of a module's output is the same change of what leaves the block."""
+    change = _small(block, block.d_model)
+    return _moved(block, middle, (on_output, module), change, change, run)[0]
+
+
+def _small(block: _Pass, width: int) -> Tensor:
+    change = torch.randn(width, generator=torch.Generator().manual_seed(1))
+    return change.to(block.x) * block.x.std()
+
+
+def _moved(
+    block: _Pass,
+    middle: _Middle | None,
+    place: tuple[Place, nn.Module],
+    change: Tensor,
+    written: Tensor,
+    run: BlockRun,
+) -> list[bool]:
+    """Whether `change` at a place moves what leaves the block, and what is in its middle, by
+    `written`."""
+    where, module = place
+    before = _run_and_read(block, middle, run)
+    with where(module, lambda x: x + change):
+        after = _run_and_read(block, middle, run)
+    tolerance = 2e-3 if block.x.dtype in (torch.float32, torch.float64) else 5e-2
+    return [
+        same(a - b, written.expand_as(b), tolerance) for a, b in zip(after, before, strict=True)
+    ]
 
 
 def _run_and_read(block: _Pass, middle: _Middle | None, run: BlockRun) -> list[Tensor]:

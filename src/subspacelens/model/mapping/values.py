@@ -63,7 +63,9 @@ class Heads:
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One transformer block: the output projections of its attention and of its MLP, the module
-    that reads the residual stream between them, and every linear map that reads the stream.
+    that reads the residual stream between them, and every linear map that reads the stream. Where
+    there is no single down-projection, `mixture` is the module that adds its output to the stream
+    in place of one, such as a mixture of experts; else None.
     `projected` has the heads of `attn_q`, `attn_k` and `attn_v`. `entries` maps each stream that
     was proven to the way in which a change of it enters a replay; `missing` maps the others to the
     reason."""
@@ -71,6 +73,7 @@ class Block:
     module: nn.Module
     out_proj: Linear
     down_proj: Linear | None
+    mixture: nn.Module | None
     mid_reader: nn.Module | None
     readers: tuple[Reader, ...]
     n_heads: int
@@ -98,6 +101,12 @@ class Block:
         if stream in self.projected:
             return self.projected[stream].linear
         return self.down if stream.startswith("mlp") else self.out_proj
+
+    def projection(self, stream: str) -> nn.Module:
+        """The module of `linear`, or for `mlp_out` a mixture of experts."""
+        if stream == "mlp_out" and self.mixture is not None:
+            return self.mixture
+        return self.linear(stream).module
 
     def heads(self, stream: str) -> int:
         """How many heads there are in a stream of `HEADED`."""

@@ -34,17 +34,19 @@
   };
   const repaint = () => plots.forEach(paint);
 
-  const unpacked = async () => {
-    const packed = atob(document.getElementById("plotly").textContent);
-    const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+  const unpacked = async (packed) => {
+    const bytes = Uint8Array.from(atob(packed.textContent), (character) => character.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   };
 
-  const draw = () => {
-    for (const data of document.querySelectorAll("script.figure")) {
-      const plot = data.previousElementSibling;
-      const { data: traces, layout } = JSON.parse(data.textContent);
+  const figures = [...document.querySelectorAll("script.figure")];
+  const told = (data) => data.type === "application/json" ? data.textContent : unpacked(data);
+
+  const draw = (texts) => {
+    for (const [number, text] of texts.entries()) {
+      const plot = figures[number].previousElementSibling;
+      const { data: traces, layout } = JSON.parse(text);
       const config = {
         displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false,
       };
@@ -117,9 +119,11 @@
 
   const start = async () => {
     const script = document.createElement("script");
-    script.textContent = await unpacked();
+    const [plotly, ...texts] = await Promise.all(
+      [unpacked(document.getElementById("plotly")), ...figures.map(told)]);
+    script.textContent = plotly;
     document.head.append(script);
-    draw();
+    draw(texts);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     matchMedia("print").addEventListener("change", repaint);
   };

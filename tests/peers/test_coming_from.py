@@ -1,0 +1,81 @@
+"""docs/coming_from.md: what stands there for a tool does what ours does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import subspacelens as sl
+from helpers_coming_from import BEGINNING, rows, sections
+from subspacelens.tasks import Pair, PairSet, Prompt
+from subspacelens.tasks.answers import Continuations
+
+pytestmark = pytest.mark.peers
+CLOSE = 1e-4
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+COMPARED = [title for title in rows() if title != "Is it an illusion?"]
+
+
+@pytest.fixture(scope="module")
+def given(place) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    size, n = place.lens.map.tail.head.weight.shape[0], len(place.base)
+    both = torch.randperm(size - 3, generator=generator)[: 4 * n] + 3
+    answers, targets = both.view(2, n, 2)
+    return {
+        "base": place.base, "source": place.source, "S2": place.column,
+        "END": place.base.shape[1] - 1, "answers": answers, "targets": targets,
+        "V": torch.linalg.qr(torch.randn(56, 2, generator=generator)).Q,
+        "v": torch.randn(32, generator=generator) / 4,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ours(place, given) -> dict[str, torch.Tensor]:
+    """Of each row what our column gives, (n,)."""
+    labels = {"S2": given["S2"], "END": given["END"]}
+    sides = (given["answers"].tolist(), given["targets"].tolist())
+    pairs = [
+        Pair(base=Prompt("", tuple(b), labels), source=Prompt("", tuple(s), labels),
+             answer=answer[0], target=target[0])
+        for b, s, answer, target in zip(
+            place.base.tolist(), place.source.tolist(), *sides, strict=True
+        )
+    ]  # fmt: skip
+    longer = [
+        replace(pair, continuations=Continuations((tuple(answer),), (tuple(target),)))
+        for pair, answer, target in zip(pairs, *sides, strict=True)
+    ]
+    scope = {
+        "sl": sl, "lens": place.lens, "V": given["V"], "v": given["v"],
+        "pairs": PairSet("peers", "test", tuple(pairs)),
+        "longer": PairSet("longer", "test", tuple(longer)),
+    }  # fmt: skip
+    found = {}
+    for title in COMPARED:
+        inside = dict(scope)
+        exec(rows()[title]["subspacelens"], inside)
+        value = inside.get("value", inside["effect"].patched.logit_diff)
+        assert abs(inside["effect"].drop).max() > 0.05, title
+        found[title] = torch.as_tensor(value)
+    return found
+
+
+@pytest.mark.parametrize("tool", ["TransformerLens", "pyvene", "nnsight"])
+def test_the_column_of_a_tool_does_what_ours_does(place, given, ours, peer, tmp_path, tool):
+    torch.save(given, tmp_path / "given.pt")
+    beginning = sections()[BEGINNING][tool].replace(NAME, str(place.folder))
+    names = {title: f"row_{number}" for number, title in enumerate(COMPARED)}
+    host = {"TransformerLens": "transformer-lens"}.get(tool, tool)
+    done = peer(
+        host, "coming_from", given=str(tmp_path / "given.pt"),
+        rows={name: beginning + rows()[title][tool] for title, name in names.items()},
+    )  # fmt: skip
+    n = torch.arange(len(place.base))
+    for title, name in names.items():
+        theirs = torch.from_numpy(done[name])
+        if theirs.ndim == 2:
+            theirs = theirs[n, given["answers"][:, 0]] - theirs[n, given["targets"][:, 0]]
+        assert (ours[title] - theirs).abs().max() < CLOSE, title

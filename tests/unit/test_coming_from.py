@@ -1,0 +1,59 @@
+"""docs/coming_from.md: our column runs, and the table counts what stands below it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers_coming_from import BEGINNING, PAGE, TOOLS, rows, sections
+from subspacelens import PairSet, ioi
+from subspacelens.tasks.answers import Continuations
+
+
+@pytest.fixture(scope="module")
+def scope(tiny_folder) -> dict:
+    """What our rows begin with."""
+    code = sections()[BEGINNING]["subspacelens"]
+    code = code.replace('"smollm2"', repr(tiny_folder))
+    code = code.replace("ioi(lens.tokenizer)", "ioi(lens.tokenizer, train=8, test=8, held_out=8)")
+    scope: dict = {}
+    exec(code, scope)
+    pairs = scope["pairs"]
+    two = Continuations(((5, 6),), ((7, 8),))
+    longer = tuple(replace(pair, answer=5, target=7, continuations=two) for pair in pairs)
+    return scope | {
+        "longer": PairSet("longer", "test", longer),
+        "task": ioi(scope["lens"].tokenizer, train=12, test=12, held_out=8),
+        "V": torch.linalg.qr(torch.randn(56, 2, generator=torch.Generator().manual_seed(0))).Q,
+        "v": torch.ones(32),
+    }
+
+
+@pytest.mark.parametrize("title", rows())
+def test_our_column_runs(scope, title, capsys):
+    inside = dict(scope)
+    exec(rows()[title]["subspacelens"], inside)
+    if title == "Is it an illusion?":
+        assert inside["result"].label in capsys.readouterr().out
+        return
+    effect = inside["effect"]
+    value = inside.get("value", effect.patched.logit_diff)
+    assert len(value) == 8
+    assert abs(effect.drop).max() > 1e-4
+
+
+def test_every_row_is_there_for_every_tool():
+    for title, codes in rows().items():
+        expected = TOOLS[:1] if title == "Is it an illusion?" else TOOLS
+        assert tuple(codes) == expected, title
+
+
+def test_the_table_counts_the_lines():
+    for title, codes in rows().items():
+        link = re.sub(r"[^a-z ]", "", title.lower()).replace(" ", "-")
+        counts = [len([x for x in codes.get(t, "").splitlines() if x.strip()]) or "" for t in TOOLS]
+        row = f"| [{title}](#{link}) | {' | '.join(map(str, counts))} |".replace("|  |", "| |")
+        assert row.replace("|  |", "| |") in PAGE, row
