@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import BASH, BUILD, NOTEBOOK, ROOT, Cell, cells_of, gallery, tutorials
 
 TOP = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
+Schema = Mapping[str, Any]
 NOT_RUN = "This notebook was not run for this copy of the site; `make docs` runs it."
 
 
@@ -204,58 +205,60 @@ def schemas() -> str:
 def schema(name: str, record: Any) -> Iterator[str]:
     """The fields of a record, and of what it is made of."""
     whole = record.model_json_schema()
-    version = whole["properties"]["schema"]["const"]
-    yield f"## {version}"
+    parts = whole.get("$defs", {})
+    yield f"## {whole['properties']['schema']['const']}"
     yield described(whole)
     yield f"[JSON schema](schemas/{name}.json)"
-    yield fields(whole, name)
-    for part, definition in sorted(whole.get("$defs", {}).items()):
+    yield fields(whole, name, parts)
+    for part, definition in sorted(parts.items()):
         if "properties" in definition:
             yield f"### {part} {{: #{anchor(name, part)} }}"
             yield described(definition)
-            yield fields(definition, name)
+            yield fields(definition, name, parts)
 
 
 def anchor(name: str, part: str) -> str:
     return f"{name}-{part}".lower()
 
 
-def described(definition: Mapping[str, Any]) -> str:
+def described(definition: Schema) -> str:
     """A docstring without its examples."""
     return definition.get("description", "").partition(">>>")[0].strip()
 
 
-def fields(definition: Mapping[str, Any], name: str) -> str:
+def fields(definition: Schema, name: str, parts: Schema) -> str:
     needed = definition.get("required", ())
-    return table(
-        ["field", "type", "needed"],
-        (
-            [f"`{key}`", kind(value, name), "yes" if key in needed else "no"]
-            for key, value in definition["properties"].items()
-        ),
+    rows = (
+        [f"`{key}`", kind(value, name, parts), "yes" if key in needed else "no"]
+        for key, value in definition["properties"].items()
     )
+    return table(["field", "type", "needed"], rows)
 
 
-def kind(value: Mapping[str, Any], name: str) -> str:
+def kind(value: Schema, name: str, parts: Schema) -> str:
     """A JSON schema's type in words."""
-    if "$ref" in value:
-        part = value["$ref"].rpartition("/")[2]
-        return f"[{part}](#{anchor(name, part)})"
-    if "anyOf" in value:
-        return " or ".join(kind(each, name) for each in value["anyOf"])
-    if "const" in value:
-        return f"`{value['const']}`"
-    if "enum" in value:
-        return ", ".join(f"`{each}`" for each in value["enum"])
-    match value.get("type"):
-        case "array" if "items" in value:
-            return f"list of {kind(value['items'], name)}"
-        case "array":
-            return ", ".join(kind(each, name) for each in value.get("prefixItems", ()))
-        case "object":
-            return f"{kind(value['additionalProperties'], name)} by name"
-        case known:
-            return str(known or "anything")
+
+    def inner(each: Schema) -> str:
+        return kind(each, name, parts)
+
+    match value:
+        case {"$ref": str(there)}:
+            part = there.rpartition("/")[2]
+            known = "properties" in parts[part]
+            return f"[{part}](#{anchor(name, part)})" if known else inner(parts[part])
+        case {"anyOf": list(each)}:
+            return " or ".join(map(inner, each))
+        case {"const": const}:
+            return f"`{const}`"
+        case {"enum": list(values)}:
+            return ", ".join(f"`{each}`" for each in values)
+        case {"type": "array", "prefixItems": list(items)}:
+            return f"({', '.join(map(inner, items))})"
+        case {"type": "array", "items": items}:
+            return f"list of {inner(items)}"
+        case {"type": "object", "additionalProperties": dict(items)}:
+            return f"{inner(items)} by name"
+    return str(value.get("type", "anything"))
 
 
 # The gallery
@@ -277,10 +280,6 @@ def shown(title: str, shows: str, page: str, command: str = "") -> Iterator[str]
         yield "*Not made for this copy of the site; `make docs` makes it.*"
         return
     yield f"[Open the page]({page}){{: .md-button }}"
-    yield (
-        f'<details markdown="0"><summary>Look at it here</summary><iframe src="{page}" '
-        f'title="{html.escape(title)}" loading="lazy"></iframe></details>'
-    )
 
 
 # The distilled example
@@ -294,7 +293,10 @@ def toy() -> Any:
 
 
 def drawn(figure: Any, label: str) -> str:
-    figure.update_layout(template="none", font_color=None)
+    figure.update_layout(template="none", font_color=None, margin={"l": 45, "r": 10})
+    lines = {"gridcolor": "rgba(128, 128, 128, .25)", "zerolinecolor": "gray"}
+    figure.update_xaxes(tickangle=0, tickfont_size=11, title_font_size=11, **lines)
+    figure.update_yaxes(title_font_size=11, **lines)
     config = {"displayModeBar": False, "responsive": True}
     inner = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
     return f'<div class="figure" role="img" aria-label="{label}">{inner}</div>'

@@ -138,9 +138,12 @@ def commands_in(text: str) -> Iterator[str]:
             yield words.partition(" # ")[0]
 
 
+COMMAND = get_command(app)
+
+
 def wrong_with(line: str) -> str | None:
     """What of a command line the command line does not know."""
-    command, words = get_command(app), shlex.split(line)[1:]
+    command, words = COMMAND, shlex.split(line)[1:]
     while words and (nested := getattr(command, "commands", None)) is not None:
         if words[0] == "--version":
             return None
