@@ -53,7 +53,7 @@ for layer, site in zip(layers, sites, strict=True):
 # every bit is as before afterwards.
 
 # %%
-fact = next(each for each in known if each.subject == "France")
+fact = next(each for each in capitals if each.subject == "France")
 layer = 9
 moment = second_moments(lens, [layer], embedded_corpus(lens, tokens=2_000))[layer]
 prompts = rome_prompts(lens, [fact], [layer], RomeRecipe())
