@@ -2,8 +2,8 @@
 # # Facts and edits
 #
 # Three ways to make a model say that the capital of one country is that of another: put the whole
-# MLP's activation from the other prompt, a single direction of it, or edit its weights. They
-# disagree about where the fact is, and that is the point.
+# MLP's activation from the other prompt, a single direction of it, or edit its weights. Do they
+# agree about where the fact is?
 
 # %%
 import torch
