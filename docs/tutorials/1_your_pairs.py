@@ -79,10 +79,10 @@ for label in labels:
         print(f"{found.site!s:22} {found.fldd:.2f}")
 
 # %% [markdown]
-# Read it as a path: at which layers is the number still at the noun, and from which on has it arrived
-# at the last token? The instant map adds, from one forward and one backward pass, what a search
-# would find at each place and how much of that would be illusion. Here are the MLPs in which it
-# would find most.
+# Read it as a path: at which layers is the number still at the noun, and from which on has it
+# arrived at the last token? The instant map adds, from one forward and one backward pass, what a
+# search would find at each place and how much of that would be illusion. Here are the MLPs in which
+# it would find most.
 
 # %%
 instant = sl.instant_map(lens, task.train, ["mlp_act"], labels, limit=24)
