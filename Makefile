@@ -21,7 +21,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test test-long attack check-peers compat dist check lint format types docs truth-models install install-dev lock clean distclean python
+.PHONY: help audit test test-long attack check-peers compat dist check lint format types docs docs-serve truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -67,9 +67,13 @@ format: install-dev ## Put the code into form
 types: install-dev ## Check the types
 	$(BIN)/pyright
 
-docs: install-dev ## Make a page of the public names, build/docs/api/index.html
+docs: install-dev ## Run the tutorials, make the gallery, build the site, build/docs/index.html
 	$(BIN)/python -m pytest -q tests/unit/test_docs.py
+	$(BIN)/python tools/notebooks.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: install-dev ## Show the site at http://127.0.0.1:8000 as the sources change; runs nothing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 truth-models: install ## Train the models of bench/truth anew (a quarter of an hour)
 	$(BIN)/python tools/train_truth.py
