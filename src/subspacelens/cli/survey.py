@@ -9,6 +9,7 @@ import typer
 
 from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
+from .jobs import prevalence_job
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, prepared, writable
 from .out import Overwrite, refuse_other_map, refuse_other_survey
 from .printing import paragraph, say
@@ -159,10 +160,6 @@ def _run(
     model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
     shifted, out, overwrite,
 ) -> None:  # fmt: skip
-    from ..engine.text import read_corpus
-    from ..report.survey_page import markdown, reading, write_survey
-    from ..studies.prevalence import prevalence
-    from ..sweep.grid import TaskSpec
     from ..sweep.plan import FACTS
     from ..tasks.facts import SUBJECT
 
@@ -181,14 +178,13 @@ def _run(
         if unknown:
             known = ", ".join(chosen.test.labels)
             raise TaskError(f"task {chosen.name} has no label '{unknown[0]}', only {known}")
-        text = read_corpus(corpus, lens.tokenizer) if corpus else None
-        result = prevalence(
-            lens, chosen, labels, parts=parts, model=model, task_spec=TaskSpec(name=task),
-            directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
-            shifted=shifted, memory=budget,
+        job = prevalence_job(
+            "prevalence", lens, chosen, labels, parts, corpus, budget, out, model=model,
+            task_name=task, pairs=pairs, steps=steps, seeds=seeds, shifted=shifted,
+            workers=workers,
         )  # fmt: skip
-    page = write_survey(result, out)
-    say(markdown(result.illusions))
-    for name in result.illusions.labels:
-        paragraph(f"{name}: {reading(result.illusions, name)}")
+        page, told = job.run()
+    say(told[0])
+    for line in told[1:]:
+        paragraph(line)
     say(f"report: {page}")
