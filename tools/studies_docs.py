@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -25,16 +26,23 @@ from studies.draw import FIGURES
 
 from subspacelens.core.format import MINUS, duration
 from subspacelens.studies.editing_summary import PAPER_XL as EDITING_XL
-from subspacelens.studies.facts_summary import PAPER_LAYERS
+from subspacelens.studies.facts_summary import FACTOR, PAPER_LAYERS
 from subspacelens.studies.facts_summary import PAPER_XL as FACTS_XL
+from subspacelens.studies.ioi.circuit import NOTABLE
+from subspacelens.studies.ioi.claims import HALF, SMALL_IIA
 from subspacelens.studies.ioi.table import PAPER
+from subspacelens.survey.illusions import WORKS
 
 ROOT = Path(__file__).parents[1]
 DOCS, TEMPLATES = ROOT / "docs", Path(__file__).parent / "studies"
 BLOCK = re.compile(
     r"<!-- from: (?P<name>[\w.-]+)(?P<later>, not yet)? -->\n(?P<body>.*?)<!-- end -->", re.DOTALL
 )
-WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
+CUTS = {"notable": NOTABLE, "half": HALF, "iia": SMALL_IIA, "factor": FACTOR, "works": WORKS}
 MODELS = {"smollm2": "SmolLM2-135M-Instruct"}
 
 
@@ -100,9 +108,9 @@ def environment() -> Environment:
     )  # fmt: skip
     env.filters |= {
         "f": short, "e": estimate, "pct": percent, "word": word, "listed": listed, "code": coded,
-        "duration": duration, "model": lambda name: MODELS.get(name, name),
+        "duration": duration, "median": median, "model": lambda name: MODELS.get(name, name),
     }  # fmt: skip
-    env.globals |= {"made": made, "paper": paper(), "zip": zip}
+    env.globals |= {"made": made, "paper": paper(), "cuts": CUTS, "zip": zip}
     return env
 
 
@@ -157,7 +165,7 @@ def pages(held: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def taken(folder: Path) -> None:
-    """Puts the digests of the records in `folder` into docs/records, and the map beside the docs."""
+    """Puts the digests of the records in `folder` into docs/records, and the map into docs."""
     for name, (file, _) in RECORDS.items():
         if (folder / name / file).exists():
             (DOCS / "records").mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
-"""What the docs say of a study's record, as a few kilobytes of JSON: estimates as [value, low, high],
-in the order of the record."""
+"""What the docs say of a study's record, as a few kilobytes of JSON: an estimate is [value, low,
+high]."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def lean(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): lean(each) for name, each in value.items()}
     if isinstance(value, (list, tuple, frozenset, set)):
-        return [lean(each) for each in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+        return [
+            lean(each) for each in (value if isinstance(value, (list, tuple)) else sorted(value))
+        ]
     return value
 
 
@@ -60,35 +62,55 @@ def toy(path: Path) -> dict[str, Any]:
 
 def ioi(path: Path) -> dict[str, Any]:
     record = read_record(IoiRecord, path, "record of IOI")
-    table = {
-        site: {
-            row.patch: {"fldd": row.fldd, "iia": row.iia, "no_op": row.iia_no_op}
-            for row in record.table1
-            if row.site == site
-        }
-        for site in dict.fromkeys(row.site for row in record.table1)
-    }
-    contrasts = {
-        site: {
-            "rule": own[0].rule,
-            **{c.pairs: {n: getattr(c, n) for n in ("effect", "whole", "read", "met", "sure")}
-               for c in own if c.pairs in (FRESH, HELD_OUT)},
-        }
-        for site in table
-        if (own := [c for c in record.contrasts if c.site == site])
-    }  # fmt: skip
+    table = {(row.site, row.patch): row for row in record.table1}
+    both = FRESH, HELD_OUT
+    rows = []
+    for own in (c for c in record.contrasts if c.pairs == FRESH):
+        v, read, unread = (
+            ("v_MLP", "v_MLP row", "v_MLP null")
+            if own.rule == "illusion"
+            else ("v_resid", "v_resid along readers", "v_resid null")
+        )
+        held = next(
+            (c for c in record.contrasts if (c.pairs, c.site) == (HELD_OUT, own.site)), None
+        )
+
+        def fldd(patch: str, site: str = own.site) -> Estimate | None:
+            row = table.get((site, patch))
+            return row and row.fldd
+
+        rows.append(
+            {
+                "site": own.site,
+                "rule": own.rule,
+                "whole": fldd("full"),
+                "v": fldd(v),
+                "read": fldd(read),
+                "unread": fldd(unread),
+                "iia": table[own.site, v].iia,
+                "no_op": table[own.site, v].iia_no_op.value,
+                "grad": fldd("v_grad"),
+                "mean": fldd("v_mean"),
+                "shares": {"whole": own.whole, "read": own.read},
+                "elsewhere": held and {"whole": held.whole, "read": held.read},
+                "met": own.site in record.sites_where(own.rule, *both),
+                "sure": own.site in record.sites_where(own.rule, *both, sure=True),
+            }
+        )
     return {
         "made": record.made,
         "seconds": record.seconds,
         "model": record.model.id,
         "seed": record.seed,
-        "quick": record.quick,
         "pairs": record.table1[0].pairs,
         "clean": record.clean_logit_diff,
         "name_movers": record.circuit.name_movers,
-        "sites": table,
-        "contrasts": contrasts,
-        "writers": {item.site: {w.component: w.share for w in item.writers} for item in record.success},
+        "rows": rows,
+        "writers": [
+            (item.site, writer.component, writer.share)
+            for item in record.success
+            for writer in item.writers
+        ],
         "success": {
             item.site: {
                 "separation": item.separation,
@@ -101,20 +123,35 @@ def ioi(path: Path) -> dict[str, Any]:
         },
         "dormant": {item.site: [item.in_range, item.in_range_written] for item in record.dormant},
         "controls": [
-            (c.control, c.site, c.patch, c.fldd.value, c.iia.value, c.nats.value)
+            {"control": c.control, "site": c.site, "patch": c.patch, "fldd": c.fldd.value,
+             "iia": c.iia.value, "nats": c.nats.value}
             for c in record.controls
         ],
-        "losses": {row.site: row.cosine for row in record.losses},
-        "stability": {
-            row.site: {"angles": max(row.angles), "seeds": len(row.seeds), "random": row.random_low}
+        "losses": [row.cosine for row in record.losses],
+        "stability": [
+            {"site": row.site, "angle": max(row.angles), "seeds": len(row.seeds),
+             "random": row.random_low}
             for row in record.stability
-        },
+        ],
         "selectivity": record.selectivity,
-        "verdicts": [(v.site, v.direction, v.label, v.score) for v in record.verdicts],
+        "verdicts": [
+            {"site": v.site, "direction": v.direction, "label": v.label, "score": v.score}
+            for v in record.verdicts
+        ],
         "promises": {p.site: p for p in record.promises},
         "refined": {p.site: p for p in record.refined},
-        "claims": [(c.claim, c.site, c.agrees) for c in record.claims],
+        "claims": _tally(record),
     }  # fmt: skip
+
+
+def _tally(record: IoiRecord) -> dict[str, list[int]]:
+    """By claim of the paper, at how many sites it agrees, and of how many."""
+    counted: dict[str, list[int]] = {}
+    for claim in record.claims:
+        if claim.agrees is not None:
+            agreed, total = counted.get(claim.claim, (0, 0))
+            counted[claim.claim] = [agreed + claim.agrees, total + 1]
+    return counted
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -273,9 +310,7 @@ def _against(record: Prevalence) -> dict[str, Any] | None:
         found = {f"L{s.layer}.mlp_act@{s.label}": s for s in record.das}
         effects = {site: das.effect.value for site, das in found.items()}
         against["best_rank"] = _rank({site: p.best for site, p in promised.items()}, effects)
-        against["sites"] = {
-            site: promised[site] for site, das in found.items() if das.has_effect
-        }
+        against["sites"] = {site: promised[site] for site, das in found.items() if das.has_effect}
     return against
 
 

@@ -1,5 +1,4 @@
-"""Figures of the docs from records: shares by layer, with intervals, to be read on white and black.
-"""
+"""Figures of the docs from records: shares by layer, with intervals, for white and for black."""
 
 from __future__ import annotations
 
@@ -47,7 +46,9 @@ def chart(title: str, layers: Sequence[int], lines: dict[str, tuple[str, Sequenc
             if values and values[0] is not None
         ]
         points = " ".join(f"{at:.1f},{y(values[0] or 0):.1f}" for at, values in seen)
-        drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
         for at, (value, *ends) in seen:
             drawn.append(f'<circle cx="{at:.1f}" cy="{y(value or 0):.1f}" r="3" fill="{colour}"/>')
             if len(ends) == 2:
