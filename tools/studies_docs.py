@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from subspacelens.core.format import MINUS, duration
 from subspacelens.studies.editing_summary import PAPER_XL as EDITING_XL
 from subspacelens.studies.facts_summary import FACTOR, PAPER_LAYERS
 from subspacelens.studies.facts_summary import PAPER_XL as FACTS_XL
+from subspacelens.studies.facts_summary import listed as layers
 from subspacelens.studies.ioi.circuit import NOTABLE
 from subspacelens.studies.ioi.claims import HALF, SMALL_IIA
 from subspacelens.studies.ioi.table import PAPER
@@ -52,6 +54,15 @@ def short(value: float | None) -> str:
         return "–"
     text = f"{value:.2f}"
     text = text.removeprefix("-") if float(text) == 0 else text
+    return _lean(text)
+
+
+def exact(value: float | None) -> str:
+    """`.875`, `−9.4`: as it was given."""
+    return "–" if value is None else _lean(f"{value:g}")
+
+
+def _lean(text: str) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", MINUS)
 
 
@@ -108,7 +119,9 @@ def environment() -> Environment:
     )  # fmt: skip
     env.filters |= {
         "f": short, "e": estimate, "pct": percent, "word": word, "listed": listed, "code": coded,
-        "duration": duration, "median": median, "model": lambda name: MODELS.get(name, name),
+        "layers": layers, "exact": exact, "many": "{:,}".format, "duration": duration,
+        "median": median, "of": lambda name, held: held[name],
+        "model": lambda name: MODELS.get(name, name),
     }  # fmt: skip
     env.globals |= {"made": made, "paper": paper(), "cuts": CUTS, "zip": zip}
     return env
@@ -146,9 +159,32 @@ def filled(text: str, held: Mapping[str, Any], where: str) -> str:
                 return match[0]
             raise SystemExit(f"{where}: block '{name}' has no record docs/records/{study}.json")
         body = env.get_template(f"{name}.md.j2").render(r=held[study], records=held)
-        return f"<!-- from: {name} -->\n{body.strip()}\n<!-- end -->"
+        return f"<!-- from: {name} -->\n{flowed(body)}\n<!-- end -->"
 
     return BLOCK.sub(block, text)
+
+
+def flowed(text: str) -> str:
+    """Markdown with paragraphs and items broken at 100 columns, one empty line between blocks."""
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if not line.strip() or (line.startswith(("- ", "#")) and blocks[-1]):
+            blocks.append([])
+        if line.strip():
+            blocks[-1].append(line.strip())
+    written = ""
+    for block in filter(None, blocks):
+        item = block[0].startswith("- ")
+        if not block[0].startswith("|"):
+            indent = "  " if item else ""
+            joined = " ".join(block)
+            block = [textwrap.fill(joined, 100, subsequent_indent=indent, **WHOLE_WORDS)]
+        close = item and written.rpartition("\n\n")[2].startswith("- ")
+        written += ("\n" if close else "\n\n" if written else "") + "\n".join(block)
+    return written
+
+
+WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def pages(held: Mapping[str, Any]) -> dict[Path, str]:

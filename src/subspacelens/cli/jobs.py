@@ -181,6 +181,10 @@ def _of_facts(name: str, lens: LensModel, facts, text: Path | None, quick: bool,
 
 
 def _hash(path: Path | None) -> str | None:
+    """None for no file, and for one that cannot be read: whoever reads it says why."""
     from ..core.files import file_sha256
 
-    return None if path is None else file_sha256(path)
+    try:
+        return None if path is None else file_sha256(path)
+    except OSError:
+        return None

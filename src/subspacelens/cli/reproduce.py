@@ -208,9 +208,9 @@ def _job(
     pairs, steps, seeds = (8, 4, 2) if quick else (64, 40, 10)
     if name == "prevalence":
         task, labels = named_task(lens.tokenizer, "ioi", seed=seed), ("S2", "END")
-        parts = ("weights", "distortion", "random", *(() if quick else ("das",)))
+        parts = ("promises", "weights", "distortion", "random", *(() if quick else ("das",)))
     else:
-        task, labels, parts = known_fact_task(lens, seed=seed), (SUBJECT, "END"), ()
+        task, labels, parts = known_fact_task(lens, seed=seed), (SUBJECT, "END"), ("promises",)
     return prevalence_job(
         name, lens, task, labels, parts, text, memory, out, model=model,
         task_name=FACTS if task.name == FACTS else "ioi", pairs=pairs, steps=steps, seeds=seeds,

@@ -151,7 +151,7 @@ def reproduce_prevalence(
 
     Writes OUT/report.html, survey.json, survey.md, illusions.svg and the sweep OUT/das.
     """
-    parts = ("weights", "distortion", "random", *(("das",) if das else ()))
+    parts = ("promises", "weights", "distortion", "random", *(("das",) if das else ()))
     _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
          shifted, out, overwrite)  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,9 +57,12 @@ class Kept:
         return part
 
     def clear(self) -> None:
-        """Removes these parts, once all of them are in a record."""
+        """Removes these parts, once all of them are in a record, and their folder if there are no
+        others."""
         if self.folder is not None:
             shutil.rmtree(self._own(self.folder), ignore_errors=True)
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def _own(self, folder: Path) -> Path:
         return folder / self.asked[:16]

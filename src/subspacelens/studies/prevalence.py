@@ -24,12 +24,13 @@ from .kept import Kept
 from .made import Made
 from .promised import Promise, promises
 
-PARTS = ("weights", "distortion", "random", "das")
+PARTS = ("promises", "weights", "distortion", "random", "das")
 
 
 class Prevalence(Record):
     """Schema `subspacelens.prevalence/1`. Parts that were not asked for are empty. `promises`: what
-    one pass over the map's pairs says of every MLP before anything is fitted."""
+    one pass over the map's pairs says of every MLP before anything is fitted. `seconds` by part; of
+    a sweep that was stopped, those since it went on."""
 
     schema_: Literal["subspacelens.prevalence/1"] = Field(
         "subspacelens.prevalence/1", alias="schema"
@@ -87,11 +88,13 @@ def prevalence(
         lambda: illusion_map(lens, task, labels, pairs=pairs, shifted=shifted, memory=memory),
     )
     sites = [Site(site.layer, "mlp_act", site.label) for site in illusions.sites]
-    promised = timed(
-        "promises",
-        list[Promise],
-        lambda: promises(lens, task.test[:pairs], sites, shifted=shifted, memory=memory),
-    )
+    promised: list[Promise] = []
+    if "promises" in wanted:
+        promised = timed(
+            "promises",
+            list[Promise],
+            lambda: promises(lens, task.test[:pairs], sites, shifted=shifted, memory=memory),
+        )
     weights: list[LayerWeights] = []
     if "weights" in wanted:
         weights = timed("weights", list[LayerWeights], lambda: weight_facts(lens))

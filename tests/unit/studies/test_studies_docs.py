@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
+from helpers_studies import ROOT, studies_docs
 from subspacelens.core.records import Estimate
 from subspacelens.report.toy_page import write_toy
 from subspacelens.studies.made import Made
 from subspacelens.studies.toy import run_toy
 
-ROOT = Path(__file__).parents[3]
 TEMPLATES = sorted((ROOT / "tools/studies").glob("*.j2"))
 NAMES = (
     r"GPT-2", r"SmolLM2", r"95 %", r"r²", r"arxiv\.org/abs/\d{4}\.\d{5}", r"Meng et al\. 2022",
@@ -25,17 +23,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def tool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        spec = importlib.util.spec_from_file_location(
-            "studies_docs", ROOT / "tools/studies_docs.py"
-        )
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-        for name in [name for name in sys.modules if name.split(".")[0] == "studies"]:
-            del sys.modules[name]
+    return studies_docs()
 
 
 @pytest.fixture
@@ -109,12 +97,22 @@ def test_a_record_that_does_not_say_where_it_was_made_is_refused(tool, tmp_path)
         tool.digest("toy", tmp_path / "toy")
 
 
+def test_paragraphs_flow_and_tables_stay(tool):
+    long = "word " * 30
+    text = f"{long}\n{long}\n\n\n| a | b |\n|---|---|\n- one\n  more\n- two\n### Head\ntext\n"
+    flowed = tool.flowed(text)
+    assert max(map(len, flowed.splitlines())) <= 100 and "\n\n\n" not in flowed
+    assert "\n\n| a | b |\n|---|---|\n" in flowed and "\n- one more\n- two\n\n### Head" in flowed
+    assert flowed.split() == text.split()
+
+
 def test_how_numbers_are_written(tool):
     assert [tool.short(x) for x in (0.214, -1.051, -0.001, None, 0.999)] == [
         ".21", "−1.05", ".00", "–", "1.00",
     ]  # fmt: skip
     assert tool.estimate([0.2, 0.1, 0.3]) == ".20 [.10, .30]" and tool.estimate([None]) == "–"
     assert tool.percent(0.634) == "63 %" and tool.word(6) == "six" and tool.word(13) == "13"
+    assert tool.exact(-9.4) == "−9.4" and tool.exact(0.875) == ".875" and tool.exact(None) == "–"
     assert tool.listed([1, 2, 3]) == "1, 2 and 3" and tool.coded(["a"]) == "`a`"
     lean = sys.modules["studies.digests"].lean
     assert lean({"a": Estimate(value=1 / 3, low=0, high=1), 2: {"b", "a"}}) == {
