@@ -74,9 +74,9 @@ def estimate(values: Sequence[float | None] | None) -> str:
     return " ".join([short(value), *([f"[{', '.join(map(short, ends))}]"] if ends else [])])
 
 
-def percent(value: float) -> str:
-    """`63 %`."""
-    return f"{100 * value:.0f} %".replace("-", MINUS)
+def percent(value: float | None) -> str:
+    """`63 %`; `–` where there is no value."""
+    return "–" if value is None else f"{100 * value:.0f} %".replace("-", MINUS)
 
 
 def word(count: int) -> str:

@@ -20,7 +20,7 @@ def lens():
 
 @pytest.fixture(scope="session")
 def captures(lens):
-    task = ioi(lens.tokenizer, train=48, test=32, held_out=16)
+    task = ioi(lens.tokenizer, train=128, test=96, held_out=48)
     return capture_task(lens, task, [ILLUSORY, FAITHFUL])
 
 
