@@ -31,7 +31,9 @@ def task(request, tiny_tokenizer):
 
 
 def test_base_and_source_differ_in_the_labelled_token_alone(task):
-    label = {"agreement": "SUBJ", "pronoun": "NAME", "animacy": "NOUN", "sentiment": "ADJ"}[task.name]
+    label = {"agreement": "SUBJ", "pronoun": "NAME", "animacy": "NOUN", "sentiment": "ADJ"}[
+        task.name
+    ]
     for pairs in (task.train, task.test, task.held_out):
         for pair in pairs:
             column = pair.base.columns[label]
