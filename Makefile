@@ -2,10 +2,12 @@
 
 PYTHON ?= python3
 OUT    ?= runs/ioi
+STUDIES ?= runs/studies
 # A package index for torch alone, such as https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 # More arguments for `subspacelens audit` and for pytest; how many tests run at once.
 AUDIT_ARGS  ?=
+STUDIES_ARGS ?=
 PYTEST_ARGS ?=
 # Environments for `compat`, such as COMPAT_ARGS='--row python3.13'; see tools/compat.py.
 COMPAT_ARGS ?=
@@ -21,7 +23,7 @@ TORCH ?= $(shell grep -m 1 '^torch==' $(RUN))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help audit test test-long attack check-peers compat dist check lint format types docs docs-serve truth-models install install-dev lock clean distclean python
+.PHONY: help audit studies studies-docs test test-long attack check-peers compat dist check lint format types docs docs-serve truth-models install install-dev lock clean distclean python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | \
@@ -31,9 +33,17 @@ help: ## List the targets
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	@echo "                       where torch alone comes from; this one has no CUDA packages"
 	@echo "  OUT=DIR AUDIT_ARGS='...' PYTEST_ARGS='...' COMPAT_ARGS='...'"
+	@echo "  STUDIES=DIR STUDIES_ARGS='--study ioi'"
 
 audit: install ## Run the IOI audit of SmolLM2 at its two sites; results in runs/ioi
 	$(BIN)/subspacelens audit --out $(OUT) $(AUDIT_ARGS)
+
+studies: install ## Run the paper's studies whole, or what is missing of them, and write their docs
+	$(BIN)/subspacelens reproduce all --out $(STUDIES) $(STUDIES_ARGS)
+	$(BIN)/python tools/studies_docs.py --from $(STUDIES)
+
+studies-docs: install ## Write the studies' tables and figures in docs/ from docs/records
+	$(BIN)/python tools/studies_docs.py
 
 test: install-dev ## Run the tests, JOBS at a time
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)

@@ -113,6 +113,10 @@ REFUSED: dict[tuple[str, ...], dict[str, list[str]]] = {
         "--seeds": [*NO_COUNTS, "1"], "--corpus": NO_FILES, "--out": NO_FOLDERS,
     },
     ("reproduce", "toy"): {"--out": NO_FOLDERS},
+    ("reproduce", "all", *TINY, "--quick", "--plan", "--study", "toy", "--out", "{out}/run"): {
+        "--study": TEXTS, "--seed": NO_SEEDS, "--memory": NO_SIZES, "--out": NO_FOLDERS,
+        "--workers": NO_COUNTS,
+    },
     ("reproduce", "facts", *TINY, "--quick", "--out", "{out}/run"): {
         "--facts": [*(f"{{{name}}}" for name in FACTS), "{fifo.json}", "{folder.json}", *NO_FILES],
         "--text": [*NO_FILES[:-6], "{short.txt}", "{noise.npy}"], "--step": NO_COUNTS,

@@ -30,6 +30,7 @@ EXAMPLES: Mapping[str, str] = {
     "reproduce facts": "subspacelens reproduce facts --quick",
     "reproduce editing": "subspacelens reproduce editing --quick",
     "reproduce prevalence": "subspacelens reproduce prevalence --no-das",
+    "reproduce all": "subspacelens reproduce all --plan",
     "bench engine": "subspacelens bench engine --quick",
     "bench profile": "subspacelens bench profile --site L18.mlp_act@S2",
     "bench audit": "subspacelens bench audit --task agreement --places 1",

@@ -1,16 +1,21 @@
-"""`reproduce`: the paper, study by study."""
+"""`reproduce`: the paper, study by study, or all of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import LensError
 from ..core.progress import showing_progress
 from .facts import FactsFile, facts_of
-from .options import Device, Dtype, Memory, Model, Seed, bytes_of, command_line, loaded, writable
-from .printing import say
+from .jobs import EXPECTED, Job, editing_job, facts_job, ioi_job, prevalence_job, toy_job
+from .options import Device, Dtype, Memory, Model, Seed, bytes_of, loaded, writable
+from .printing import PlainTable, say
+
+if TYPE_CHECKING:
+    from ..model.lens import LensModel
 
 Text = Annotated[
     Path | None,
@@ -31,14 +36,8 @@ def reproduce_toy(
 
     Writes OUT/toy.json, OUT/toy.md and OUT/report.html.
     """
-    from ..report.toy_page import markdown, write_toy
-    from ..studies.toy import run_toy
-
     writable(out)
-    result = run_toy()
-    page = write_toy(result, out)
-    say(markdown(result))
-    say(f"report: {page}")
+    _tell(*toy_job(out).run())
 
 
 @commands.command("facts")
@@ -58,23 +57,18 @@ def reproduce_facts(
 ) -> None:
     """Factual recall: a direction that flips facts where its whole component does nothing.
 
-    Writes OUT/facts.json, OUT/facts.md and OUT/report.html.
+    Writes OUT/facts.json, OUT/facts.md and OUT/report.html. Stopped, the same command goes on.
     """
     from ..model.lens import unchanged
-    from ..report.facts_page import markdown, write_facts
-    from ..studies.facts import facts_plan, run_facts
 
     writable(out)
     with showing_progress():
         asked = facts_of(facts)
         lens = loaded(model, device, dtype)
-        plan = facts_plan(len(lens.map.blocks), step=step, seed=seed, paper=paper, quick=quick)
+        job = facts_job(lens, asked, text, step=step, seed=seed, paper=paper, quick=quick, out=out)
         with unchanged(lens):
-            corpus = corpus_of(lens, text, quick)
-            record = run_facts(lens, asked, corpus, plan, command_line())
-    page = write_facts(record, out)
-    say(markdown(record))
-    say(f"report: {page}")
+            done = job.run()
+    _tell(*done)
 
 
 @commands.command("editing")
@@ -91,32 +85,18 @@ def reproduce_editing(
 ) -> None:
     """Rank-1 edits, the patches that they amount to, and what causal tracing says of the layer.
 
-    Writes OUT/editing.json, OUT/editing.md and OUT/report.html.
+    Writes OUT/editing.json, OUT/editing.md and OUT/report.html. Stopped, the same command goes on.
     """
     from ..model.lens import unchanged
-    from ..report.editing_page import markdown, write_editing
-    from ..studies.editing import editing_plan, run_editing
 
     writable(out)
     with showing_progress():
         asked = facts_of(facts)
         lens = loaded(model, device, dtype)
-        plan = editing_plan(len(lens.map.blocks), step=step, seed=seed, quick=quick)
+        job = editing_job(lens, asked, text, step=step, seed=seed, quick=quick, out=out)
         with unchanged(lens):
-            corpus = corpus_of(lens, text, quick)
-            record = run_editing(lens, asked, corpus, plan, command_line())
-    page = write_editing(record, out)
-    say(markdown(record))
-    say(f"report: {page}")
-
-
-def corpus_of(lens, text: Path | None, quick: bool):
-    """The user's text, or the embedded one."""
-    from ..engine.text import embedded_corpus, read_corpus
-
-    if text is not None:
-        return read_corpus(text, lens.tokenizer)
-    return embedded_corpus(lens, tokens=4_000 if quick else 20_000)
+            done = job.run()
+    _tell(*done)
 
 
 @commands.command("ioi")
@@ -144,17 +124,117 @@ def reproduce_ioi(
     Writes OUT/ioi.json, OUT/ioi.md, OUT/map.json, OUT/report.html and OUT/audits.
     """
     from ..model.lens import unchanged
-    from ..report.ioi_page import markdown, write_ioi
-    from ..studies.ioi import reproduce_ioi as run_ioi
 
     budget = bytes_of(memory)
     writable(out)
     with showing_progress():
         lens = loaded(model, device, dtype)
         with unchanged(lens):
-            study = run_ioi(
-                lens, preset=preset, quick=quick, seed=seed, memory=budget, command=command_line()
-            )
-    page = write_ioi(study, out)
-    say(markdown(study.record))
+            done = ioi_job(lens, preset, quick, seed, budget, out).run()
+    _tell(*done)
+
+
+@commands.command("all")
+def reproduce_all(
+    study: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(EXPECTED)}; may be given several times. Else all."),
+    ] = None,
+    model: Model = "smollm2",
+    facts: FactsFile = None,
+    text: Text = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    memory: Memory = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes for DAS at every MLP.")] = (
+        None
+    ),
+    quick: Quick = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for a folder a study.")] = Path("runs/studies"),
+) -> None:
+    """All studies of the paper, a folder each. What OUT holds already is kept if it was made of the
+    same model, data and settings by the same code; a study that was stopped goes on.
+
+    Writes what each command writes into OUT/toy, OUT/ioi, OUT/facts, OUT/editing, OUT/prevalence
+    and, for the illusion map of facts, OUT/prevalence-facts.
+    """
+    from ..model.lens import unchanged
+
+    for name in study or ():
+        if name not in EXPECTED:
+            raise LensError(f"no study '{name}': one of {', '.join(EXPECTED)}")
+    budget = bytes_of(memory)
+    writable(out)
+    with showing_progress():
+        asked = facts_of(facts)
+        lens = loaded(model, device, dtype)
+        jobs = [
+            _job(name, lens, asked, text, model, seed, budget, workers, quick, out / name)
+            for name in dict.fromkeys(study or EXPECTED)
+        ]
+        _say_plan(jobs, quick)
+        for job in () if plan else jobs:
+            if job.made is None:
+                with unchanged(lens):
+                    page, _ = job.run()
+                say(f"{job.name}: {page}")
+
+
+def _job(
+    name: str, lens: LensModel, asked, text: Path | None, model: str, seed: int,
+    memory: int | None, workers: int | None, quick: bool, out: Path,
+) -> Job:  # fmt: skip
+    """A study as its section in the docs has it, or a quick one."""
+    from ..sweep.plan import FACTS, known_fact_task
+    from ..tasks.facts import SUBJECT
+    from ..tasks.named import named_task
+
+    if name == "toy":
+        return toy_job(out)
+    if name == "ioi":
+        return ioi_job(lens, None, quick, seed, memory, out)
+    if name == "facts":
+        return facts_job(lens, asked, text, step=3, seed=seed, paper=False, quick=quick, out=out)
+    if name == "editing":
+        return editing_job(lens, asked, text, step=3, seed=seed, quick=quick, out=out)
+    pairs, steps, seeds = (8, 4, 2) if quick else (64, 40, 10)
+    if name == "prevalence":
+        task, labels = named_task(lens.tokenizer, "ioi", seed=seed), ("S2", "END")
+        parts = ("promises", "weights", "distortion", "random", *(() if quick else ("das",)))
+    else:
+        task, labels, parts = known_fact_task(lens, seed=seed), (SUBJECT, "END"), ("promises",)
+    return prevalence_job(
+        name, lens, task, labels, parts, text, memory, out, model=model,
+        task_name=FACTS if task.name == FACTS else "ioi", pairs=pairs, steps=steps, seeds=seeds,
+        shifted=task.name == FACTS, workers=workers,
+    )  # fmt: skip
+
+
+def _say_plan(jobs: list[Job], quick: bool) -> None:
+    """What is there, what is to do, and how long that took before, as the folder's own records have
+    it, or on the machine of `EXPECTED`."""
+    from ..core.format import duration
+
+    table = PlainTable("study", "is there", "takes about")
+    left = 0.0
+    for job in jobs:
+        seconds = job.seconds or (None if quick else EXPECTED[job.name])
+        made = job.made
+        left += 0 if made else seconds or 0
+        there = f"yes, of {made['began']}" if made else "no"
+        table.add_row(job.name, there, duration(seconds) if seconds else "-")
+    table.show()
+    if all(job.made for job in jobs):
+        say("nothing to do")
+    elif left:
+        say(f"to do: about {duration(left)}")
+
+
+def _tell(page: Path, lines: list[str]) -> None:
+    for line in lines:
+        say(line)
     say(f"report: {page}")

@@ -9,6 +9,7 @@ import typer
 
 from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
+from .jobs import prevalence_job
 from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, loaded, prepared, writable
 from .out import Overwrite, refuse_other_map, refuse_other_survey
 from .printing import paragraph, say
@@ -149,7 +150,7 @@ def reproduce_prevalence(
 
     Writes OUT/report.html, survey.json, survey.md, illusions.svg and the sweep OUT/das.
     """
-    parts = ("weights", "distortion", "random", *(("das",) if das else ()))
+    parts = ("promises", "weights", "distortion", "random", *(("das",) if das else ()))
     _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
          shifted, out, overwrite)  # fmt: skip
 
@@ -158,10 +159,6 @@ def _run(
     model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
     shifted, out, overwrite,
 ) -> None:  # fmt: skip
-    from ..engine.text import read_corpus
-    from ..report.survey_page import markdown, reading, write_survey
-    from ..studies.prevalence import prevalence
-    from ..sweep.grid import TaskSpec
     from ..sweep.plan import FACTS
     from ..tasks.facts import SUBJECT
 
@@ -180,14 +177,13 @@ def _run(
         if unknown:
             known = ", ".join(chosen.test.labels)
             raise TaskError(f"task {chosen.name} has no label '{unknown[0]}', only {known}")
-        text = read_corpus(corpus, lens.tokenizer) if corpus else None
-        result = prevalence(
-            lens, chosen, labels, parts=parts, model=model, task_spec=TaskSpec(name=task),
-            directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
-            shifted=shifted, memory=budget,
+        job = prevalence_job(
+            "prevalence", lens, chosen, labels, parts, corpus, budget, out, model=model,
+            task_name=task, pairs=pairs, steps=steps, seeds=seeds, shifted=shifted,
+            workers=workers,
         )  # fmt: skip
-    page = write_survey(result, out)
-    say(markdown(result.illusions))
-    for name in result.illusions.labels:
-        paragraph(f"{name}: {reading(result.illusions, name)}")
+        page, told = job.run()
+    say(told[0])
+    for line in told[1:]:
+        paragraph(line)
     say(f"report: {page}")

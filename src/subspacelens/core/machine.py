@@ -40,6 +40,30 @@ def quarter_free(devices: Iterable[torch.device]) -> int:
     return min(free_memory(device) for device in devices) // 4
 
 
+def machine() -> str:
+    """`AMD EPYC, 2 cores, 15.6 GiB, Linux x86_64`: what this runs on, with its CUDA devices."""
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    parts = (
+        _processor(),
+        f"{cores} core{'s' if cores > 1 else ''}",
+        f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        f"{platform.system()} {platform.machine()}",
+        *cuda,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, else as Python does."""
+    told = Path("/proc/cpuinfo")
+    for line in told.read_text().splitlines() if told.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor()
+
+
 def versions() -> dict[str, str]:
     """Versions of what the numbers rest on."""
     named = {"python": platform.python_version()}

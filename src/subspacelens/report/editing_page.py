@@ -27,8 +27,9 @@ from .tiles import SCALE, colorbar
 
 def write_editing(record: EditingRecord, directory: Path) -> Path:
     """Writes `directory`/editing.json, editing.md and report.html; returns the path of the page."""
+    page = write_editing_page(record, directory)
     write_atomically(directory / "editing.json", record.model_dump_json(indent=1).encode())
-    return write_editing_page(record, directory)
+    return page
 
 
 def write_editing_page(record: EditingRecord, directory: Path) -> Path:

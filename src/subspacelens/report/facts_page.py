@@ -43,8 +43,9 @@ STYLE = {
 
 def write_facts(record: FactsRecord, directory: Path) -> Path:
     """Writes `directory`/facts.json, facts.md and report.html; returns the path of the page."""
+    page = write_facts_page(record, directory)
     write_atomically(directory / "facts.json", record.model_dump_json(indent=1).encode())
-    return write_facts_page(record, directory)
+    return page
 
 
 def write_facts_page(record: FactsRecord, directory: Path) -> Path:

@@ -45,8 +45,6 @@ def write_ioi(study: IoiStudy, directory: Path) -> Path:
     Raises `ResultError` where one cannot be written.
     """
     record = study.record
-    json = record.model_dump_json(indent=1, by_alias=True)
-    write_atomically(directory / "ioi.json", json.encode())
     write_atomically(directory / "ioi.md", markdown(record).encode())
     study.map.save(directory / "map.json")
     for kind, audits in study.audits.items():
@@ -55,6 +53,8 @@ def write_ioi(study: IoiStudy, directory: Path) -> Path:
         write_report(directory / "audits" / kind)
     target = directory / "report.html"
     write_atomically(target, render_ioi(study).encode())
+    json = record.model_dump_json(indent=1, by_alias=True)
+    write_atomically(directory / "ioi.json", json.encode())
     return target
 
 

@@ -26,12 +26,12 @@ MARK = "◆"
 def write_survey(survey: Prevalence, directory: Path) -> Path:
     """Writes `directory`/survey.json, illusions.svg, survey.md and report.html; returns the path of
     the page. Raises `ResultError` where one cannot be written."""
-    data = survey.model_dump_json(indent=1, by_alias=True).encode()
-    write_atomically(directory / "survey.json", data)
     write_atomically(directory / "illusions.svg", svg(survey.illusions).encode())
     write_atomically(directory / "survey.md", markdown(survey.illusions).encode())
     page = directory / "report.html"
     write_atomically(page, render_survey(survey).encode())
+    data = survey.model_dump_json(indent=1, by_alias=True).encode()
+    write_atomically(directory / "survey.json", data)
     return page
 
 

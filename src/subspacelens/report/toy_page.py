@@ -15,15 +15,16 @@ from ..audit.verdict import EXACT
 from ..core.files import write_atomically
 from ..core.format import plain
 from ..engine.patches import SubspacePatch
+from ..studies.made import Made
 from ..studies.toy import PATCHES, READ_IN, Judged, ToyResult, hidden, illusory, output
 from .document import Plot, document
 from .figures import BLUE, GREY, ORANGE, blank
 
 
-def write_toy(result: ToyResult, directory: Path) -> Path:
+def write_toy(result: ToyResult, directory: Path, made: Made | None = None) -> Path:
     """Writes `directory`/toy.json, toy.md and report.html; returns the path of the page."""
     record = {
-        "schema": "subspacelens.toy/2",
+        "schema": "subspacelens.toy/3",
         "table": result.table,
         "sweep": result.sweep,
         "span": result.span,
@@ -32,8 +33,9 @@ def write_toy(result: ToyResult, directory: Path) -> Path:
             name: [{**asdict(each), "verdict": each.verdict.model_dump()} for each in verdicts]
             for name, verdicts in result.verdicts.items()
         },
+        "promises": [asdict(promise) for promise in result.promises],
+        "made": made and made.model_dump(),
     }
-    write_atomically(directory / "toy.json", json.dumps(record, indent=1).encode())
     write_atomically(directory / "toy.md", markdown(result).encode())
     page = document(
         "toy.html.j2",
@@ -48,6 +50,7 @@ def write_toy(result: ToyResult, directory: Path) -> Path:
         },
     )
     write_atomically(directory / "report.html", page.encode())
+    write_atomically(directory / "toy.json", json.dumps(record, indent=1).encode())
     return directory / "report.html"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isnan
 
 import torch
@@ -41,6 +42,8 @@ from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, fact_prompt, object_token, pair_set
 from .editing_record import EditingRecord, EditLayer, Scores, SideEffects
 from .facts_record import PairRecord
+from .kept import Kept
+from .promised import Slopes
 from .trying import patched_scores, tried_all
 
 
@@ -73,9 +76,16 @@ def editing_plan(blocks: int, *, step: int = 3, seed: int = 0, quick: bool = Fal
 
 
 def run_editing(
-    lens: LensModel, facts: Sequence[Fact], corpus: Corpus, plan: EditingPlan, command: str = ""
+    lens: LensModel,
+    facts: Sequence[Fact],
+    corpus: Corpus,
+    plan: EditingPlan,
+    command: str = "",
+    kept: Kept | None = None,
 ) -> EditingRecord:
-    """The whole study on facts that the model knows. Raises `TaskError` where too few are."""
+    """The whole study on facts that the model knows; what `kept` has of it is not done again.
+    Raises `TaskError` where it knows too few."""
+    kept = kept or Kept()
     start = time.perf_counter()
     known = known_facts(lens, facts)
     chosen = fact_pairs(lens.tokenizer, known, per_relation=plan.per_relation, seed=plan.seed)
@@ -90,10 +100,12 @@ def run_editing(
     unedited = essence_logs(lens, asked)
     before = score(lens, asked, None, unedited)
     streams = _traces(lens, subjects, plan)
-    layers = [
-        _layer(captured, site, moments[site.layer], prompts, asked, unedited, streams, plan)
-        for site in sites
-    ]
+
+    def measured(site: Site) -> EditLayer:
+        moment = moments[site.layer]
+        return _layer(captured, site, moment, prompts, asked, unedited, streams, plan)
+
+    layers = [kept.part(str(site), EditLayer, partial(measured, site)) for site in sites]
     residual = streams["resid_post"]
     return EditingRecord(
         model=ModelRecord(
@@ -119,7 +131,7 @@ def run_editing(
             "trace": asdict(plan.trace),
             "seed": plan.seed,
         },
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + kept.earlier,
         command=command,
     )
 
@@ -163,6 +175,7 @@ def _layer(
         trace=[float(each.at_subject[at]) for each in traces["resid_post"]],
         trace_mlp=[float(each.at_subject[at]) for each in traces["mlp_out"]],
         condition=moment.condition,
+        slopes=Slopes.of(replay.difference, replay.gradients()),
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from ..core.records import ModelRecord, read_record
 from .facts_record import PairRecord, Strict, Tried
+from .made import Made
+from .promised import Slopes
 
 
 class Scores(Strict):
@@ -34,7 +36,8 @@ class SideEffects(Strict):
 class EditLayer(Strict):
     """One layer. `zero` is the zero-setting patch made from the ROME edit, at the subject's token;
     `zero_everywhere` the same at all tokens; `zero_row` with the row part of its direction alone.
-    `trace`: the indirect effect of the layer's state at the subject's last token."""
+    `trace`: the indirect effect of the layer's state at the subject's last token; `slopes`: see
+    `LayerRecord`."""
 
     layer: int
     rome: Scores
@@ -50,6 +53,7 @@ class EditLayer(Strict):
     trace: list[float]
     trace_mlp: list[float]
     condition: float | None
+    slopes: Slopes | None = None
 
 
 class EditingRecord(Strict):
@@ -73,6 +77,7 @@ class EditingRecord(Strict):
     settings: dict[str, Any]
     seconds: float
     command: str
+    made: Made | None = None
 
 
 def load_editing_record(path: Path | str) -> EditingRecord:

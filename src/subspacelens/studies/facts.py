@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,8 +30,10 @@ from ..fit.per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import PairSet
-from .facts_record import FactsRecord, LayerRecord, PairRecord, Shape, Tried
+from .facts_record import FactsRecord, LayerRecord, PairRecord, Shape, SharedRecord, Tried
 from .facts_shared import shared_subspaces
+from .kept import Kept
+from .promised import Slopes
 from .trying import tried, tried_all, tried_edits
 
 RANDOM_DRAWS = 50
@@ -73,9 +76,16 @@ def facts_plan(
 
 
 def run_facts(
-    lens: LensModel, facts: Sequence[Fact], corpus: Corpus, plan: FactsPlan, command: str = ""
+    lens: LensModel,
+    facts: Sequence[Fact],
+    corpus: Corpus,
+    plan: FactsPlan,
+    command: str = "",
+    kept: Kept | None = None,
 ) -> FactsRecord:
-    """The whole study on the facts that the model knows. Raises `TaskError` where too few are."""
+    """The whole study on the facts that the model knows; what `kept` has of it is not done again.
+    Raises `TaskError` where it knows too few."""
+    kept = kept or Kept()
     start = time.perf_counter()
     known = known_facts(lens, facts)
     if not known:
@@ -90,12 +100,21 @@ def run_facts(
     paraphrases = paraphrased(lens, chosen)
     again = capture(lens, paraphrases.pairs, [*sites, *resid], shifted=True)
     moments = second_moments(lens, plan.layers, corpus)
+
+    def measured(site: Site) -> LayerRecord:
+        return measure(captured, again, paraphrases, site, moments.get(site.layer), plan)
+
     layers = [
-        measure(captured, again, paraphrases, site, moments.get(site.layer), plan)
-        for site in [*sites, *resid]
+        kept.part(str(site), LayerRecord, partial(measured, site)) for site in [*sites, *resid]
     ]
     components = {str(site.layer): tried(captured.at(site), Full()) for site in whole}
-    shared = shared_subspaces(lens, known, plan.shared_layers, dim=plan.shared_dim, seed=plan.seed)
+    shared = kept.part(
+        "shared",
+        list[SharedRecord],
+        lambda: shared_subspaces(
+            lens, known, plan.shared_layers, dim=plan.shared_dim, seed=plan.seed
+        ),
+    )
     return FactsRecord(
         model=ModelRecord(
             id=lens.id,
@@ -114,7 +133,7 @@ def run_facts(
         shared=shared,
         corpus=corpus.name,
         recipe=asdict(plan.recipe) | {"seed": plan.seed},
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + kept.earlier,
         command=command,
     )
 
@@ -191,6 +210,7 @@ def measure(
             "full": tried(words, Full()),
         },
         others=others(replay, v),
+        slopes=Slopes.of(replay.difference, replay.gradients()),
     )
 
 

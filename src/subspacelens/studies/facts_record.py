@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core.records import ModelRecord, read_record
 from ..tasks.facts import Fact
+from .made import Made
+from .promised import Slopes
 
 PATCHES = ("v", "full", "row", "null", "read_row", "read_null", "edit")
 
@@ -55,7 +57,8 @@ class Shape(Strict):
 
 class LayerRecord(Strict):
     """`paraphrases[patch]` has an outcome for each paraphrased pair of the record; `others`: each
-    pair patched along the direction of another pair of its relation."""
+    pair patched along the direction of another pair of its relation; `slopes`: what the first-order
+    theory has for each pair at its base prompt."""
 
     layer: int
     stream: str
@@ -67,6 +70,7 @@ class LayerRecord(Strict):
     shrinkage: float | None
     paraphrases: dict[str, Tried]
     others: Tried
+    slopes: Slopes | None = None
 
 
 class SharedRecord(Strict):
@@ -101,6 +105,7 @@ class FactsRecord(Strict):
     recipe: dict[str, Any]
     seconds: float
     command: str
+    made: Made | None = None
 
 
 def load_facts_record(path: Path | str) -> FactsRecord:

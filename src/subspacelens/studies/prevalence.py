@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,17 @@ from ..survey.random_mlp import RandomMLP, random_mlp
 from ..survey.weights import LayerWeights, weight_facts
 from ..sweep.grid import TaskSpec
 from ..tasks.pairset import Task
+from .kept import Kept
+from .made import Made
+from .promised import Promise, promises
 
-PARTS = ("weights", "distortion", "random", "das")
+PARTS = ("promises", "weights", "distortion", "random", "das")
 
 
 class Prevalence(Record):
-    """Schema `subspacelens.prevalence/1`. Parts that were not asked for are empty."""
+    """Schema `subspacelens.prevalence/1`. Parts that were not asked for are empty. `promises`: what
+    one pass over the map's pairs says of every MLP before anything is fitted. `seconds` by part; of
+    a sweep that was stopped, those since it went on."""
 
     schema_: Literal["subspacelens.prevalence/1"] = Field(
         "subspacelens.prevalence/1", alias="schema"
@@ -37,7 +42,9 @@ class Prevalence(Record):
     random_mlps: list[RandomMLP]
     das: list[DasSite]
     das_failed: int = 0
+    promises: list[Promise] = Field(default_factory=list)
     seconds: dict[str, float]
+    made: Made | None = None
 
 
 def prevalence(
@@ -56,41 +63,55 @@ def prevalence(
     workers: int | None = None,
     shifted: bool = False,
     memory: int | None = None,
+    kept: Kept | None = None,
 ) -> Prevalence:
     """The illusion map, and those `parts` of the rest that are asked for.
 
     `random` looks at the site of each label where the constructed illusion does most. `das` sweeps
     over all MLPs and labels into the store `directory`/das, for which the workers load `model` and
     `task_spec` themselves; killed, it goes on where it stopped. `corpus` is the text of the
-    distortion, by default the embedded one.
+    distortion, by default the embedded one. What `kept` has of the other parts is not done again.
     """
     wanted = set(parts)
     seconds: dict[str, float] = {}
+    kept = kept or Kept()
 
-    def timed(name: str, work):
-        started = time.perf_counter()
-        result = work()
-        seconds[name] = time.perf_counter() - started
+    def timed(name: str, kind: Any, work: Callable[[], Any]) -> Any:
+        started, before = time.perf_counter(), kept.earlier
+        result = kept.part(name, kind, work)
+        seconds[name] = time.perf_counter() - started + kept.earlier - before
         return result
 
     illusions = timed(
         "illusions",
+        IllusionMap,
         lambda: illusion_map(lens, task, labels, pairs=pairs, shifted=shifted, memory=memory),
     )
-    weights = timed("weights", lambda: weight_facts(lens)) if "weights" in wanted else []
+    sites = [Site(site.layer, "mlp_act", site.label) for site in illusions.sites]
+    promised: list[Promise] = []
+    if "promises" in wanted:
+        promised = timed(
+            "promises",
+            list[Promise],
+            lambda: promises(lens, task.test[:pairs], sites, shifted=shifted, memory=memory),
+        )
+    weights: list[LayerWeights] = []
+    if "weights" in wanted:
+        weights = timed("weights", list[LayerWeights], lambda: weight_facts(lens))
     distorted: list[Distortion] = []
     if "distortion" in wanted:
         text = corpus or embedded_corpus(lens)
-        distorted = timed("distortion", lambda: distortion(lens, text))
+        distorted = timed("distortion", list[Distortion], lambda: distortion(lens, text))
         corpus = text
     randoms: list[RandomMLP] = []
     if "random" in wanted:
-        sites = [strongest(illusions, label) for label in illusions.labels]
+        chosen = [strongest(illusions, label) for label in illusions.labels]
         randoms = timed(
             "random",
+            list[RandomMLP],
             lambda: [
                 each
-                for site in sites
+                for site in chosen
                 for each in random_mlp(
                     lens, task, site, seeds=seeds, shifted=shifted, memory=memory
                 )
@@ -103,9 +124,9 @@ def prevalence(
         if memory is not None:
             settings["memory"] = f"{memory}B"
         grid = das_grid(model, task_spec, illusions.labels, pairs=pairs, steps=steps, **settings)
-        das, failed = timed(
-            "das", lambda: das_sites(lens, task, grid, directory / "das", workers=workers)
-        )
+        started = time.perf_counter()
+        das, failed = das_sites(lens, task, grid, directory / "das", workers=workers)
+        seconds["das"] = time.perf_counter() - started
     return Prevalence(
         schema="subspacelens.prevalence/1",
         illusions=illusions,
@@ -115,6 +136,7 @@ def prevalence(
         random_mlps=randoms,
         das=das,
         das_failed=failed,
+        promises=promised,
         seconds=seconds,
     )
 

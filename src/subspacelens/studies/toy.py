@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..audit.record import Test, Verdict
 from ..audit.verdict import EXACT, Evidence, decide
+from ..core.first_order import first_order
 from ..core.geometry import Split, haar, orthonormal
+from ..core.illusion_share import illusion_share
 from ..core.records import Estimate
 from ..engine.patches import Full, Patch, ReadWrite, SubspacePatch
 from ..measure.effects import RANDOM_DRAWS
@@ -88,13 +90,29 @@ class ToyResult:
     """`table[direction][patch]` effects; `sweep`: (θ in degrees, effect) of cos θ e1 + sin θ e2;
     `span`: effect of patching the whole span of e1 and e2; `component`: of the whole layer;
     `verdicts[direction]`: what the audit's rule says if the component is the units that the
-    direction has a part in, and if it is the whole layer."""
+    direction has a part in, and if it is the whole layer; `promises`: what the first-order theory,
+    which is exact here, has for the components that illusory directions are found in."""
 
     table: dict[str, dict[str, float | None]]
     sweep: list[tuple[float, float]]
     span: float
     component: float
     verdicts: dict[str, tuple[Judged, Judged]]
+    promises: list[Promised]
+
+
+@dataclass(frozen=True)
+class Promised:
+    """Of the component that consists of these `units` (from 1): the best direction as the theory
+    has it, what it and the whole component do, the cosine between what varies and what acts, and
+    the share of illusion."""
+
+    units: tuple[int, ...]
+    direction: list[float]
+    best: float
+    whole: float
+    cosine: float
+    illusion: float
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,27 @@ def run_toy(pairs: int = 200, seed: int = 0) -> ToyResult:
             name: (judge(v, _touched(v), base, source), judge(v, (1, 2, 3), base, source))
             for name, v in DIRECTIONS.items()
         },
+        [promised(units, base, source) for units in ((1, 2), (1, 2, 3))],
+    )
+
+
+def promised(units: tuple[int, ...], base: Tensor, source: Tensor) -> Promised:
+    """The first-order theory of patches in these units: what acts is how the output is read off
+    them, turned towards the source of each pair."""
+    own = torch.cat([(E1, E2, E3)[unit - 1] for unit in units], dim=1)
+    delta = (hidden(source) - hidden(base)) @ own
+    towards = (output(hidden(source)) - output(hidden(base))).sign()
+    gradients = -towards[:, None] * (READ_OUT @ own)
+    found = first_order(delta, gradients)
+    best, whole = found.basis(1), float((source - base).abs().mean())
+    direction = own @ best[:, 0] * best[:, 0].sum().sign()
+    return Promised(
+        units,
+        direction.tolist(),
+        found.effect(1) / whole,
+        found.whole / whole,
+        found.cosine,
+        illusion_share(delta, gradients, best),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers_facts import known_to
+from helpers_studies import block_of
 from subspacelens import LensError, ResultError, TaskError
 from subspacelens.bench import bench_facts
 from subspacelens.cli.app import app
@@ -32,6 +33,7 @@ from subspacelens.studies.editing_summary import (
 from subspacelens.studies.facts import FactsPlan, facts_plan, run_facts
 from subspacelens.studies.facts_record import Tried, load_facts_record
 from subspacelens.studies.facts_summary import findings, summary
+from subspacelens.studies.made import Made
 from subspacelens.tasks.facts import as_counterfact
 
 SHORT = Recipe(steps=3, trial=1, rates=(0.3,), starts=1)
@@ -152,6 +154,26 @@ def test_editing_study_and_its_page(edited, tmp_path):
         assert row.rome.value is not None and row.rome.value <= 1
         assert abs(row.zero_row.value or 0) <= 1 and (row.essence.value or 0) >= 0
     assert edit_findings(edited)
+
+
+def test_their_sections_of_the_docs(record, edited, tmp_path):
+    made = {"made": Made.now("asked")}
+    write_facts(record.model_copy(update=made), tmp_path)
+    write_editing(edited.model_copy(update=made), tmp_path)
+    text = block_of("facts", tmp_path)
+    assert text.count("\n| 0 |") == text.count("\n| 2 |") == 2
+    v = summary(record)[0].flips["v"].value
+    assert v is not None and f"{v:.2f}".removeprefix("0") in text
+    text = block_of("editing", tmp_path)
+    assert "\n| 0 |" in text and f"{len(edited.pairs)} facts of two relations" in text
+
+
+def test_what_the_theory_has_for_each_pair(record):
+    """Half of the sum of cosine and one is at least the cosine: no direction is worse than all."""
+    for row in record.layers:
+        assert row.slopes is not None and len(row.slopes.cosine) == len(record.pairs)
+        assert (row.slopes.best >= np.maximum(row.slopes.whole, 0) - 1e-9).all()
+        assert (np.abs(row.slopes.cosine) <= 1 + 1e-9).all()
 
 
 def test_the_edit_studied_is_at_least_as_strong_as_nothing(edited):

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import DegenerateDataWarning
 
 from helpers_models import hub_folder
+from helpers_studies import block_of
 from subspacelens import Site, load_model
 from subspacelens.certify import centred
 from subspacelens.cli import main
@@ -71,6 +72,16 @@ def test_the_command_writes_what_it_says(by_preset):
     assert (by_preset / "map.json").exists()
     for place in record["circuit"]["places"]:
         assert (by_preset / "audits/das" / place["bottleneck"] / "audit.json").exists()
+
+
+def test_its_section_of_the_docs(by_preset):
+    text = block_of("ioi", by_preset)
+    record = IoiRecord.model_validate_json((by_preset / "ioi.json").read_bytes())
+    assert record.made is not None and record.made.machine in " ".join(text.split())
+    for promise in record.promises:
+        assert text.count(f"| `{promise.site}` |") == 2
+    assert [p.site for p in record.promises] == [p.site for p in record.refined]
+    assert "−.08" in text and "1.41" in text
 
 
 def test_the_gpt2_preset_looks_where_the_paper_does(by_preset):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from subspacelens.core.geometry import Split
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.report.toy_page import write_toy
-from subspacelens.studies.toy import DIRECTIONS, hidden, output, run_toy
+from subspacelens.studies.toy import DIRECTIONS, effect, hidden, output, run_toy
 
 NAMES = list(DIRECTIONS)
 
@@ -38,8 +38,8 @@ def test_table_is_what_algebra_says(result, name, expected):
 
 
 def test_sweep_and_span(result):
-    for degrees, effect in result.sweep:
-        assert effect == pytest.approx(sin(2 * degrees * pi / 180), abs=1e-12)
+    for degrees, size in result.sweep:
+        assert size == pytest.approx(sin(2 * degrees * pi / 180), abs=1e-12)
     assert result.span == pytest.approx(0, abs=1e-12)
     assert result.component == pytest.approx(1)
 
@@ -77,6 +77,25 @@ def test_in_the_whole_layer_nothing_tells_the_true_direction_from_the_illusory_o
         for name in NAMES[2:]
     )
     torch.testing.assert_close(first, second)
+
+
+def test_the_theory_is_exact_here(result):
+    """Its best direction of units 1 and 2 is the illusory one, and does all; of the layer, the one
+    halfway between (1, 0, 1) and (0, 2, 1), at the cosine of these two."""
+    illusory, layer = result.promises
+    assert illusory.units == (1, 2) and layer.units == (1, 2, 3)
+    assert illusory.direction == pytest.approx((2**-0.5, 2**-0.5, 0))
+    assert (illusory.best, illusory.whole, illusory.cosine, illusory.illusion) == pytest.approx(
+        (result.table[NAMES[3]]["full"], 0, 0, 1), abs=1e-9
+    )
+    cosine = 10**-0.5
+    assert (layer.whole, layer.cosine, layer.illusion) == pytest.approx(
+        (result.component, cosine, 1 - cosine)
+    )
+    v = torch.tensor(layer.direction)[:, None].double()
+    base, source = torch.randn(2, 20, generator=torch.Generator().manual_seed(1)).double()
+    assert effect(SubspacePatch(v), base, source) == pytest.approx(layer.best)
+    assert layer.best == pytest.approx((1 + cosine) / 2 * 10**0.5)
 
 
 def test_page_and_tables(result, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers_studies import block_of
 from subspacelens import (
     PairSet,
     Site,
@@ -29,6 +30,7 @@ from subspacelens.measure.effects import drops_of
 from subspacelens.measure.splits import exact_split
 from subspacelens.report.survey_page import markdown, reading, svg, write_survey
 from subspacelens.studies import prevalence as prevalence_module
+from subspacelens.studies.made import Made
 from subspacelens.studies.prevalence import prevalence
 from subspacelens.survey import IllusionMap, illusion_map
 from subspacelens.survey.construct import best_angle, constructions, random_write, sensed, targets
@@ -291,9 +293,9 @@ def everything(lens, task, place, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prevalence_module, "das_sites", partial(das_sites, backend="serial"))
         return prevalence(
-            lens, task, ["END"], parts=("weights", "random", "das"), model=str(place / "model"),
-            task_spec=TaskSpec(name=str(place / "pairs.jsonl")), directory=folder, pairs=16,
-            steps=3, seeds=2,
+            lens, task, ["END"], parts=("promises", "weights", "random", "das"),
+            model=str(place / "model"), task_spec=TaskSpec(name=str(place / "pairs.jsonl")),
+            directory=folder, pairs=16, steps=3, seeds=2,
         )  # fmt: skip
 
 
@@ -303,6 +305,15 @@ def test_the_study_has_every_part_and_das_at_every_mlp(everything):
     for site in everything.das:
         assert site.verdict in ("illusory", "faithful", "undetermined")
         assert 0 <= site.cos_null <= 1 and 0 <= site.cos_row <= 1
+
+
+def test_its_sections_of_the_docs(everything, tmp_path):
+    write_survey(everything.model_copy(update={"made": Made.now("asked")}), tmp_path)
+    text = block_of("prevalence", tmp_path)
+    assert f"fitted by DAS at each of the {len(everything.das)} sites" in text
+    assert len(everything.promises) == len(everything.illusions.sites)
+    assert "rank correlation" in text and "two draws of each kind" in text
+    assert "## DAS" not in block_of("prevalence-facts", tmp_path)
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(everything, tmp_path):

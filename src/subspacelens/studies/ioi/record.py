@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from ...core.records import Estimate, ModelRecord, Record
+from ..made import Made
+from ..promised import Promise
 from .circuit import CircuitRecord
 from .claims import Claim
 from .contrast import Contrast
@@ -41,7 +43,8 @@ class Generalisation(Record):
 
 class IoiRecord(Record):
     """The whole study. `contrasts`: the paper's two rules at every site, on the pairs of the table
-    and on every kind of `generalisation`."""
+    and on every kind of `generalisation`; `promises`: what one pass over the pairs of the audits
+    says of every site before anything is fitted, `refined` by gradients along the path."""
 
     schema_: Literal["subspacelens.ioi/1"] = Field(default=SCHEMA, alias="schema")
     model: ModelRecord
@@ -63,10 +66,13 @@ class IoiRecord(Record):
     stability: list[Stability]
     selectivity: list[Selectivity]
     verdicts: list[Verdict]
+    promises: list[Promise] = Field(default_factory=list)
+    refined: list[Promise] = Field(default_factory=list)
     claims: list[Claim]
     seconds: float
     versions: dict[str, str]
     command: str
+    made: Made | None = None
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
 

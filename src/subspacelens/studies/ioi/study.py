@@ -22,6 +22,7 @@ from ...engine.task_capture import capture_task
 from ...measure.maps import PatchingMap
 from ...model.lens import LensModel
 from ...tasks import PairSet
+from ..promised import promises
 from .circuit import Circuit, find_circuit
 from .claims import claims
 from .contrast import Contrast, contrasts
@@ -139,6 +140,8 @@ def reproduce_ioi(
             for kind, several in audits.items()
             for result in several
         ],
+        promises=promises(lens, data.task.test, patches, memory=memory),
+        refined=promises(lens, data.task.test, patches, refined=True, memory=memory),
         claims=claims(table, fresh, dormants, good, checks),
         seconds=time.monotonic() - started,
         versions=versions(),
