@@ -90,19 +90,21 @@ def find_command(
 ) -> None:
     """Find where a feature lives, and a subspace there that one can rely on.
 
-    Writes OUT/find.json, OUT/subspace.safetensors, the best subspace, and for every site that was
-    audited OUT/<site>/subspace.safetensors and OUT/<site>/audit.json. What was done is kept in
+    Writes OUT/find.html and OUT/find.json, the best subspace as OUT/subspace.safetensors, for every
+    site that was audited OUT/<site>/subspace.safetensors and OUT/<site>/audit.json, and
+    OUT/report.html, the page of all audits. What was done is kept in
     OUT/kept and not done again. Says so where the model does not do the task, where no site of one
     column carries the feature alone, and where no subspace can be relied on.
     """
     from ..find import find
     from ..find.budget import budget_of
+    from ..report.find_page import write_find_page
 
     budget_of(budget)
     space, k = bytes_of(memory), _dim(dim)
     writable(out)
     if not overwrite:
-        refuse_other_page(out, "report.html", "find.json")
+        refuse_other_page(out, "find.html", "find.json")
     with showing_progress():
         lens, chosen = prepared(
             model, task, test_pairs, pairs, seed, device, dtype,
@@ -115,8 +117,9 @@ def find_command(
             directory=out, workers=workers, shifted=shifted, memory=space, seed=seed,
             command=command_line(),
         )  # fmt: skip
+    page = write_find_page(out)
     _print_record(found.record)
-    say(f"record: {out / 'find.json'}")
+    say(f"report: {page}")
 
 
 def _dim(text: str) -> int | str:

@@ -13,6 +13,9 @@ from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, 
 from ..measure.maps.record import InstantRecord, MapRecord
 
 SCHEMA = "subspacelens.find/1"
+FIND_FILE = "find.json"
+KEPT = "kept"
+"""The folder beside it of what need not be done again."""
 
 Outcome = Literal["found", "nowhere", "undetermined", "lacking"]
 """*found*: a subspace that its audit calls faithful or partial. *nowhere*: no site does enough by

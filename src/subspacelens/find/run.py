@@ -52,8 +52,10 @@ from .places import (
     whole,
 )
 from .record import (
+    FIND_FILE,
     FOOLED,
     FOUND,
+    KEPT,
     FindRecord,
     FindTask,
     Place,
@@ -65,9 +67,7 @@ from .record import (
 )
 from .sources import sources
 
-FIND_FILE = "find.json"
 SUBSPACE_FILE = "subspace.safetensors"
-KEPT = "kept"
 LARGEST = 8
 M = TypeVar("M", InstantMap, PatchingMap)
 

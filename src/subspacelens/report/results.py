@@ -19,7 +19,7 @@ from ..audit.screening import Screen
 from ..core.errors import ResultError
 from ..core.files import read_whole
 from ..core.records import Estimate, read_record
-from ..find.record import Outcome, load_find
+from ..find.record import FIND_FILE, KEPT, Outcome, load_find
 from ..measure.maps import InstantMap, PatchingMap
 from ..studies.editing_record import load_editing_record
 from ..studies.facts_record import load_facts_record
@@ -29,10 +29,7 @@ from ..studies.prevalence import Prevalence
 from ..sweep.store import Store
 from ..sweep.table import INDEX, read_index
 
-FIND_FILE = "find.json"
 _NEVER = datetime.fromtimestamp(0, UTC)
-_KEPT = "kept"
-"""Where a search keeps what it need not do again."""
 _SWEEP = {"records", "failed", "building"}
 """The folders of a sweep's store."""
 
@@ -96,7 +93,7 @@ def results_below(directory: Path) -> tuple[list[Result], list[Unread]]:
         folder = Path(name)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         if FIND_FILE in files:
-            folders[:] = [each for each in folders if each != _KEPT]
+            folders[:] = [each for each in folders if each != KEPT]
         if set(folders) >= _SWEEP:
             folders[:] = [each for each in folders if each not in {*_SWEEP, "damaged"}]
             read(folder, _sweep)
