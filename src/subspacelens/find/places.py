@@ -14,8 +14,10 @@ from ..core.site import Site
 from ..measure.maps import InstantMap, PatchingMap, SiteScore
 from .record import Prediction, Role
 
-STREAM = "resid_post"
-COMPONENTS = ("mlp_act", "mlp_out", "head_z", "attn_out")
+STREAM, HEADS, ATTENTION = "resid_post", "head_z", "attn_out"
+COMPONENTS = ("mlp_act", "mlp_out", HEADS, ATTENTION)
+HEARD = 0.05
+"""The heads of a layer are looked at where its attention does this much at some label."""
 NEARLY = 0.9
 """A layer does what its neighbour does, if it does this much of it."""
 PART = 1 / 3
@@ -40,7 +42,13 @@ class Chosen:
 def streams_of(available: Sequence[str]) -> tuple[str, ...]:
     """The streams that are searched, of those that a model has."""
     mlp = "mlp_act" if "mlp_act" in available else "mlp_out"
-    return tuple(s for s in (STREAM, mlp, "head_z", "attn_out") if s in available)
+    return tuple(s for s in (STREAM, mlp, HEADS, ATTENTION) if s in available)
+
+
+def heard(patched: PatchingMap) -> list[int]:
+    """The layers whose attention as a whole does at least `HEARD`, one way or the other."""
+    does = [np.abs(patched.effects[label, ATTENTION].fldd[:, 0]) for label in patched.labels]
+    return np.flatnonzero(np.nanmax(does, axis=0, initial=0) >= HEARD).tolist()
 
 
 def candidates(patched: PatchingMap) -> list[Chosen]:

@@ -42,9 +42,12 @@ from .cell import Done, SiteCell, Worker, own_sha256, read_done, site_cell
 from .division import Division, divide
 from .knowing import Knowing, knowing
 from .places import (
+    ATTENTION,
+    HEADS,
     LISTED,
     Chosen,
     candidates,
+    heard,
     predictions,
     streams_of,
     trap,
@@ -248,10 +251,7 @@ class _Search:
                 lambda: instant_map(self.lens, choice, streams, labels, limit=None, **rest),
             )  # fmt: skip
         with self.stage("whole components"):
-            patched = self.kept_map(
-                PatchingMap, asked,
-                lambda: patching_map(self.lens, choice, streams, labels, limit=None, **rest),
-            )  # fmt: skip
+            patched = self.patched(choice, streams, labels)
         taken = [each.site for each in candidates(patched)]
         names = [str(s.site) for s, _ in traps(patched, instant, taken)[: self.budget.refined]]
         with self.stage("refined predictions"):
@@ -260,6 +260,27 @@ class _Search:
                 lambda: refined(self.lens, choice, instant, names, **rest),
             )  # fmt: skip
         return patched, instant
+
+    def patched(
+        self, choice: PairSet, streams: tuple[str, ...], labels: tuple[str, ...]
+    ) -> PatchingMap:
+        """Whole components, and of the layers whose attention does something the single heads."""
+
+        def made(streams: tuple[str, ...], layers: list[int] | None) -> PatchingMap:
+            return self.kept_map(
+                PatchingMap, (choice.sha256, streams, labels, layers),
+                lambda: patching_map(
+                    self.lens, choice, streams, labels, layers=layers, limit=None,
+                    shifted=self.shifted, memory=self.memory,
+                ),
+            )  # fmt: skip
+
+        rest = tuple(stream for stream in streams if stream != HEADS)
+        if HEADS not in streams or ATTENTION not in rest:
+            return made(streams, None)
+        found = made(rest, None)
+        layers = heard(found)
+        return found.beside(made((HEADS,), layers)) if layers else found
 
     def kept_map(self, kind: type[M], asked: Sequence[Any], make: Callable[[], M]) -> M:
         """A map that was kept, or else one that is made and kept now."""

@@ -7,8 +7,8 @@ import pytest
 
 from helpers_find import make_find
 from subspacelens.core.site import Site
-from subspacelens.find.places import candidates, streams_of, traps
-from subspacelens.measure.maps import InstantMap, PatchingMap
+from subspacelens.find.places import candidates, heard, streams_of, traps
+from subspacelens.measure.maps import InstantMap, PatchingMap, StreamEffects
 
 
 @pytest.fixture
@@ -70,3 +70,13 @@ def test_the_mlp_is_searched_by_its_neurons_where_it_has_any():
         "resid_post", "mlp_act", "head_z", "attn_out",
     )  # fmt: skip
     assert streams_of(["resid_post", "mlp_out"]) == ("resid_post", "mlp_out")
+
+
+def test_heads_are_looked_at_where_attention_does_something(maps):
+    patched, _ = maps
+    both = [np.zeros((12, 1)), np.zeros((12, 1))]
+    both[0][3], both[0][5], both[1][7], both[1][8] = 0.04, -0.06, 0.05, np.nan
+    for label, does in zip(patched.labels, both, strict=True):
+        values = StreamEffects(fldd=does, nats=does, iia=does)
+        patched.effects[label, "attn_out"] = values  # type: ignore[index]
+    assert heard(patched) == [5, 7]

@@ -67,6 +67,23 @@ def preferring(lens: LensModel, pairs: PairSet) -> PairSet:
     return PairSet("random", "test", tuple(p for p in chosen if p.answer != p.target))
 
 
+def test_some_layers_alone_and_two_parts_of_one_map(lens, pairs):
+    whole = patching_map(lens, pairs, ["attn_out", "head_z"], ["X"])
+    last = len(lens.map.blocks) - 1
+    heads = patching_map(lens, pairs, ["head_z"], ["X"], layers=[last])
+    both = patching_map(lens, pairs, ["attn_out"], ["X"]).beside(heads)
+    found, expected = (each.effects["X", "head_z"].nats for each in (both, whole))
+    assert np.isnan(found[:last]).all()
+    np.testing.assert_allclose(found[last], expected[last], atol=1e-5)
+    assert PatchingMap.from_json(both.to_json()).streams == ("attn_out", "head_z")
+    with pytest.raises(SiteError, match="not two parts of one map"):
+        both.beside(heads)
+    with pytest.raises(SiteError, match="not two parts of one map"):
+        whole.beside(patching_map(lens, pairs[:3], ["mlp_out"], ["X"]))
+    with pytest.raises(SiteError, match="no layer to map"):
+        patching_map(lens, pairs, ["attn_out"], ["X"], layers=[last + 1])
+
+
 def test_cells_equal_plain_hooks(lens, pairs):
     pairs = preferring(lens, pairs)
     found = patching_map(lens, pairs, STREAMS, ["X", "END"])

@@ -8,7 +8,7 @@ replay, and the heads of a block are many patches of one replay.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -38,20 +38,22 @@ def patching_map(
     streams: Iterable[str],
     labels: Iterable[str],
     *,
+    layers: Collection[int] | None = None,
     shifted: bool = False,
     memory: int | None = None,
     limit: int | None = DEFAULT_PAIRS,
 ) -> PatchingMap:
     """The effect of the full-component patch at every layer of `streams` at `labels`, of the single
-    heads for `head_z`, on the first `limit` pairs (None: all of them).
+    heads for `head_z`, on the first `limit` pairs (None: all of them). Where
+    `layers` are given, the others have no value.
 
     `memory` is the budget in bytes for what one capture keeps and for one replay, by default a
     quarter of what is free; where one capture of everything would pass it, there are several, each
     of fewer labels and layers. `shifted` allows a label in different columns of base and source.
     Each stream must pass its certificate at a middle layer.
 
-    Raises `SiteError` for a stream that no layer has or that fails a proof, `TaskError` for a label
-    that the pairs lack.
+    Raises `SiteError` for a stream that no layer has or that fails a proof and for no layer,
+    `TaskError` for a label that the pairs lack.
 
     >>> patching_map(lens, task.test, ["resid_post", "mlp_act"], ["S2", "END"]).best(3)
     """
@@ -60,7 +62,10 @@ def patching_map(
     if limit is not None and limit < 1:
         raise TaskError(f"limit={limit}: a map needs at least one pair")
     pairs = pairs[:limit]
-    sites = sites_of(lens, pairs, streams, labels)
+    every = sites_of(lens, pairs, streams, labels)
+    sites = [site for site in every if layers is None or site.layer in layers]
+    if not sites:
+        raise SiteError(f"no layer to map: the model has {len(lens.map.blocks)}, from 0")
     for label in labels:
         check_pairs(pairs, Site(0, streams[0], label), shifted=shifted)
     require_streams(lens, [site for site in sites if site.label == labels[0]])

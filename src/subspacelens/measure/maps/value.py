@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
 
 import numpy as np
 
+from ...core.errors import SiteError
 from ...core.records import parse_record
 from ...core.site import Site
 from .grid import Cells, SiteGrid
@@ -53,6 +54,23 @@ class PatchingMap(SiteGrid[SiteEffect]):
 
     of_site: ClassVar[type] = SiteEffect
     strength: ClassVar[str] = "nats"
+
+    def beside(self, other: PatchingMap) -> PatchingMap:
+        """This map with the streams of another of the same model, pairs and labels, which it lacks
+        itself. Raises `SiteError` where there is more that they do not share."""
+
+        def alike(each: PatchingMap) -> tuple:
+            return each.model, each.task, each.pairs_sha256, each.labels, each.layers, each.shifted
+
+        if alike(self) != alike(other) or set(self.streams) & set(other.streams):
+            raise SiteError(f"{self!r} and {other!r} are not two parts of one map")
+        return replace(
+            self,
+            streams=(*self.streams, *other.streams),
+            effects={**self.effects, **other.effects},
+            captures=self.captures + other.captures,
+            seconds=self.seconds + other.seconds,
+        )
 
     def to_json(self) -> str:
         """Schema `subspacelens.map/1`: `effects[label][stream][metric][layer][head]`."""
