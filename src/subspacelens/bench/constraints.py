@@ -177,7 +177,7 @@ def _found(train: Capture, site: str, dim: int) -> Iterator[tuple[str, Subspace]
     for name, (method, options) in CHOICES.items():
         fit = FITS[method]
         with suppress(SubspaceError, TaskError):
-            yield name, fit(train.lens, train, site, dim=1 if fit.one_direction else dim, **options)
+            yield name, fit(train.lens, train, site, dim=1 if fit.between else dim, **options)
 
 
 def _planted(
@@ -191,7 +191,7 @@ def _planted(
     captures = None
     for number, site in enumerate(track(sites, f"planted in {task.name}")):
         path = folder / f"{task.name}-{site}.json"
-        part = kept(path, origin)
+        part: dict[str, Any] | None = kept(path, origin)
         if part is None:
             captures = captures or capture_task(lens, task, sites)
             setting, *_ = setting_at(captures, site)

@@ -118,11 +118,11 @@ def in_words(
         shown = _listed([f"{each.site} ({each.label})" for each in looked[:SHOWN]])
         text = f"No subspace that was found can be relied on: {shown}."
     if fooled:
-        count, does = len(fooled), "does" if len(fooled) == 1 else "do"
+        count = len(fooled)
         sites = _listed([each.site for each in fooled[:SHOWN]])
         more = f" and {count - SHOWN} more" if count > SHOWN else ""
-        text += f" {sites}{more} would have fooled you: a subspace {does} much there that "
-        text += "is not what the model does."
+        text += f" {sites}{more} would have fooled you: what a subspace does there is not what the "
+        text += "model does."
     return text
 
 
