@@ -63,9 +63,9 @@ def test_the_rule_says_of_the_units_of_a_direction_what_the_paper_says(
 
 
 def test_in_the_whole_layer_nothing_tells_the_true_direction_from_the_illusory_one(result):
-    """Both patches write the same for every pair, so that the first three conditions hold. What keeps
-    the rule from calling an illusion faithful is that any direction does as much; the true one reads
-    more through the kernel than such a direction would."""
+    """Both patches write the same for every pair, so that the first three conditions hold. What
+    keeps the rule from calling an illusion faithful is that any direction does as much; the true
+    one reads more through the kernel than such a direction would."""
     true, false = (result.verdicts[name][1] for name in NAMES[2:])
     for found in (true, false):
         assert found.units == (1, 2, 3)
