@@ -62,7 +62,7 @@ class Result:
     verdict: str
     code: str
     tests: dict[str, float | None]
-    ends: dict[str, tuple[float | None, float | None]]
+    ends: dict[str, list[float | None]]
     few: dict[str, str]
     degenerate: bool
 
@@ -236,7 +236,7 @@ def _result(
         verdict=judged.verdict.label,
         code=judged.verdict.code,
         tests={name: test.value for name, test in tests.items()},
-        ends={name: (test.low, test.high) for name, test in tests.items()},
+        ends={name: [test.low, test.high] for name, test in tests.items()},
         few=few,
         degenerate=small,
     )

@@ -16,7 +16,8 @@ from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.engine.task_capture import TaskCapture, capture_task
-from subspacelens.fit import das, mean_difference
+from subspacelens.fit import das
+from subspacelens.fit.closed_form import two_classes
 from subspacelens.fit.subspace import Subspace
 from subspacelens.measure.nature import natural_change
 from subspacelens.tasks.answers import Continuations
@@ -107,7 +108,7 @@ def test_an_audit_in_another_metric_compares_its_changes(lens, captures, subspac
 
 def test_what_needs_two_values_says_so_and_nature_takes_all(lens, captures):
     with pytest.raises(TaskError, match=r"z has 3 values \(a, b, c\), and this needs two"):
-        mean_difference(lens, captures.train, SITE)
+        two_classes(captures.train.pairs)
     train, test = captures.train.at(SITE), captures.test.at(SITE)
     change = natural_change(train, test).change(test.pairs)
     x = torch.cat([train.base, train.source]).double()

@@ -108,7 +108,7 @@ def test_nothing_is_faithful_that_is_no_more_than_chance(lens, captures, monkeyp
         return Evidence(value=1.0, low=0.9, high=1.1, control=0.0, reading="holds")
 
     def little(case):
-        return Evidence(value=0.0, low=-0.1, high=0.1, control=0.0, reading="little")
+        return Evidence(value=0.0, low=-0.1, high=0.1, control=0.5, reading="little")
 
     strong = sl.das(lens, captures.test, LAST).basis.T
     tests = {"full_component": holds, "row_effect": holds, "covariation": holds}
