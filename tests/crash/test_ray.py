@@ -51,6 +51,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="the ray extra i
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @needs_ray
 @pytest.mark.skipif(sys.platform != "linux", reason="finds workers by the names of processes")
 def test_two_nodes_give_the_bits_of_the_serial_run_though_a_worker_dies(tmp_path):
@@ -90,6 +91,7 @@ print(json.dumps({"done": tally.done, "failed": tally.failed}))
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @needs_ray
 def test_an_actor_that_hangs_is_killed_and_its_cell_fails_alone(tmp_path):
     grid, _ = small_grid(tmp_path)

@@ -410,14 +410,13 @@ def bench_constraints_command(
     from ..bench import bench_constraints, constraints_table
     from ..bench.constraints import Asked
     from ..core.files import write_atomically
-    from ..model.loading import load_model
     from ..tasks.named import check_task, named_task
 
     check_task(task, pairs=pairs)
     writable(out)
     asked = Asked(places=places, models=models, seed=seed)
     with showing_progress():
-        lens = load_model(model, device=device, dtype=dtype) if places else None
+        lens = loaded(model, device, dtype) if places else None
         chosen = named_task(lens.tokenizer, task, pairs=pairs) if lens else None
         result = bench_constraints(lens, chosen, out / "sites", asked=asked)
     table = constraints_table(result)

@@ -46,12 +46,13 @@ def showing_progress() -> Iterator[None]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        token = _shown.set(progress)
+        shown, noted = _shown.set(progress), _noted.set(frozenset())
         try:
             with _lines(progress):
                 yield
         finally:
-            _shown.reset(token)
+            _shown.reset(shown)
+            _noted.reset(noted)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def test_its_output_is_audited_and_its_units_are_refused(run, base, tmp_path):
     assert REFUSED in line and "model.layers.1 has no single down-projection" in line
     record = load_audit(tmp_path / THERE / "audit.json")
     assert record.effects["full"].nats.value is not None
-    assert "natural" in record.tests and "covariation" in record.tests
+    assert "natural" in record.tests and "row_effect" not in record.tests
 
 
 def test_several_places_of_it_are_patched(run, base):
