@@ -9,7 +9,7 @@ import pytest
 
 from helpers_contrast import contrast
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 NAMES = (
     "audit", "addition", "screen", "map", "instant map", "survey", "ioi", "facts", "editing", "toy",
