@@ -116,9 +116,8 @@ def test_what_is_made_is_there(site):
     assert "<!-- made" not in "".join(p.read_text() for p in site.glob("*.html"))
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_are_quiet_and_fit_a_phone(site, scheme):
+@pytest.fixture
+def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
@@ -126,39 +125,37 @@ def test_pages_are_quiet_and_fit_a_phone(site, scheme):
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme=scheme)
-        asked, errors = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        for name in READ:
-            page.goto((site / f"{name}.html").as_uri())
-            page.wait_for_load_state("networkidle")
-            wide = page.evaluate("document.documentElement.scrollWidth")
-            assert wide <= 360, name
-            theme = page.evaluate("document.body.getAttribute('data-md-color-scheme')")
-            assert theme == ("slate" if scheme == "dark" else "default")
-        page.goto((site / "illusion.html").as_uri())
-        page.wait_for_selector(".figure svg.main-svg")
-        assert page.locator(".figure .slider-container").count() == 1
+        yield browser
         browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_quiet_and_fit_a_phone(browser, site, scheme):
+    page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme=scheme)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    for name in READ:
+        page.goto((site / f"{name}.html").as_uri())
+        page.wait_for_load_state("networkidle")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 360, name
+        theme = page.evaluate("document.body.getAttribute('data-md-color-scheme')")
+        assert theme == ("slate" if scheme == "dark" else "default")
+    page.goto((site / "illusion.html").as_uri())
+    page.wait_for_selector(".figure svg.main-svg")
+    assert page.locator(".figure .slider-container").count() == 1
     assert errors == []
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 @pytest.mark.browser
-def test_the_search_finds_without_a_server(site):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 800})
-        page.goto((site / "index.html").as_uri())
-        page.locator(".md-search__input").fill("covariation")
-        page.wait_for_selector(".md-search-result__item")
-        browser.close()
+def test_the_search_finds_without_a_server(browser, site):
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.goto((site / "index.html").as_uri())
+    page.locator(".md-search__input").fill("covariation")
+    page.wait_for_selector(".md-search-result__item")
 
 
 @pytest.mark.long

@@ -40,9 +40,12 @@ class TaskRecord(Record):
 
 
 class SubspaceRecord(Record):
+    """`fit` says how it was found; an entry may be numbers by name, such as what other numbers of
+    dimensions did (`best_dim`)."""
+
     file: str
     dim: int
-    fit: dict[str, str | int | float | bool | None]
+    fit: dict[str, str | int | float | bool | dict[str, Number] | None]
 
 
 class Clean(Record):

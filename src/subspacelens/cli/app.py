@@ -11,6 +11,7 @@ from ..core.errors import LensError
 from . import (
     audit,
     bench,
+    bench_truth,
     check,
     export,
     facts,
@@ -73,6 +74,9 @@ app.command("results")(sweep.results_command)
 app.add_typer(facts.commands, name="facts")
 app.add_typer(reproduce.commands, name="reproduce")
 app.add_typer(bench.commands, name="bench")
+bench.commands.command("audit")(bench_truth.bench_audit_command)
+bench.commands.command("find")(bench_truth.bench_find_command)
+bench.commands.command("constraints")(bench_truth.bench_constraints_command)
 add_examples(app)
 
 

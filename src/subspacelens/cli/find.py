@@ -98,20 +98,21 @@ def find_command(
     """
     from ..find import find
     from ..find.budget import budget_of
-    from ..report.find_page import write_find_page
+    from ..find.record import FIND_FILE
+    from ..report.find_page import PAGE, write_find_page
 
     budget_of(budget)
     space, k = bytes_of(memory), _dim(dim)
     writable(out)
     if not overwrite:
-        refuse_other_page(out, "find.html", "find.json")
+        refuse_other_page(out, PAGE, FIND_FILE)
     with showing_progress():
         lens, chosen = prepared(
             model, task, test_pairs, pairs, seed, device, dtype,
             only=only_correct, skip=skip, answers=answers,
         )  # fmt: skip
         if not overwrite:
-            _refuse_other_search(out, lens, chosen)
+            _refuse_other_search(out, FIND_FILE, lens, chosen)
         found = find(
             lens, chosen, budget=budget, streams=stream, labels=label, dim=k, fit=fit,
             directory=out, workers=workers, shifted=shifted, memory=space, seed=seed,
@@ -130,9 +131,10 @@ def _dim(text: str) -> int | str:
     return int(text)
 
 
-def _refuse_other_search(out: Path, lens, task) -> None:
-    """Raises `ResultError` where OUT holds the search of another model or task."""
-    path = out / "find.json"
+def _refuse_other_search(out: Path, name: str, lens, task) -> None:
+    """Raises `ResultError` where OUT holds, in the file `name`, the search of another model or
+    task."""
+    path = out / name
     if not path.exists():
         return
     expected = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..audit.run import SUBSPACE_FILE
 from ..core.site import Site
 from ..engine.effect import Effect
 from ..fit.subspace import Subspace
@@ -42,6 +43,4 @@ def load_subspace(path: Path | str, lens: LensModel) -> ReadySubspace:
     >>> sl.load_subspace("runs/find", lens).patch(task).fldd.value
     """
     path = Path(path)
-    return ReadySubspace(
-        lens, Subspace.load(path / "subspace.safetensors" if path.is_dir() else path, lens)
-    )
+    return ReadySubspace(lens, Subspace.load(path / SUBSPACE_FILE if path.is_dir() else path, lens))

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from ..audit import Audit
+from ..audit.run import SUBSPACE_FILE
 from ..core.errors import LensError, TaskError
 from ..core.files import write_atomically
 from ..core.format import plain
@@ -70,7 +71,6 @@ from .record import (
 )
 from .sources import sources
 
-SUBSPACE_FILE = "subspace.safetensors"
 LARGEST = 8
 M = TypeVar("M", InstantMap, PatchingMap)
 

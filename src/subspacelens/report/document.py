@@ -87,8 +87,12 @@ def document(
 
 
 def told(settings: Mapping[str, object]) -> str:
-    """`method das, seed 0`: settings or versions in one line."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """`method das, seed 0`: settings or versions in one line; those of a setting in brackets."""
+
+    def shown(value: object) -> object:
+        return f"({told(value)})" if isinstance(value, Mapping) else value
+
+    return ", ".join(f"{name} {shown(value)}" for name, value in settings.items())
 
 
 def _json(figure: go.Figure) -> Markup:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..audit.record import AuditRecord, load_audit
-from ..audit.run import AUDIT_FILE
+from ..audit.run import AUDIT_FILE, SUBSPACE_FILE
 from ..core.errors import SiteError
 from ..core.files import write_atomically
 from ..core.format import fixed, interval, percent, short
@@ -26,7 +26,6 @@ from .results import FIND_FILE, site_place
 from .tiles import tiles
 
 PAGE = "find.html"
-SUBSPACE_FILE = "subspace.safetensors"
 _INK, _PAPER = "#1c2026", "#ffffff"
 _MARKS = {
     "found": ("found", "☆", "star", 15),

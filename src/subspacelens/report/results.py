@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from ..audit.addition.record import load_addition
+from ..audit.addition.record import AdditionRecord, load_addition
 from ..audit.failure import FAILURE_FILE, Failure
 from ..audit.failure import SCHEMA as FAILURE_SCHEMA
-from ..audit.record import load_audit
+from ..audit.record import AuditRecord, load_audit
 from ..audit.screening import Screen
 from ..core.errors import ResultError
 from ..core.files import read_whole
@@ -148,18 +148,17 @@ def _page(result: Result) -> tuple[Path, str]:
 
 
 def _audit(path: Path) -> Result:
-    record = load_audit(path)
-    return Result(
-        kind="audit", site=record.site, model=record.model.id, task=record.task.name,
-        verdict=record.verdict.label, fldd=record.effect("subspace").fldd,
-    )  # fmt: skip
+    return _judged("audit", load_audit(path), "subspace")
 
 
 def _addition(path: Path) -> Result:
-    record = load_addition(path)
+    return _judged("addition", load_addition(path), "add")
+
+
+def _judged(kind: str, record: AuditRecord | AdditionRecord, patch: str) -> Result:
     return Result(
-        kind="addition", site=record.site, model=record.model.id, task=record.task.name,
-        verdict=record.verdict.label, fldd=record.effect("add").fldd,
+        kind=kind, site=record.site, model=record.model.id, task=record.task.name,
+        verdict=record.verdict.label, fldd=record.effect(patch).fldd,
     )  # fmt: skip
 
 

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+import subspacelens as sl
 from helpers_knowing import knowing_lens, knowing_task
 from subspacelens import Site, SubspaceError
+from subspacelens.audit.record import AuditRecord
 from subspacelens.engine.capture import Capture, capture
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.fit import FITS, best_dim
 from subspacelens.fit import dimensions as module
+from subspacelens.report.document import told
 
 SITE = Site.parse("L0.resid_post@END")
 
@@ -51,6 +54,16 @@ def test_a_method_of_one_direction_has_one(splits):
     chosen = best_dim("mean-difference", *splits, SITE)
     assert chosen.subspace.dim == 1
     assert "finds one direction" in chosen.tries[1].why and chosen.tries[1].fldd is None
+
+
+def test_what_was_chosen_is_audited(splits):
+    """What was tried stands in the record of its audit, and on the page in one line."""
+    lens, task = splits[0].lens, knowing_task()
+    chosen = best_dim("pca", *splits, SITE, (1, 2)).subspace
+    record = sl.audit(lens, sl.capture_task(lens, task, [SITE]), chosen, budget="fast").record
+    assert record.subspace.fit["tried"] == chosen.fit["tried"]
+    assert AuditRecord.model_validate_json(record.model_dump_json(by_alias=True)) == record
+    assert f"tried (1 {chosen.fit['tried']['1']}, 2 " in told(record.subspace.fit)
 
 
 def test_refusals(splits):
