@@ -39,13 +39,15 @@ class TaskRecord(Record):
     labels: list[str]
 
 
-class SubspaceRecord(Record):
-    """`fit` says how it was found; an entry may be numbers by name, such as what other numbers of
-    dimensions did (`best_dim`)."""
+How = dict[str, str | int | float | bool | dict[str, Number] | None]
+"""How a subspace was found: settings and facts, of which one may be numbers by name, such as what
+other numbers of dimensions did (`best_dim`)."""
 
+
+class SubspaceRecord(Record):
     file: str
     dim: int
-    fit: dict[str, str | int | float | bool | dict[str, Number] | None]
+    fit: How
 
 
 class Clean(Record):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..audit.record import Clean, VerdictCode, VerdictName
+from ..audit.record import Clean, How, VerdictCode, VerdictName
 from ..core.files import write_atomically
 from ..core.records import EffectRecord, Estimate, ModelRecord, Number, Record, read_record
 from ..measure.maps.record import InstantRecord, MapRecord
@@ -122,7 +122,7 @@ class Place(Record):
     why: str
     seen: Prediction
     dim: int = Field(ge=1)
-    fit: dict[str, str | int | float | bool | None]
+    fit: How
     tried: dict[int, Number] = Field(default_factory=dict)
     effect: EffectRecord
     whole: EffectRecord
