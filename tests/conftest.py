@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -11,6 +12,19 @@ import pytest
 from helpers_models import hub_folder
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
 from subspacelens.cli import main
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +40,18 @@ def place(tmp_path_factory) -> Path:
     tiny_model(folder / "model")
     tiny_pairs(folder / "pairs.jsonl")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Closed at the end of a file: while it is open no other event loop may run."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,9 +16,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))
 from notebooks import NOTEBOOK, tutorials  # noqa: E402
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 FOREIGN = re.compile(r"^(?:https?:)?//")
 READ = ("index", "start", "illusion", "audit", "cli", "schemas", "api", "tutorials/1_your_pairs")
@@ -114,19 +110,6 @@ def test_what_is_made_is_there(site):
     for name in tutorials():
         assert (site / f"tutorials/{name}.html").is_file()
     assert "<!-- made" not in "".join(p.read_text() for p in site.glob("*.html"))
-
-
-@pytest.fixture
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.browser
