@@ -3,13 +3,17 @@
 Each condition is a share that a faithful subspace has and an illusory one lacks. It *fails* or
 *holds* where its whole interval lies in the range that `CRITERIA` gives, and else says nothing.
 
-Where the site writes by one linear map, its kernel is disconnected by construction. *Illusory*: a
-condition fails, and neither the connected part alone nor what nature writes speaks for the
-subspace. *Faithful*: all hold. Elsewhere the effect is taken apart. *Illusory*: what nature
-would have written does little of it, what is beyond nature does most, and less than most is left
-where only what acts is read. *Faithful*: what nature would have written does most of it, the rest
-little, and a quarter is left where only what acts is read; or most is left there, and less than
-half is beyond nature.
+Everywhere the effect is taken apart. *Illusory*: what nature would have written does little of it,
+what is beyond nature does most, and less than most is left where only what acts is read; or little
+is left there, and either less than half is natural or nothing that acts follows the reading.
+*Faithful*: what nature would have written does most of it, the rest little, and a quarter is left
+where only what acts is read; or most is left there, and less than half is beyond nature.
+
+Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
+construction. *Illusory* is then also what fails a condition, where neither the connected part alone
+nor what nature writes speaks for it. *Faithful* must keep its effect without the kernel, little of
+it may be beyond nature, and what acts must follow the reading, which senses no more by the kernel
+than chance would; or half of the effect is left where only what acts is read.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -18,9 +22,9 @@ chance, is the whole component, or has dimensions that do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 from typing import NamedTuple
 
 from ..core.records import Estimate
@@ -55,16 +59,19 @@ CRITERIA = {
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
     "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 4, inf)),
 }
-ALIKE = Range(1 / 2, inf)
-"""`covariation` of a subspace to which other units write what it writes, each with its noise..."""
-CONNECTED = Range(-inf, 1 / 2)
-"""...and `read_source` of one for which that may be more than 2."""
+LITTLE = Range(-inf, 1 / 4)
+"""`acting` of what reads next to nothing that acts."""
+HALF = Range(1 / 2, inf)
+"""`acting` of a subspace at an exact site where it need not be known what follows the reading."""
 MOST = Range(2 / 3, inf)
-"""`acting` of a subspace that may lack a part of `natural` and `beyond`."""
+"""`acting` of a subspace elsewhere that may lack a part of `natural` and `beyond`."""
+BEYOND = (Range(-inf, 1 / 2), Range(1 / 3, inf))
+"""`natural` and `beyond` of what is an illusion where it reads next to nothing that acts."""
 EXACT = ("full_component", "row_effect", "covariation")
-NEEDED = (*EXACT, "read_source")
-"""What a faithful subspace must have at an exact site; the last alone tells no illusion."""
 OTHER = ("full_component", "natural", "beyond", "acting")
+NEEDED = (*EXACT, "read_source", *OTHER[1:])
+"""What the rule asks at an exact site. Elsewhere it asks `OTHER`, and `covariation` where the site
+has a linear writer."""
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
 TRACE = 1 / 5
@@ -351,16 +358,15 @@ def _mixed(axes: Sequence[Axis]) -> Reasoning | None:
 
 def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
     needed = NEEDED if exact else OTHER
-    conditions = {name: c for name in needed if (c := Condition.of(name, tests.get(name)))}
-    label = _label(conditions, needed)
+    conditions = _conditions(tests, (*needed, "covariation"))
+    label = _label(conditions, exact)
     if label == "illusory":
         told = [c for c in conditions.values() if c.fails]
         told.sort(key=lambda condition: condition.value)
         return Reasoning("illusory", "fails", [c.reason for c in told], OBJECTIONS["illusory"])
+    reasons = [conditions[name].reason for name in needed if name in conditions]
     if label == "faithful":
-        whole = conditions["full_component"]
-        reasons = [c.reason for c in conditions.values()]
-        if whole.low > PART:
+        if conditions["full_component"].low > PART:
             return Reasoning("partial", "part", reasons, OBJECTIONS["faithful"])
         return Reasoning("faithful", "holds", reasons, OBJECTIONS["faithful"])
     void = [
@@ -368,85 +374,101 @@ def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
         for name in needed
         if name in tests and tests[name].value is None
     ]
-    reasons = [c.reason for c in conditions.values()]
     if void:
         return Reasoning("undetermined", "void", void + reasons, OBJECTIONS["void"])
-    if not exact and _half_natural(conditions["natural"], conditions["beyond"]):
+    if _half_natural(conditions["natural"], conditions["beyond"]):
         return Reasoning("mixed", "mixed", reasons, OBJECTIONS["mixed"])
-    opposed = any(c.fails for c in conditions.values()) and any(
-        c.holds
-        for c in conditions.values()
-        if c.name not in ("full_component", "acting", "read_source")
-    )
-    code: VerdictCode = "conflict" if opposed else "unsure"
+    code: VerdictCode = "conflict" if _opposed(conditions) else "unsure"
     return Reasoning("undetermined", code, reasons, OBJECTIONS[code])
+
+
+def _conditions(tests: Mapping[str, Test], names: Iterable[str]) -> dict[str, Condition]:
+    """Those of them that say something."""
+    return {name: c for name in dict.fromkeys(names) if (c := Condition.of(name, tests.get(name)))}
+
+
+def _opposed(conditions: Mapping[str, Condition]) -> bool:
+    """Whether something speaks against the subspace and something else for it. That less than most
+    is left where only what acts is read is usual."""
+    against = [c for c in conditions.values() if c.fails and c.name != "acting"]
+    speaking = set(conditions) - {"full_component", "acting", "read_source"}
+    deaf = _all_within(conditions, {"acting": LITTLE})
+    return bool(against or deaf) and any(conditions[name].holds for name in speaking)
 
 
 def _half_natural(natural: Condition, beyond: Condition) -> bool:
     return natural.low > MIXED and beyond.low > MIXED and not beyond.fails
 
 
-def _label(conditions: Mapping[str, Condition], needed: Sequence[str]) -> Told:
-    """What the `needed` conditions say together."""
+def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True) -> Told:
+    """What the conditions say together; without `whole`, not asking that of the whole component."""
     fails = {name for name, condition in conditions.items() if condition.fails}
     holds = {name for name, condition in conditions.items() if condition.holds}
-    if "row_effect" in needed:
-        if _written_alike(conditions):
-            holds.add("covariation")
-        told = {"row_effect", "covariation"}
-        against = bool(fails) and told <= conditions.keys() and not holds & told
-    else:
-        against = {"natural", "beyond", "acting"} <= fails
-    if against:
+    if _against(conditions, fails, holds, exact):
         return "illusory"
-    if set(needed) <= holds or _acts_as_it_varies(conditions, needed, holds):
-        return "faithful"
-    return "undetermined"
+    if "full_component" not in holds and whole:
+        return "undetermined"
+    if exact:
+        speaks_for = _is_heard(conditions, fails, holds)
+    else:
+        apart = {"natural", "beyond", "acting"} <= holds or _acts_as_it_varies(conditions)
+        speaks_for = apart and "covariation" not in fails
+    return "faithful" if speaks_for else "undetermined"
 
 
-def _written_alike(conditions: Mapping[str, Condition]) -> bool:
-    """Whether, at an exact site, more follows the reading because several units write the same: it
-    reads through what is connected."""
-    both = conditions.get("covariation"), conditions.get("read_source")
-    return all(c and c.within(cut) for c, cut in zip(both, (ALIKE, CONNECTED), strict=True))
-
-
-def _acts_as_it_varies(
-    conditions: Mapping[str, Condition], needed: Sequence[str], holds: set[str]
+def _against(
+    conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
+    """Whether the conditions speak of an illusion."""
+    if {"natural", "beyond", "acting"} <= fails:
+        return True
+    if _all_within(conditions, {"acting": LITTLE}) and (
+        "covariation" in fails
+        or _all_within(conditions, dict(zip(("natural", "beyond"), BEYOND, strict=True)))
+    ):
+        return True
+    told = {"row_effect", "covariation"}
+    failed = fails.intersection(EXACT)
+    return exact and bool(failed) and told <= conditions.keys() and not holds & told
+
+
+def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:
+    """Whether, at an exact site, a subspace writes what nature does, and reads what acts."""
+    if not {"row_effect", "beyond"} <= holds:
+        return False
+    followed = {"covariation", "read_source", "acting"} <= holds
+    known = "covariation" in conditions and "covariation" not in fails
+    return followed or (known and _all_within(conditions, {"acting": HALF}))
+
+
+def _acts_as_it_varies(conditions: Mapping[str, Condition]) -> bool:
     """Whether, elsewhere, what acts is what varies with z: a feature that is a small part of all
     that z changes, so that c, one number for all of it, comes out too small."""
-    both = {"natural", "beyond"}
-    if not both <= set(needed) or not both <= conditions.keys():
-        return False
-    others = set(needed) - both <= holds
-    natural, beyond = conditions["natural"], conditions["beyond"]
-    return (
-        others
-        and conditions["acting"].within(MOST)
-        and Range(TRACE, 2).holds(natural.low, natural.high)
-        and Range(-1 / 3, 1 / 2).holds(beyond.low, beyond.high)
-    )
+    small = {"acting": MOST, "natural": Range(TRACE, 2), "beyond": Range(-1 / 3, 1 / 2)}
+    return _all_within(conditions, small)
+
+
+def _all_within(conditions: Mapping[str, Condition], cuts: Mapping[str, Range]) -> bool:
+    return all(name in conditions and conditions[name].within(cut) for name, cut in cuts.items())
 
 
 def label_of_axis(tests: Mapping[str, Test], exact: bool) -> Told:
     """What the conditions of one axis say, without that of the whole component."""
-    needed = (NEEDED if exact else OTHER)[1:]
-    return _label({name: c for name in needed if (c := Condition.of(name, tests[name]))}, needed)
+    return _label(_conditions(tests, tests), exact, whole=False)
 
 
 def _left(evidence: Evidence) -> float:
-    """Product of what is left of the effect, each condition cut to [0, 1], 1/2 where it is void. At
-    exact sites a condition counts in units of 1/2: that it holds even better says nothing; and what
-    the connected part reads counts as it is, which tells mixtures apart. Elsewhere `acting` counts
-    in units of what is most."""
+    """Product of what is left of the effect, each condition cut to [0, 1] and 1/2 where it is void:
+    of the whole component and of the row part in units of 1/2, that either has even more says
+    nothing; where only what acts is read in units of what is most; elsewhere than at exact sites of
+    what is natural too."""
 
     def share(name: str, unit: float = 1.0) -> float:
         test = evidence.tests.get(name)
         value = test.value if test is not None else None
         return 0.5 if value is None else min(1.0, max(0.0, value / unit))
 
+    left = share("full_component", 1 / 2) * share("acting", MOST.low)
     if evidence.exact:
-        return prod(share(name, 1 / 2) for name in EXACT) * (1 - share("read_source"))
-    natural = share("natural") * (1 - share("beyond"))
-    return share("full_component", 1 / 2) * share("acting", MOST.low) * natural
+        return left * share("row_effect", 1 / 2)
+    return left * share("natural") * (1 - share("beyond"))

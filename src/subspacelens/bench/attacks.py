@@ -30,5 +30,10 @@ ATTACKS: dict[str, tuple[Plan, str]] = {
         replace(PLAIN, same=True, shared=1.0),
         "illusory",
     ),
+    "illusory, its sensor writes what nobody reads": (replace(PLAIN, inert=True), "illusory"),
+    "illusory, and such a sensor shares the channel's noise": (
+        replace(PLAIN, inert=True, shared=0.7),
+        "illusory",
+    ),
 }
 """What is planted, and the kind of the subspace that is audited in it."""

@@ -207,7 +207,7 @@ def _row(task: str, judged: Blind) -> dict:
 
 def _tests(judged: Blind) -> tuple[str, ...]:
     """Those on which verdict and score rest at the site."""
-    return NEEDED if judged.case.exact else OTHER
+    return NEEDED if judged.case.exact else (*OTHER, "covariation")
 
 
 def _result(

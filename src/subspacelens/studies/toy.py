@@ -37,6 +37,11 @@ READINGS = {
     "row_effect": "without its disconnected part the direction keeps {:.0%} of its effect",
     "covariation": "where nature moves the reading by 1, {:.2f} is written along the direction",
 }
+TAKEN_APART = {
+    "natural": "as much of the natural change as it takes has {:.0%} of the effect",
+    "beyond": "without the natural change, what is written has {:.0%} of the effect",
+    "acting": "reading only along the one dimension that acts, it keeps {:.0%}",
+}
 PATCHES = ("full", "unit row", "row, not normalised", "null", "read row", "read null")
 
 
@@ -212,6 +217,8 @@ def judge(v: Tensor, units: tuple[int, ...], base: Tensor, source: Tensor) -> Ju
         reading = f"reading only what is disconnected it has {read_null:.0%} of its effect"
         exact = _exactly(read_null).model_dump()
         tests["read_source"] = Test(**exact, control=control, reading=reading)
+        for name, share in _taken_apart(v @ v.T, weight, own, base, source).items():
+            tests[name] = _test(share / size, TAKEN_APART[name].format(share / size))
     tests["chance"] = _chance(v, own, base, source)
     verdict = decide(
         Evidence(
@@ -220,6 +227,28 @@ def judge(v: Tensor, units: tuple[int, ...], base: Tensor, source: Tensor) -> Ju
         )
     )  # fmt: skip
     return Judged(units, conditions, verdict)
+
+
+def _taken_apart(
+    patch: Tensor, weight: Tensor, own: Tensor, base: Tensor, source: Tensor
+) -> dict[str, float]:
+    """What the parts of the write of a direction do (`measure.nature`), as shares of what taking
+    the source does. Nature's change of a pair is its own: z is the input itself."""
+    change = (hidden(source) - hidden(base)) @ own @ own.T
+    write, acting = change @ patch, weight.T / weight.norm()
+    visible = change @ acting
+    amount = (write @ acting) * visible / visible.square().clamp(min=1e-30)
+    natural = amount.clamp(0, 1) * change
+    parts = {
+        "natural": natural,
+        "beyond": write - natural,
+        "acting": change @ acting @ acting.T @ patch,
+    }
+    whole = output(hidden(source)) - output(hidden(base))
+    return {
+        name: float((part @ weight.T)[:, 0] @ whole / (whole @ whole))
+        for name, part in parts.items()
+    }
 
 
 def _chance(v: Tensor, own: Tensor, base: Tensor, source: Tensor) -> Test:

@@ -11,7 +11,7 @@ from subspacelens.core.records import Estimate
 
 LARGE = Estimate(value=1.0, low=0.9, high=1.1)
 LOW, HIGH, WIDE, HALF = (-0.1, 0.0, 0.2), (0.8, 0.9, 1.0), (0.1, 0.4, 0.9), (0.4, 0.5, 0.55)
-USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural", "acting"), HIGH)
+USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural"), HIGH)
 ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF}
 
 
@@ -22,11 +22,12 @@ def found(bounds: tuple[float, float, float] | None, control: float | None = Non
 
 
 def evidence(exact: bool, *, chance: tuple[float, float] = (0.02, 0.05), **changes) -> Evidence:
-    values = USUAL | {"beyond": LOW, "read_source": LOW} | changes.pop("tests", {})
+    usual = {"beyond": LOW, "read_source": LOW, "acting": HALF if exact else HIGH}
+    values = USUAL | usual | changes.pop("tests", {})
     tests = {name: found(bounds, 0.6) for name, bounds in values.items()}
     tests["chance"] = Found(value=chance[0], control=chance[1], reading="by chance")
-    usual = dict(effect=LARGE, fldd=LARGE, units=64)
-    return Evidence(tests=tests, exact=exact, **(usual | changes))
+    known = dict(effect=LARGE, fldd=LARGE, units=64)
+    return Evidence(tests=tests, exact=exact, **(known | changes))
 
 
 def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Axis:
@@ -49,15 +50,24 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         *(({name: WIDE}, "undetermined", "unsure") for name in EXACT),
         *(({name: None}, "undetermined", "void") for name in EXACT),
         *(({"read_source": x}, "undetermined", "unsure") for x in (WIDE, HIGH)),
-        ({"covariation": (1.9, 2.1, 2.3), "read_source": HALF}, "undetermined", "unsure"),
-        # Several units write the same, and it is these that the subspace reads.
-        ({"covariation": (3.9, 4.1, 4.3)}, "faithful", "holds"),
-        ({"covariation": (3.9, 4.1, 4.3), "row_effect": LOW}, "undetermined", "unsure"),
         ({"covariation": (0.4, 0.6, 0.8)}, "undetermined", "unsure"),
-        ({"covariation": (1.7, 1.9, 2.1), "read_source": HALF}, "undetermined", "unsure"),
+        # Units that write the same follow the reading together.
+        ({"covariation": (3.9, 4.1, 4.3)}, "undetermined", "unsure"),
+        # Most of the effect is read from what acts: then it need not be known what follows.
+        ({"covariation": (3.9, 4.1, 4.3), "acting": HIGH}, "faithful", "holds"),
+        ({"covariation": WIDE, "read_source": HIGH, "acting": HIGH}, "faithful", "holds"),
+        ({"covariation": LOW, "acting": HIGH}, "undetermined", "conflict"),
+        ({"covariation": None, "acting": HIGH}, "undetermined", "void"),
+        ({"covariation": WIDE, "row_effect": LOW, "acting": HIGH}, "illusory", "fails"),
+        # A sensor that writes what nobody reads keeps its effect without the kernel.
+        ({"acting": LOW, "covariation": LOW, "read_source": LOW}, "illusory", "fails"),
+        ({"acting": LOW}, "undetermined", "conflict"),
+        ({"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}, "illusory", "fails"),
+        ({"beyond": WIDE}, "undetermined", "unsure"),
+        ({"natural": HALF, "beyond": HALF}, "mixed", "mixed"),
         ({"full_component": (2.5, 3.0, 4.0)}, "partial", "part"),
         ({"full_component": (1.8, 3.0, 4.0)}, "faithful", "holds"),
-        (ILLUSION, "faithful", "holds"),  # none of these is asked for at such a site
+        (ILLUSION, "illusory", "fails"),
     ],
 )
 def test_the_rule_at_exact_sites(tests, label, code):
@@ -86,10 +96,19 @@ def test_what_is_disconnected_senses_less_than_a_random_direction_would(null, co
         ({"acting": LOW}, "undetermined", "conflict"),
         ({"acting": WIDE}, "undetermined", "unsure"),
         ({"acting": HALF}, "faithful", "holds"),
-        (dict.fromkeys(EXACT[1:], LOW), "faithful", "holds"),
+        ({"row_effect": LOW, "read_source": HIGH}, "faithful", "holds"),  # not asked for there
+        # Nothing that acts follows the reading, where a matrix writes.
+        ({"covariation": LOW}, "undetermined", "conflict"),
+        ({"covariation": LOW, "acting": LOW}, "illusory", "fails"),
+        ({"covariation": None, "acting": LOW}, "undetermined", "conflict"),
+        ({"covariation": None}, "faithful", "holds"),
+        # Next to nothing that acts is read, and less than half of it is natural.
+        ({"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}, "illusory", "fails"),
+        ({"acting": LOW, "natural": HALF, "beyond": HALF}, "mixed", "mixed"),
         (ILLUSION, "illusory", "fails"),
         (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
-        (ILLUSION | {"acting": WIDE}, "undetermined", "unsure"),
+        (ILLUSION | {"acting": WIDE}, "undetermined", "conflict"),
+        (ILLUSION | {"acting": WIDE, "covariation": None}, "undetermined", "unsure"),
         # A small part of all that z changes: what acts is what varies.
         ({"natural": (0.25, 0.3, 0.35), "beyond": (0.35, 0.4, 0.45)}, "faithful", "holds"),
         ({"natural": (0.15, 0.3, 0.45), "beyond": (0.35, 0.4, 0.45)}, "undetermined", "unsure"),
@@ -222,9 +241,9 @@ def test_the_score_falls_with_every_share_that_is_left():
     def score(**tests) -> float:
         return decide(evidence(True, effect=Estimate(value=1.0), tests=tests)).score
 
-    for name in EXACT:
+    for name in ("full_component", "row_effect"):
         values = [score(**{name: (x, x, x)}) for x in (0.1, 0.2, 0.4, 0.5, 3.0)]
         assert values == sorted(values, reverse=True)
         assert len(set(values[:4])) == 4 and values[3] == values[4]
-    reads = [score(read_source=(x, x, x)) for x in (-0.2, 0.0, 0.3, 0.8, 1.4)]
-    assert reads == sorted(reads) and reads[0] == reads[1] and len(set(reads)) == 4
+    reads = [score(acting=(x, x, x)) for x in (-0.2, 0.0, 0.3, 0.6, 1.4)]
+    assert reads == sorted(reads, reverse=True) and reads[0] == reads[1] and len(set(reads)) == 4

@@ -65,13 +65,13 @@ def test_the_rule_says_of_the_units_of_a_direction_what_the_paper_says(
 def test_in_the_whole_layer_nothing_tells_the_true_direction_from_the_illusory_one(result):
     """Both patches write the same for every pair, so that the first three conditions hold. What
     keeps the rule from calling an illusion faithful is that any direction does as much; the true
-    one reads more through the kernel than such a direction would."""
+    one reads more through the kernel than such a direction would, and little along what acts."""
     true, false = (result.verdicts[name][1] for name in NAMES[2:])
     for found in (true, false):
         assert found.units == (1, 2, 3)
         assert tuple(found.conditions.values()) == pytest.approx((1, 1, 1))
         assert found.verdict.label == "undetermined"
-    assert (true.verdict.code, false.verdict.code) == ("unsure", "chance")
+    assert (true.verdict.code, false.verdict.code) == ("conflict", "chance")
     assert "the output has one dimension" in false.verdict.reasons[0]
     base, source = torch.randn(2, 20, generator=torch.Generator().manual_seed(1))
     first, second = (

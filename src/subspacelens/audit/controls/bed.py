@@ -113,6 +113,12 @@ class Bed:
             direction = direction - (direction @ classes) * classes
         return direction / direction.norm()
 
+    def unread(self, generator: torch.Generator) -> Tensor:
+        """A unit vector (d,) of the stream to which the answer does not react."""
+        direction = torch.randn(len(self.pull), generator=generator, dtype=torch.float64)
+        direction = direction - self.acting @ (self.acting.T @ direction)
+        return direction / direction.norm()
+
     def _half(self, direction: Tensor, generator: torch.Generator) -> Tensor:
         """What of a direction (d,) lies along a random half of the axes to which the answer reacts;
         all of it where `DRAWS` halves have too little."""

@@ -1,7 +1,8 @@
 """Planted models and the subspaces to audit in each, of which the truth is known.
 
 Each role has k channels, each of which speaks in some prompts. *Channels* follow z and write what
-moves the answer; *sensors* follow z and nobody reads them; *dormants* do not follow z and write
+moves the answer; *sensors* follow z and nobody reads
+them: they write nothing, or what the answer does not react to; *dormants* do not follow z and write
 what moves the answer. What reads along a channel and writes along it is faithful; what reads along
 a sensor and writes along a dormant is an illusion; what does both is mixed.
 """
@@ -33,8 +34,9 @@ class Plan:
     distance of the classes along the sensor. `angle`: of the illusion, 0 all sensor, in degrees; of
     the mixture, 0 all channel, `mix`. `column`: how long a unit's column is, in units of a typical
     one. `write`: what channels write, see `Bed.written`; `same`: a dormant writes what its channel
-    does. `parallel`: so many channels write the same, of which one is audited. `cancels`: another
-    unit takes back the `noise` of the channels, or most of their `feature`."""
+    does. `inert`: sensors write what the answer does not react to, else nothing. `parallel`: so
+    many channels write the same, of which one is audited. `cancels`: another unit takes back the
+    `noise` of the channels, or most of their `feature`."""
 
     k: int
     fldd: float
@@ -46,6 +48,7 @@ class Plan:
     column: float
     write: str
     same: bool = False
+    inert: bool = False
     parallel: int = 1
     cancels: str = ""
 
@@ -82,6 +85,7 @@ class Plan:
             column=log_uniform(1, 3),
             write=one_of(*WRITES),
             same=beside and one_of(True, False),
+            inert=beside and one_of(True, False, False),
             parallel=one_of(1, 1, 2, 4) if beside and k == 1 else 1,
             cancels=one_of("", "", "", "", "", "", "noise", "feature") if beside else "",
         )
@@ -110,7 +114,7 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
     alike, other = plan.shared, (1 - plan.shared**2) ** 0.5
     uses = [bed.written(plan.write if j == 0 else "half", generator) for j in range(k)]
     wakes = uses if plan.same else [bed.dormant(generator) for _ in range(k)]
-    silent = [torch.zeros_like(each) for each in uses]
+    silent = [bed.unread(generator) if plan.inert else torch.zeros_like(each) for each in uses]
     if not beside:
         uses, wakes, silent = _orthogonal(bed, uses, wakes, own[k : 2 * k])
     column = bed.column * plan.column if beside else 1.0

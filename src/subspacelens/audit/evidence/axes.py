@@ -63,6 +63,6 @@ def _axis(case: Case, whole: np.ndarray, basis: Tensor, number: int) -> Axis:
         if max(abs(share.low), abs(share.high)) < IDLE * even:
             label = "idle"
         elif share.low > LEAST:
-            names = (NEEDED if own.exact else OTHER)[1:]
+            names = NEEDED[1:] if own.exact else (*OTHER[1:], "covariation")
             label = label_of_axis({name: _CONDITIONS[name](own) for name in names}, own.exact)
     return Axis(number=number, dimensions=dimensions, share=share, label=label)

@@ -131,6 +131,15 @@ class Setting:
         return weight - weight.mean(dim=0, keepdim=True) if self.centred else weight
 
     @cached_property
+    def heard(self) -> Tensor | None:
+        """The writer as far as the answer reacts to what it writes, float64 (r, dim), along an
+        orthonormal basis of such directions of the stream; None without a writer or z."""
+        if self.written is None or self.nature is None:
+            return None
+        stream = torch.linalg.lstsq(self.written.T, self.nature.acting).solution
+        return torch.linalg.qr(stream).Q.T @ self.written
+
+    @cached_property
     def gain(self) -> float:
         """By how much the writer stretches at most."""
         return 0.0 if self.written is None else float(torch.linalg.matrix_norm(self.written, 2))
@@ -148,7 +157,8 @@ class Setting:
     def subset(self, pairs: slice) -> Setting:
         """The same for some of its pairs; what was computed of the training pairs is kept."""
         smaller = replace(self, replay=self.replay.subset(pairs), chosen=self.chosen[pairs])
-        return self._lending(smaller, "fitted", "train", "nature", "split", "written", "gain")
+        same = ("fitted", "train", "nature", "split", "written", "heard", "gain")
+        return self._lending(smaller, *same)
 
     def planted(self, captures: TaskCapture) -> Setting:
         """The same pairs in the model that has other channels at the site."""

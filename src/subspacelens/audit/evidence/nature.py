@@ -104,21 +104,22 @@ def support(case: Case) -> Test:
 def covariation(case: Case) -> Test:
     """Does what V writes naturally move with what V reads, at equal z? Slope of the amount written
     along WV on the reading, pooled within the classes of z, over training prompts; both in units of
-    the patch, so that 1 is what the patch does.
+    the patch, so that 1 is what the patch does. Of what is written only that counts to which the
+    answer reacts: a sensor may write what nobody reads.
 
     A faithful direction writes what it reads, whatever else varies. What a disconnected direction
     reads has noise of its own, which nothing downstream follows. Only at sites with a linear
     writer; void where the reading hardly varies within the classes (`LEAST_WITHIN`).
     """
-    weight = case.setting.written
-    if weight is None:
+    if case.setting.written is None:
         return void("what this site writes is not one linear map of it")
-    if case.train.z is None:
+    weight = case.setting.heard
+    if weight is None or case.train.z is None:
         return void("the pairs carry no z, or only one value of it")
     along, size, mix = torch.linalg.svd(weight @ case.basis, full_matrices=False)
     keep = size > RANK * size[0]
     if float(size[0]) <= RANK * case.setting.gain:
-        return void("nothing is written along the subspace")
+        return void("nothing to which the answer reacts is written along the subspace")
     reading = case.train.x @ case.basis
     within, share = within_classes(reading, case.train.z), within_class_share(reading, case.train.z)
     if share < LEAST_WITHIN:
@@ -136,6 +137,7 @@ def covariation(case: Case) -> Test:
     return test_of(
         slope,
         f"where nature moves the reading by 1 at equal z, {slope.value:.2f} is written along the "
-        f"subspace; a patch writes 1 ({share:.0%} of the reading's variance is within the classes)",
+        f"subspace, as far as it acts; a patch writes 1 ({share:.0%} of the reading's variance is "
+        "within the classes)",
         0.0,
     )
