@@ -111,8 +111,9 @@ def test_nothing_is_faithful_that_is_no_more_than_chance(lens, captures, monkeyp
         return Evidence(value=0.0, low=-0.1, high=0.1, control=0.5, reading="little")
 
     strong = sl.das(lens, captures.test, LAST).basis.T
-    tests = {"full_component": holds, "row_effect": holds, "covariation": holds}
-    for name, run in (tests | {"read_source": little}).items():
+    shares = ("full_component", "row_effect", "covariation", "natural", "acting")
+    tests = dict.fromkeys(shares, holds) | dict.fromkeys(("read_source", "beyond"), little)
+    for name, run in tests.items():
         monkeypatch.setitem(screening_tests(), name, ("fast", run))
     for q, label, code in ((0.01, "faithful", "holds"), (0.2, "undetermined", "chance")):
         monkeypatch.setattr(screening, "false_discovery_control", lambda p, q=q: np.full(len(p), q))
