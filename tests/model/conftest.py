@@ -20,7 +20,7 @@ def lens():
 
 @pytest.fixture(scope="session")
 def captures(lens):
-    task = ioi(lens.tokenizer, train=128, test=96, held_out=48)
+    task = ioi(lens.tokenizer, train=96, test=64, held_out=32)
     return capture_task(lens, task, [ILLUSORY, FAITHFUL])
 
 

@@ -92,7 +92,7 @@ def test_fldd_equals_plain_hooks(lens, captures, subspaces, site):
     """The same patches by plain hooks on the Hugging Face model, one batch a template length."""
     block = lens.model.model.layers[site.layer]
     module = block.mlp.down_proj if site.stream == "mlp_act" else block
-    replay, basis = captures.test.at(site).subset(slice(24)), subspaces[site].basis
+    replay, basis = captures.test.at(site).subset(slice(12)), subspaces[site].basis
     for patch in (Full(), SubspacePatch(basis)):
         clean, patched = [], []
         for pair in replay.pairs:

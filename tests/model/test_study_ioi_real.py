@@ -1,6 +1,6 @@
 """The IOI study on the real model, part by part and in small: the circuit, three illusions, two
-features. That the parts make one study, with its page, is proven on tiny models; `make test-long`
-does it here."""
+features; then the study whole. It takes a core seven minutes: that the parts make one study, with
+its page, is proven on tiny models, an illusion and a feature of this one in `test_main_job.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from subspacelens.studies.ioi.plan import Sizes
 from subspacelens.studies.ioi.success import success
 from subspacelens.studies.ioi.table import evaluate
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.long]
 
 SMALL = Sizes(
     map=2, train=24, test=16, held_out=16, heads=6, fresh=32,
@@ -150,7 +150,6 @@ def test_names_stand_in_the_papers_columns_after_bos(lens):
         assert {pair.base.columns["IO"], pair.base.columns["S1"]} == {3, 5}
 
 
-@pytest.mark.long
 def test_the_whole_study_in_small(lens, tmp_path):
     study = reproduce_ioi(lens, sizes=SMALL, quick=True)
     assert study.record.sites_where("feature", FRESH, HELD_OUT) == BOTTLENECKS

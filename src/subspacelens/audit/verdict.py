@@ -5,15 +5,15 @@ Each condition is a share that a faithful subspace has and an illusory one lacks
 
 Everywhere the effect is taken apart. *Illusory*: what nature would have written does little of it,
 what is beyond nature does most, and less than most is left where only what acts is read; or little
-is left there, and either less than half is natural or nothing that acts follows the reading.
-*Faithful*: what nature would have written does most of it, the rest little, and a quarter is left
-where only what acts is read; or most is left there, and less than half is beyond nature.
+is left there, and less than half is natural. *Faithful*: what nature would have written does most
+of it, the rest little, and a quarter is left where only what acts is read; or most is left there,
+and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
-construction. *Illusory* is then also what fails a condition, where neither the connected part alone
-nor what nature writes speaks for it. *Faithful* must keep its effect without the kernel, little of
-it may be beyond nature, and what acts must follow the reading, which senses no more by the kernel
-than chance would; or half of the effect is left where only what acts is read.
+construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
+what nature writes speaks for the subspace. *Faithful* must keep its effect without the kernel,
+little of it may be beyond nature, and what acts must follow the reading, which senses no more by
+the kernel than chance would; or half of the effect is left where only what acts is read.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -61,12 +61,12 @@ CRITERIA = {
 }
 LITTLE = Range(-inf, 1 / 4)
 """`acting` of what reads next to nothing that acts."""
+DEAF = {"acting": LITTLE, "natural": Range(-inf, 1 / 2), "beyond": Range(1 / 3, inf)}
+"""An illusion too, where the split is not exact and `covariation` does not hold."""
 HALF = Range(1 / 2, inf)
 """`acting` of a subspace at an exact site where it need not be known what follows the reading."""
 MOST = Range(2 / 3, inf)
 """`acting` of a subspace elsewhere that may lack a part of `natural` and `beyond`."""
-BEYOND = (Range(-inf, 1 / 2), Range(1 / 3, inf))
-"""`natural` and `beyond` of what is an illusion where it reads next to nothing that acts."""
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "natural", "beyond", "acting")
 NEEDED = (*EXACT, "read_source", *OTHER[1:])
@@ -419,17 +419,15 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
 def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
-    """Whether the conditions speak of an illusion."""
+    """Whether the conditions speak of an illusion. Where the split is exact the parts of the effect
+    do not condemn: another unit may take back what this one writes, and a unit has a small share of
+    what acts."""
+    if exact:
+        told = {"row_effect", "covariation"}
+        return bool(fails.intersection(EXACT)) and told <= conditions.keys() and not holds & told
     if {"natural", "beyond", "acting"} <= fails:
         return True
-    if _all_within(conditions, {"acting": LITTLE}) and (
-        "covariation" in fails
-        or _all_within(conditions, dict(zip(("natural", "beyond"), BEYOND, strict=True)))
-    ):
-        return True
-    told = {"row_effect", "covariation"}
-    failed = fails.intersection(EXACT)
-    return exact and bool(failed) and told <= conditions.keys() and not holds & told
+    return "covariation" not in holds and _all_within(conditions, DEAF)
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:

@@ -12,6 +12,7 @@ from subspacelens.core.records import Estimate
 LARGE = Estimate(value=1.0, low=0.9, high=1.1)
 LOW, HIGH, WIDE, HALF = (-0.1, 0.0, 0.2), (0.8, 0.9, 1.0), (0.1, 0.4, 0.9), (0.4, 0.5, 0.55)
 USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural"), HIGH)
+DEAF = {"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}
 ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF}
 
 
@@ -59,15 +60,16 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({"covariation": LOW, "acting": HIGH}, "undetermined", "conflict"),
         ({"covariation": None, "acting": HIGH}, "undetermined", "void"),
         ({"covariation": WIDE, "row_effect": LOW, "acting": HIGH}, "illusory", "fails"),
-        # A sensor that writes what nobody reads keeps its effect without the kernel.
-        ({"acting": LOW, "covariation": LOW, "read_source": LOW}, "illusory", "fails"),
+        # A sensor that writes what nobody reads keeps its effect without the kernel. A unit whose
+        # noise or feature another takes back looks alike.
+        ({"acting": LOW, "covariation": LOW, "read_source": LOW}, "undetermined", "conflict"),
         ({"acting": LOW}, "undetermined", "conflict"),
-        ({"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}, "illusory", "fails"),
+        ({"acting": LOW, "natural": LOW, "beyond": HIGH}, "undetermined", "conflict"),
         ({"beyond": WIDE}, "undetermined", "unsure"),
         ({"natural": HALF, "beyond": HALF}, "mixed", "mixed"),
         ({"full_component": (2.5, 3.0, 4.0)}, "partial", "part"),
         ({"full_component": (1.8, 3.0, 4.0)}, "faithful", "holds"),
-        (ILLUSION, "illusory", "fails"),
+        (ILLUSION, "undetermined", "conflict"),
     ],
 )
 def test_the_rule_at_exact_sites(tests, label, code):
@@ -99,12 +101,13 @@ def test_what_is_disconnected_senses_less_than_a_random_direction_would(null, co
         ({"row_effect": LOW, "read_source": HIGH}, "faithful", "holds"),  # not asked for there
         # Nothing that acts follows the reading, where a matrix writes.
         ({"covariation": LOW}, "undetermined", "conflict"),
-        ({"covariation": LOW, "acting": LOW}, "illusory", "fails"),
+        ({"covariation": LOW, "acting": LOW}, "undetermined", "conflict"),
         ({"covariation": None, "acting": LOW}, "undetermined", "conflict"),
         ({"covariation": None}, "faithful", "holds"),
         # Next to nothing that acts is read, and less than half of it is natural.
-        ({"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}, "illusory", "fails"),
-        ({"acting": LOW, "natural": HALF, "beyond": HALF}, "mixed", "mixed"),
+        (DEAF | {"covariation": None}, "illusory", "fails"),
+        (DEAF, "undetermined", "conflict"),
+        (DEAF | {"covariation": None, "natural": HALF}, "mixed", "mixed"),
         (ILLUSION, "illusory", "fails"),
         (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
         (ILLUSION | {"acting": WIDE}, "undetermined", "conflict"),
