@@ -18,6 +18,7 @@ from .engine.likely import Likely
 from .engine.metrics import Metric
 from .engine.recall import known_facts, only_correct
 from .engine.replay import Replay
+from .engine.routing import routed
 from .engine.several import Effects
 from .engine.task_capture import TaskCapture, capture_task
 from .find import FindRecord, Found, find, load_find, load_subspace
@@ -112,6 +113,7 @@ __all__ = [
     "read_grid",
     "read_pairs",
     "results",
+    "routed",
     "screen",
     "showing_progress",
     "site_named",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import subspacelens as sl
 from helpers_coming_from import BEGINNING, rows, sections
@@ -19,15 +22,32 @@ COMPARED = [title for title in rows() if title != "Is it an illusion?"]
 
 
 @pytest.fixture(scope="module")
+def place(tmp_path_factory, place) -> SimpleNamespace:
+    """The same with attention that looks at few tokens, so that what is patched at S2 is seen at
+    END: its queries and keys are three times as long."""
+    folder = tmp_path_factory.mktemp("peers") / "sharp"
+    shutil.copytree(place.folder, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    for block in model.model.layers:
+        block.self_attn.q_proj.weight *= 3
+        block.self_attn.k_proj.weight *= 3
+    model.save_pretrained(folder)
+    fields = vars(place) | {"folder": folder, "lens": sl.load_model(str(folder), device="cpu")}
+    return SimpleNamespace(**fields)
+
+
+@pytest.fixture(scope="module")
 def given(place) -> dict:
+    """Answers are what the model finds likeliest, targets what it finds unlikeliest: what a patch
+    does to their difference is far from nothing in every row."""
     generator = torch.Generator().manual_seed(2)
-    size, n = place.lens.map.tail.head.weight.shape[0], len(place.base)
-    both = torch.randperm(size - 3, generator=generator)[: 4 * n] + 3
-    answers, targets = both.view(2, n, 2)
+    with torch.no_grad():
+        logits = place.lens.model(place.base).logits[:, -1]
+    answers, targets = (logits.topk(2, largest=first).indices for first in (True, False))
     return {
         "base": place.base, "source": place.source, "S2": place.column,
         "END": place.base.shape[1] - 1, "answers": answers, "targets": targets,
-        "V": torch.linalg.qr(torch.randn(56, 2, generator=generator)).Q,
+        "V": torch.linalg.qr(torch.randn(56, 32, generator=generator)).Q,
         "v": torch.randn(32, generator=generator) / 4,
     }  # fmt: skip
 

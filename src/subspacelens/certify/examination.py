@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.errors import LensError, ModelError, TaskError
 from ..core.geometry import Split
-from ..core.site import PROJECTED, Site
+from ..core.site import EXPERT, PROJECTED, Site
 from ..engine.capture import Capture, capture
 from ..model.hooks import on_output
 from ..model.lens import LensModel
@@ -27,6 +27,7 @@ from .plain_hooks import (
     part_of,
     place_at,
     projection_of,
+    routed_pairs,
     trial_pairs,
     two_of,
 )
@@ -139,8 +140,13 @@ class Examination:
         if pairs is not None and site.label not in pairs.labels:
             raise TaskError(f"site {site}: the pairs have no label '{site.label}'")
         self.lens, self.site, self.centred = lens, site, centred
-        self.pairs = trial_pairs(lens) if pairs is None else two_of(pairs)
-        self.labels = ("X", "END") if pairs is None else tuple(dict.fromkeys((site.label, "END")))
+        routed = site.stream == EXPERT
+        if pairs is not None:
+            self.pairs = two_of(pairs)
+            self.labels = tuple(dict.fromkeys((site.label, site.label if routed else "END")))
+        else:
+            self.pairs = routed_pairs(lens, site) if routed else trial_pairs(lens)
+            self.labels = ("END",) if routed else ("X", "END")
         self.sites = [replace(site, label=label) for label in self.labels]
         self.tolerance = TOLERANCES[lens.dtype]
 

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..core.errors import ModelError
-from ..core.site import Site
+from ..core.errors import ModelError, SiteError
+from ..core.site import EXPERT, Site
 from ..model.hooks import Place, at_columns, on_input, on_output
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet, Prompt
 
 _LENGTHS = ((8, 4), (10, 6))
 """Length and inner column of the trial prompts: close enough to share a padded batch."""
+_SHORTEST, _LONGEST, _TRIED = 4, 12, 64
+"""Tokens of prompts that end where an expert is asked, and how many are tried."""
 _SEED = 20231117
 
 
@@ -62,6 +64,33 @@ def trial_pairs(lens: LensModel) -> PairSet:
     return PairSet("certificate", "random", tuple(pairs))
 
 
+def routed_pairs(lens: LensModel, site: Site) -> PairSet:
+    """Two pairs of random tokens, each prompt of another length, whose last tokens are sent to the
+    site's expert. Raises `SiteError` where too few are."""
+    words, rng = _words(lens), random.Random(_SEED)
+    found: dict[int, Prompt] = {}
+    for _ in range(_TRIED):
+        ids = tuple(rng.choices(words, k=_LONGEST))
+        seen = Watched.of(lens, site, ids).activations[0].isfinite().all(dim=-1)
+        for end in seen.nonzero()[:, 0].tolist():
+            if end >= _SHORTEST - 1 and end not in found:
+                found[end] = Prompt("", ids[: end + 1], {"END": end})
+                break
+        if len(found) == 4:
+            a, b, c, d = found.values()
+            answer, target = rng.sample(words, 2)
+            pairs = ((a, b), (c, d))
+            return PairSet(
+                "certificate",
+                "random",
+                tuple(Pair(base=x, source=y, answer=answer, target=target) for x, y in pairs),
+            )
+    raise SiteError(
+        f"site {site}: of {_TRIED} texts of random tokens too few have a token that the router "
+        f"sends to expert {site.head}, so that nothing can be tried there"
+    )
+
+
 def two_of(pairs: PairSet) -> PairSet:
     """The pairs with the shortest and the longest base prompt."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].base.ids))
@@ -88,6 +117,8 @@ def place_at(lens: LensModel, site: Site) -> tuple[Place, nn.Module]:
     """The hook and the module by which a site is seen, read from the map of the block without the
     engine's own `place_of`, which is what the proofs are about."""
     block = lens.map.blocks[site.layer]
+    if site.stream == EXPERT and site.head is not None:
+        return block.routed.place(site.head), block.routed.module
     if site.stream in ("resid_pre", "resid_post"):
         module = block.module
     else:

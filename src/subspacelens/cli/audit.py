@@ -127,6 +127,7 @@ def audit(
     from ..audit import audit as run_audit
     from ..audit.judging import chosen_tests
     from ..engine.metrics import metric_of
+    from ..engine.routing import routed
     from ..fit.foreign import check_bos
     from ..model.lens import unchanged
     from ..report import write_report
@@ -169,6 +170,7 @@ def audit(
         whole_command.enter_context(unchanged(lens))
         if of_rows:
             path, where = of_rows
+            chosen = routed(lens, chosen, [where], shifted=shifted) if skip else chosen
             activations, _ = capture_sites(lens, chosen, [where], 1, shifted, captures, space)
             screen_rows(lens, activations, where, path, key, rows, seed, out, overwrite)
             return
@@ -178,6 +180,7 @@ def audit(
             given = given_subspace(lens, subspace, site, key, number, latent, centred)
             check_bos(given, lens, chosen.test)
         sites = [given.site] if given else sites_of(site, model, task, lens)
+        chosen = routed(lens, chosen, sites, shifted=shifted) if skip else chosen
         if not overwrite:
             settings = (
                 {**given.fit, "dim": given.dim, "pairs": given.data_sha256}
@@ -235,6 +238,7 @@ def fit_command(
     others go on, and the exit code is 2.
     """
     from ..audit.run import SUBSPACE_FILE
+    from ..engine.routing import routed
 
     find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
     writable(out)
@@ -244,6 +248,7 @@ def fit_command(
             only=only_correct, skip=skip, answers=answers,
         )  # fmt: skip
         sites = sites_of(site, model, task, lens)
+        chosen = routed(lens, chosen, sites, shifted=shifted) if skip else chosen
         if not overwrite:
             settings = fit_settings(fit, fit_option, dim, seed)
             refuse_other_audits(out, sites, lens, chosen, settings, judged=False)

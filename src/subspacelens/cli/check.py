@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -56,10 +55,9 @@ def show_reading(lens, reading, name: str, count: int):
     for problem in reading.problems:
         say(f"bad: {problem}")
     pairs = reading.pairs(name)
-    for pair, texts in islice(zip(pairs, reading.texts, strict=True), count):
-        for side, prompt, answer in zip(
-            ("base", "source"), (pair.base, pair.source), texts, strict=True
-        ):
+    for row in reading.rows[:count]:
+        sides = ("base", "source"), (row.pair.base, row.pair.source), row.texts
+        for side, prompt, answer in zip(*sides, strict=True):
             show(token_line(lens.tokenizer, prompt, side))
             paragraph(f"{'answer' if side == 'base' else 'target'}: {answer!r}")
     table = PlainTable("label", "column", "elsewhere in source", "same so far", "independent")
@@ -89,7 +87,6 @@ def _fitting(lens, reading):
     return replace(
         reading,
         rows=tuple(reading.rows[number] for number in good),
-        texts=tuple(reading.texts[number] for number in good),
         problems=(*reading.problems, *bad.values()),
     )
 

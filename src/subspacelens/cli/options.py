@@ -120,7 +120,8 @@ Skip = Annotated[
     typer.Option(
         "--skip",
         help="Leave out lines of the file that cannot be read as a pair, and pairs that do not fit "
-        "the model, such as ones longer than its context; how many is said.",
+        "the model, such as ones longer than its context, or a site, as where a token is not sent "
+        "to the expert; how many is said.",
     ),
 ]
 

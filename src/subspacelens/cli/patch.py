@@ -65,7 +65,9 @@ def patch(
     Examples: subspacelens patch --site L18.mlp_act@S2+END; subspacelens patch --site
     L18.mlp_act@S2=runs/fit/L18.mlp_act@S2/subspace.safetensors --site L20.attn_v.1@S2
     """
+    from ..core.places import parse_places
     from ..engine.metrics import metric_of
+    from ..engine.routing import routed
     from ..measure.patch import patch as run_patch
     from ..model.lens import unchanged
 
@@ -77,10 +79,13 @@ def patch(
         )  # fmt: skip
         with unchanged(lens):
             changes = _changes(site, lens)
-            effect = run_patch(
-                lens, chosen.test, changes, shifted=shifted, memory=space, metric=measured
-            )
-    _show(effect, chosen, measured)
+            test = chosen.test
+            if skip:
+                places = [parse_places(text, test.labels) for text in changes]
+                sites = [place.site for each in places for place in each]
+                test = routed(lens, test, sites, shifted=shifted)
+            effect = run_patch(lens, test, changes, shifted=shifted, memory=space, metric=measured)
+    _show(effect, test, measured)
 
 
 def _changes(texts: list[str], lens):
@@ -106,12 +111,10 @@ def _subspace(path: Path, where: str, lens):
     return given(lens, place, path).basis
 
 
-def _show(effect, task, metric) -> None:
+def _show(effect, pairs, metric) -> None:
     columns = ["nats", "fldd", "iia"][: 3 if metric is None or is_wide() else 2]
     heading = () if metric is None else (metric.name,)
-    table = PlainTable(
-        "patch", *columns, *heading, title=f"{task.name}, {len(task.test)} test pairs"
-    )
+    table = PlainTable("patch", *columns, *heading, title=f"{pairs.name}, {len(pairs)} test pairs")
 
     def row(name: str, *estimates) -> None:
         texts = [with_interval(each, plain) for each in estimates]

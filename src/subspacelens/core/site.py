@@ -17,6 +17,9 @@ HEADED = ("head_z", *PROJECTED)
 
 STREAMS = (*WHOLE, *HEADED)
 
+EXPERT = "expert_act"
+"""What the down-projection of one expert reads; a site names the expert, `L3.expert_act.5@END`."""
+
 _FORM = re.compile(r"L([0-9]{1,6})\.([a-z_]+)(?:\.([0-9]{1,6}))?@([^@\s/\\]+)")
 
 LONGEST_LABEL = 64
@@ -41,11 +44,12 @@ def label_problem(label: str) -> str | None:
 class Site:
     """One activation of one block at one labelled token.
 
-    `layer` counts blocks from 0. `stream` is one of `STREAMS`. `label` names the token, as the
-    task labels it (`S2`, `END`, ...). `head` picks one attention head of a stream of `HEADED`, of
-    keys and values one of those that the block has, which may be fewer; without it such a stream is
-    all heads of the block, one after the other. Raises `SiteError` for a negative number, an
-    unknown stream, a head of another stream, and a label that cannot be printed.
+    `layer` counts blocks from 0. `stream` is one of `STREAMS`, or `EXPERT`. `label` names the
+    token, as the task labels it (`S2`, `END`, ...). `head` picks one attention head of a stream of
+    `HEADED`, of keys and values one of those that the block has, which may be fewer; without it
+    such a stream is all heads of the block, one after the other. Of `EXPERT` it is the number of
+    the expert, which must be there. Raises `SiteError` for a negative number, an unknown stream, a
+    head of another stream, no expert, and a label that cannot be printed.
 
     >>> Site.parse("L18.mlp_act@S2") == Site(18, "mlp_act", "S2")
     True
@@ -66,9 +70,12 @@ class Site:
             raise SiteError(
                 f"label {self.label[:LONGEST_LABEL]!r} cannot be part of a site: {problem}"
             )
-        if self.stream not in STREAMS:
-            raise SiteError(f"unknown stream '{self.stream}': one of {', '.join(STREAMS)}")
-        if self.head is not None and self.stream not in HEADED:
+        if self.stream not in (*STREAMS, EXPERT):
+            known = ", ".join((*STREAMS, EXPERT))
+            raise SiteError(f"unknown stream '{self.stream}': one of {known}")
+        if self.stream == EXPERT and self.head is None:
+            raise SiteError(f"stream '{EXPERT}' needs the number of an expert, as in {EXPERT}.5")
+        if self.head is not None and self.stream not in (*HEADED, EXPERT):
             raise SiteError(
                 f"stream '{self.stream}' has no heads: only {', '.join(HEADED)} take a head number"
             )

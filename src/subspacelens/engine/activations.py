@@ -29,7 +29,15 @@ def activations(
     >>> activations(lens, [pair.base for pair in task.train], [site])[site]
     """
     places = tuple(sites)
-    passes = Passes(lens, places)
+    found = seen(lens, prompts, places)
+    for site, values in found.items():
+        check_finite(site, values, "activation of prompt")
+    return found
+
+
+def seen(lens: LensModel, prompts: Sequence[Prompt], places: Sequence[Site]) -> dict[Site, Tensor]:
+    """The same, with NaN where an expert is not asked, and whatever else is not finite."""
+    passes = Passes(lens, tuple(places))
     distinct = {prompt_key(prompt): prompt for prompt in prompts}
     with exclusive(lens.model), torch.no_grad():
         check_ready(lens.model)
@@ -37,7 +45,4 @@ def activations(
         for batch in track(batches, "activations"):
             passes.run_sources(batch)
     keys = [prompt_key(prompt) for prompt in prompts]
-    found = {site: torch.stack([passes.activations[key][site] for key in keys]) for site in places}
-    for site, values in found.items():
-        check_finite(site, values, "activation of prompt")
-    return found
+    return {site: torch.stack([passes.activations[key][site] for key in keys]) for site in places}

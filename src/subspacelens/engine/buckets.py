@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..core.site import Site
+from ..core.site import EXPERT, Site
 from ..core.stored import StoredRows, taken
 from ..model.hooks import Place, on_input, on_output
 from ..model.mapping.values import ModelMap
@@ -111,8 +111,11 @@ class Bucket:
 
 
 def place_of(model_map: ModelMap, site: Site) -> tuple[Place, nn.Module]:
-    """The hook (`on_input` or `on_output`) and the module that see a site's activation."""
+    """The hook (`on_input`, `on_output`, or that of an expert) and the module that see a site's
+    activation."""
     block = model_map.block(site)
+    if site.stream == EXPERT and site.head is not None:
+        return block.routed.place(site.head), block.routed.module
     if site.stream == "resid_pre":
         return on_input, block.module
     if site.stream == "resid_mid":

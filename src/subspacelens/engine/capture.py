@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import ModelError, SiteError, TaskError
 from ..core.identity import Identity
 from ..core.progress import track
-from ..core.site import Site
+from ..core.site import EXPERT, Site
 from ..model.hooks import check_ready, exclusive
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Prompt
@@ -218,8 +218,15 @@ def filled(
 
 
 def check_finite(site: Site, values: Tensor, whose: str) -> None:
-    """Raises `ModelError` for activations (n, dim) that are not finite, naming the first row."""
+    """Raises `ModelError` for activations (n, dim) that are not finite, naming the first row, and
+    `SiteError` where an expert computes nothing because the token is not sent to it."""
     bad = (~values.isfinite().all(dim=-1)).nonzero()
+    if len(bad) and site.stream == EXPERT:
+        raise SiteError(
+            f"site {site}: the router does not send {len(bad)} of {len(values)} tokens to expert "
+            f"{site.head}, the first that of the {whose} {int(bad[0])}, and there is nothing to "
+            "patch: take the pairs of which it sends both, with --skip (in Python sl.routed)"
+        )
     if len(bad):
         raise ModelError(
             f"site {site}: the {whose} {int(bad[0])} is not finite (NaN or infinite); try --dtype "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from ..core.errors import TaskError
@@ -36,13 +37,19 @@ def fitting(lens: LensModel, pairs: Some) -> Some:
 
     >>> task = fitting(lens, pairs_task(lens.tokenizer, "pairs.jsonl", skip=True))
     """
+    return without(partial(_problems, lens), pairs, "that do not fit")
+
+
+def without(problems: Callable[[PairSet], dict[int, str]], pairs: Some, what: str) -> Some:
+    """The pairs, of a set or of each split of a task, in which `problems`, by number, finds none; a
+    line counts the others and says `what` they are. Raises as `fitting`."""
     if isinstance(pairs, PairSet):
-        kept, problems = _fitting(lens, pairs)
-        _count(pairs.name, problems)
+        kept, bad = _parted(problems, pairs)
+        _count(pairs.name, bad, what)
         return pairs.at(kept)
-    (train, first), (test, second) = (_fitting(lens, each) for each in (pairs.train, pairs.test))
-    held_out, third = _fitting(lens, pairs.held_out) if pairs.held_out else ([], [])
-    _count(pairs.name, [*first, *second, *third])
+    (train, first), (test, second) = (_parted(problems, p) for p in (pairs.train, pairs.test))
+    held_out, third = _parted(problems, pairs.held_out) if pairs.held_out else ([], [])
+    _count(pairs.name, [*first, *second, *third], what)
     return Task(
         pairs.name,
         pairs.train.at(train),
@@ -51,14 +58,20 @@ def fitting(lens: LensModel, pairs: Some) -> Some:
     )
 
 
-def _fitting(lens: LensModel, pairs: PairSet) -> tuple[list[int], list[str]]:
-    bad = dict(misfits(lens, pairs))
+def _problems(lens: LensModel, pairs: PairSet) -> dict[int, str]:
+    return dict(misfits(lens, pairs))
+
+
+def _parted(
+    problems: Callable[[PairSet], dict[int, str]], pairs: PairSet
+) -> tuple[list[int], list[str]]:
+    bad = problems(pairs)
     return [number for number in range(len(pairs)) if number not in bad], [*bad.values()]
 
 
-def _count(name: str, problems: list[str]) -> None:
+def _count(name: str, problems: list[str], what: str) -> None:
     if problems:
-        note(f"{name}: {len(problems)} pairs that do not fit left out, such as {problems[0]}")
+        note(f"{name}: {len(problems)} pairs {what} left out, such as {problems[0]}")
 
 
 def _problem(pair: Pair, context: int | None, vocabulary: int) -> str | None:

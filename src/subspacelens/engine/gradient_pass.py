@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import SiteError
 from ..core.machine import quarter_free
 from ..core.progress import track
-from ..core.site import Site
+from ..core.site import EXPERT, Site
 from ..model.hooks import check_ready, exclusive, on_input, stopping_after
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Prompt
@@ -79,6 +79,8 @@ def gradient_pass(
     check_ready(lens.model)
     check_fits(lens, pairs)
     for site in places:
+        if site.stream == EXPERT:
+            raise SiteError(f"site {site}: single experts are not mapped: patch it, or map mlp_out")
         check_pairs(pairs, site, shifted=shifted)
     columns = (memory or quarter_free(lens.map.devices)) // _bytes_per_column(lens, pairs)
     bases = {prompt_key(pair.base): row for row, pair in enumerate(pairs)}

@@ -22,7 +22,7 @@ from ..core.errors import SiteError, SubspaceError, TaskError
 from ..core.places import Place, Span
 from ..core.progress import track
 from ..core.records import Estimate
-from ..core.site import Site
+from ..core.site import EXPERT, Site
 from ..core.statistics import Units, mean, ratio
 from ..model.hooks import check_ready, exclusive, first_tensor, muted, on_input, stopping_after
 from ..model.lens import LensModel
@@ -40,7 +40,7 @@ from .suffix import Arguments
 FIRST = "first patched column"
 """The label at which the replay begins."""
 
-_LATE = ("mlp_act", "mlp_out")
+_LATE = ("mlp_act", "mlp_out", EXPERT)
 """Streams that a block computes from what stands between its attention and its MLP."""
 
 
@@ -68,7 +68,8 @@ class Move:
 
     def written(self, x: Tensor, weight: Tensor, part: slice | Tensor) -> Tensor:
         """`x` (rows, columns, width) with the patch in the dimensions `part`, `weight` (m, n) times
-        it in the n pairs of each of m copies."""
+        it in the n pairs of each of m copies. Where another patch has sent a token past an expert,
+        `x` is NaN and what is written there does nothing."""
         row, which = self.there.nonzero(as_tuple=True)
         m, n = weight.shape
         rows = (n * torch.arange(m)[:, None] + row).flatten()
@@ -76,7 +77,9 @@ class Move:
         source = self.source[row.to(self.source.device), which.to(self.source.device)]
         every = x.reshape(m * n, -1, x.shape[-1])
         current = every[rows, columns][:, part]
-        change = self.patch.delta(current, source.repeat(m, 1).to(current))
+        source = source.repeat(m, 1).to(current)
+        current = torch.where(current.isnan(), source, current)
+        change = self.patch.delta(current, source)
         share = weight.flatten()[rows.to(weight.device)].to(current)
         every = every.clone()
         at = (rows, columns, part)

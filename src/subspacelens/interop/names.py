@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import SiteError
-from ..core.site import STREAMS, Site
+from ..core.site import EXPERT, STREAMS, Site
 from ..engine.buckets import place_of
 from ..model.hooks import Place, exclusive, on_input, on_output
 from ..model.lens import LensModel
@@ -345,6 +345,9 @@ def spellings(lens: LensModel, site: Site) -> tuple[Spelling, ...]:
     """
     spot = Spot(site.layer, site.stream, site.head)
     hook, module = place_of(lens.map, site)
+    if site.stream == EXPERT:
+        note = "it stands in no module's input or output"
+        return tuple(Spelling(tool, None, note) for tool in ("TransformerLens", *_BY_MODULE))
     end = "input" if hook is on_input else "output"
     path = next(name for name, each in lens.model.named_modules() if each is module)
     indexed = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)

@@ -34,6 +34,10 @@ from ..model.mapping.values import Block, ModelMap, Reader
 from ..model.mapping.ways import Way, Within
 from ..tasks.pairset import PairSet
 
+UNPLANTABLE = (
+    "a norm follows the site, or the weight of its expert, so that no channels can be planted there"
+)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Channels:
@@ -125,7 +129,8 @@ class _Unheard(Way):
 
 
 def can_be_planted(lens: LensModel, site: Site) -> bool:
-    """Whether what a site writes enters the residual stream as it is, or by one linear map."""
+    """Whether what a site writes enters the residual stream as it is, or by one linear map: not
+    where what follows is another one for each token."""
     return not isinstance(lens.map.block(site).entries[site.stream], Within)
 
 
@@ -135,7 +140,7 @@ def planted_lens(lens: LensModel, site: Site, channels: Channels) -> LensModel:
     Raises `SiteError` where no channel can be planted.
     """
     if not can_be_planted(lens, site):
-        raise SiteError(f"site {site}: a norm follows, so that no channels can be planted there")
+        raise SiteError(f"site {site}: {UNPLANTABLE}")
     old, weight = lens.map, lens.map.writer(site)
     blocks, wide = list(old.blocks), None
     if weight is not None:

@@ -113,6 +113,27 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> I
         handle.remove()
 
 
+@contextmanager
+def on_call(
+    module: nn.Module, change: Callable[[Sequence[Any], Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls `change` on what the module takes and what it puts out; what it returns, unless None,
+    is put out instead."""
+    thread = get_ident()
+
+    def hook(_module, args, kwargs, output):
+        if get_ident() != thread:
+            return None
+        new = change((*args, *kwargs.values()), first_tensor(output))
+        return None if new is None else with_first(output, new)
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 Place = Callable[[nn.Module, Callable[[Tensor], Tensor | None]], AbstractContextManager[None]]
 """`on_input` or `on_output`."""
 

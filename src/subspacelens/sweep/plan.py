@@ -19,6 +19,7 @@ import torch
 from ..core.errors import ModelError
 from ..core.identity import NUMBERS, Identity
 from ..core.machine import versions
+from ..core.progress import bar
 from ..core.site import Site
 from ..engine.recall import known_facts
 from ..model.lens import LensModel
@@ -194,7 +195,9 @@ def facts_of(spec: str, grid: Grid, device: str | None = None) -> ModelFacts:
     Raises `ModelError` for a model that cannot be loaded or that a foreign hook changes, and
     `TaskError` for a task that does not fit it.
     """
-    lens = load_model(spec, device="cpu", dtype=grid.dtype)
+    with bar(f"load {spec}", 1) as move:
+        lens = load_model(spec, device="cpu", dtype=grid.dtype)
+        move(1, f"load {spec}")
     identity = replace(
         lens.identity, device=device or ("cuda" if torch.cuda.is_available() else "cpu")
     )

@@ -14,10 +14,12 @@ from .pairset import Pair
 
 @dataclass(frozen=True)
 class Row:
-    """A pair, and where it was written."""
+    """A pair, where it was written, and what was written there as its answer and target, of several
+    the first."""
 
     where: str
     pair: Pair
+    texts: tuple[str, str] = ("", "")
 
     @property
     def prompts(self) -> tuple[Hashable, ...]:

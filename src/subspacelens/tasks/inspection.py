@@ -92,8 +92,8 @@ def remarks(reading: Lines, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]
         )
     odd = [
         (row.where, text)
-        for row, texts in zip(reading.rows, reading.texts, strict=True)
-        for text in texts
+        for row in reading.rows
+        for text in row.texts
         if not _follows(tokenizer, row.pair.base.text, text)
     ]
     if odd:

@@ -13,7 +13,8 @@ or a list of all that is accepted, [" Paris", " paris"] (`answers`). A prompt is
 the prompt's text (`labels`) or characters [start, end) of it. The label names the last token that
 these touch; `END`, the last token, is always there. Pairs of one `group` are no independent draws
 and stay on one side of a split. z is a whole number or a text. `tokens`, `template`, `z` and
-`group` may be left out; z is told by the answers where no pair has z and these are but two.
+`group` may be left out. Where no pair has z, the answers tell it, if they are but two, or if each
+of them is the answer of many bases or the target of many sources.
 
 Where several features could be what a patch carries, `variables` names them, with their values, and
 what the model should then say if what is patched carries that one alone:
@@ -28,6 +29,7 @@ another nothing is known. `sl.agreement` counts who is right where they predict 
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +66,10 @@ from .tokens import answer_tokens, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+MANY = 8
+"""Of more than two answers each must be that of so many prompts, or they tell no z."""
 
 
 class _Strict(BaseModel):
@@ -140,11 +146,10 @@ class _Line(_Strict):
 
 @dataclass(frozen=True)
 class Lines:
-    """What a file of pairs holds: the good lines as `rows`, with what was written as answer and
-    target as `texts`, and what is wrong with each of the others."""
+    """What a file of pairs holds: the good lines as `rows`, and what is wrong with each of the
+    others."""
 
     rows: tuple[Row, ...]
-    texts: tuple[tuple[str, str], ...]
     problems: tuple[str, ...]
 
     def pairs(self, name: str, split: str = "train") -> PairSet:
@@ -186,13 +191,13 @@ def reading_of(
 ) -> Lines:
     """The same of lines of JSON, each with where it is from."""
     rows: list[Row] = []
-    texts: list[tuple[str, str]] = []
     problems: list[str] = []
     first: dict[Hashable, str] = {}
     for where, text in lines:
         try:
             line = _parse(text, where)
-            row = Row(where, _pair(line, tokenizer, where))
+            texts = (line.answer[0], line.target[0])
+            row = Row(where, _pair(line, tokenizer, where), texts)
             key = (row.pair.base.ids, row.pair.source.ids)
             if (earlier := first.setdefault(key, where)) != where:
                 raise TaskError(f"{where}: repeats the base and source of {earlier}: remove one")
@@ -200,8 +205,7 @@ def reading_of(
             problems.append(str(error))
         else:
             rows.append(row)
-            texts.append((line.answer[0], line.target[0]))
-    return Lines(tuple(rows), tuple(texts), tuple(problems))
+    return Lines(tuple(rows), tuple(problems))
 
 
 def pairs_task(
@@ -280,17 +284,19 @@ def _read(
 
 
 def _with_z(rows: list[Row]) -> list[Row]:
-    """Where no pair of a task has z and all its answers and targets are but two, z is 1 for the one
-    with the larger token ids."""
+    """Where no pair of a task has z, and its answers and targets are but two, z is 1 for the one
+    with the larger token ids; where they are more, each of `MANY` prompts, z is their text."""
     if any(row.pair.z for row in rows):
         return rows
     sides = [(row.pair.accepted.answers, row.pair.accepted.targets) for row in rows]
-    z = {side: value for value, side in enumerate(sorted({x for both in sides for x in both}))}
-    if len(z) != 2:
+    two = {side: value for value, side in enumerate(sorted({x for both in sides for x in both}))}
+    told: list[tuple[Value, Value]] = [row.texts for row in rows]
+    if len(two) == 2:
+        told = [(two[answers], two[targets]) for answers, targets in sides]
+    elif min(Counter(text for both in told for text in both).values(), default=0) < MANY:
         return rows
     return [
-        replace(row, pair=replace(row.pair, z=(z[answers], z[targets])))
-        for row, (answers, targets) in zip(rows, sides, strict=True)
+        replace(row, pair=replace(row.pair, z=both)) for row, both in zip(rows, told, strict=True)
     ]
 
 

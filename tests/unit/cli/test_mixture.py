@@ -7,7 +7,7 @@ import pytest
 from helpers_models import hub_folder
 from subspacelens import load_audit
 
-REFUSED, THERE = "L1.mlp_act@S2", "L1.mlp_out@S2"
+REFUSED, THERE, EXPERT = "L1.mlp_act@S2", "L1.mlp_out@S2", "L1.expert_act.2@S2"
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +33,24 @@ def test_several_places_of_it_are_patched(run, base):
     code, out, err = run("patch", *base, "--site", THERE, "--site", "L2.mlp_out@S2+END")
     assert code == 0, err
     assert "L2.mlp_out@END" in out and "interaction" in out
+
+
+def test_an_expert_is_audited_on_the_pairs_that_are_sent_to_it(run, base, tmp_path):
+    command = (*base[:2], "--pairs", 60, "--site", EXPERT)
+    code, _, err = run("patch", *command)
+    assert code == 2 and "tokens to expert 2" in err and "--skip" in err
+    code, out, err = run("patch", *command, "--skip")
+    assert code == 0 and "pairs that are not sent to the expert left out, such as" in err, err
+    kept = int(out.partition(" test pairs")[0].rsplit(maxsplit=1)[-1])
+    assert EXPERT in out and 0 < kept < 60
+    code, _, err = run(
+        "audit", *command, "--skip", "--fit", "pca", "--budget", "fast", "--out", tmp_path
+    )
+    assert code == 0, err
+    record = load_audit(tmp_path / EXPERT / "audit.json")
+    assert record.task.test_pairs == kept and "row_effect" in record.tests
+
+
+def test_doctor_proves_an_expert(run, base):
+    code, out, err = run("doctor", *base[:2], "--site", EXPERT)
+    assert code == 0 and EXPERT in out, err

@@ -9,7 +9,14 @@ from subspacelens.core.site import Site
 
 
 @pytest.mark.parametrize(
-    "text", ["L0.resid_pre@END", "L18.mlp_act@S2", "L9.head_z.3@END", "L9.attn_k.1@END"]
+    "text",
+    [
+        "L0.resid_pre@END",
+        "L18.mlp_act@S2",
+        "L9.head_z.3@END",
+        "L9.attn_k.1@END",
+        "L3.expert_act.5@END",
+    ],
 )
 def test_what_is_read_is_written_again(text):
     assert str(Site.parse(text)) == text
@@ -22,6 +29,7 @@ def test_what_is_read_is_written_again(text):
         ((0, "head_z", "END", -1), "head -1: heads are counted from 0"),
         ((0, "mlp_act", "END", 1), "only head_z, attn_q"),
         ((0, "mlp", "END"), "unknown stream 'mlp'"),
+        ((0, "expert_act", "END"), "needs the number of an expert, as in expert_act.5"),
         ((0, "mlp_act", ""), "it is empty"),
         ((0, "mlp_act", "*"), "stands for every label"),
         ((0, "mlp_act", "S" * 300), "300 characters"),

@@ -10,7 +10,7 @@ import torch
 from helpers_models import FAMILIES, tiny_lens
 from helpers_oracle import activation, hooked_logits, random_pairs
 from subspacelens.core.errors import SiteError
-from subspacelens.core.site import STREAMS, Site
+from subspacelens.core.site import EXPERT, STREAMS, Site
 from subspacelens.engine.capture import capture
 from subspacelens.model.lens import LensModel
 
@@ -39,7 +39,7 @@ def exactly(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def streams(lens: LensModel) -> list[str]:
-    return [name for name in lens.map.blocks[1].entries if name != "resid_mid"]
+    return [name for name in lens.map.blocks[1].entries if name not in ("resid_mid", EXPERT)]
 
 
 def sites(lens: LensModel) -> list[Site]:
@@ -59,7 +59,8 @@ def test_missing_streams_are_refused_by_name(lens):
     for stream in expected:
         with pytest.raises(SiteError, match=f"L1.{stream}@END"):
             lens.map.block(Site(1, stream, "END"))
-    assert set(lens.map.blocks[1].entries) == set(STREAMS) - expected
+    experts = {EXPERT} if lens.id in MIXTURES else set()
+    assert set(lens.map.blocks[1].entries) == set(STREAMS) - expected | experts
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, EVEN])

@@ -15,7 +15,7 @@ from transformers import (
 from helpers_models import FAMILIES, VOCABULARY, tiny_model
 from subspacelens.certify import certify
 from subspacelens.core.errors import ModelError, SiteError
-from subspacelens.core.site import PROJECTED, STREAMS, Site
+from subspacelens.core.site import EXPERT, PROJECTED, STREAMS, Site
 from subspacelens.model.lens import wrap
 from subspacelens.model.mapping import build_map
 from subspacelens.model.mapping.values import ModelMap
@@ -202,8 +202,8 @@ def test_keys_and_values_that_are_made_in_two_steps_are_refused():
 
 def test_streams_say_what_is_there_and_why_not(family):
     name, _, model_map = family
-    streams = model_map.streams
-    assert set(streams) == set(STREAMS)
+    streams, experts = model_map.streams, {EXPERT} if EXPECTED[name] is MIXTURE else set()
+    assert set(streams) == set(STREAMS) | experts
     refused = {stream for stream, answer in streams.items() if answer != "yes"}
     assert refused == set(model_map.blocks[0].missing)
     _, _, down, reader = EXPECTED[name]

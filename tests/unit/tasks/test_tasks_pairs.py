@@ -301,8 +301,8 @@ def test_all_bad_lines_are_found_at_once(tmp_path):
     reading = read_lines(path, TOKENIZER)
     numbers = [int(problem.split("line ")[1].split(",")[0].split(":")[0]) for problem in
                reading.problems]  # fmt: skip
-    assert numbers == [2, 3, 4, 5] and len(reading.rows) == len(reading.texts) == 2
-    assert reading.texts[0] == (" Paris", " Rome")
+    assert numbers == [2, 3, 4, 5] and len(reading.rows) == 2
+    assert reading.rows[0].texts == (" Paris", " Rome")
     with raises(f"{path}, line 2, answer: '' is no token"):
         read_pairs(path, TOKENIZER)
     with raises("(3 more lines are bad: see `subspacelens check`, or --skip them)"):
@@ -435,6 +435,22 @@ def test_two_answers_tell_z(tmp_path):
     given = lines[0] | {"z": {"base": 1, "source": 0}}
     pairs = read_pairs(write(tmp_path / "p", given, *lines[1:]), TOKENIZER)
     assert [pair.z for pair in pairs] == [(1, 0), None, None, None]
+
+
+def test_more_answers_tell_z_where_each_is_that_of_many_prompts(tmp_path):
+    cities = (" Paris", " Rome", " word")
+
+    def file(name: str, count: int):
+        both = [{"answer": cities[n % 3], "target": cities[(n + 1) % 3]} for n in range(count)]
+        return write(tmp_path / name, *(numbered(n) | each for n, each in enumerate(both)))
+
+    pairs = read_pairs(file("many", 12), TOKENIZER)
+    assert pairs.classes == cities and pairs[2].z == (" word", " Paris")
+    assert read_pairs(file("few", 11), TOKENIZER).classes == ()
+    several = {"answer": [" Paris", " word"], "target": " Rome"}
+    lines = [numbered(n) | several for n in range(12)]
+    pairs = read_pairs(write(tmp_path / "several", *lines), TOKENIZER)
+    assert pairs.classes == (0, 1)
 
 
 def test_two_files_have_one_z(tmp_path):

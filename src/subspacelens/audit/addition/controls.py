@@ -19,7 +19,7 @@ from ...core.geometry import orthonormal, unit
 from ...core.progress import track
 from ...core.statistics import within_class_share
 from ...fit.closed_form import between_means, by_class
-from ...measure.planting import Channels, can_be_planted, planted_task
+from ...measure.planting import UNPLANTABLE, Channels, can_be_planted, planted_task
 from ..controls.bed import KEPT, WEAK, Bed
 from ..controls.run import MODELS, SPREAD, TRIED, between, smaller, summed
 from ..controls.spikes import Plan, channels_of
@@ -78,7 +78,7 @@ def _lacking(case: Addition) -> str:
     if case.z_fitted is None:
         return "the pairs carry no z of two values"
     if not can_be_planted(case.lens, case.site):
-        return "a norm follows the site, so that no channels can be planted there"
+        return UNPLANTABLE
     if (case.effects["add"].fldd.value or 0.0) < SMALLEST_FLDD:
         return "the vector does too little to be judged"
     return ""

@@ -14,7 +14,7 @@ import torch
 
 from ...core.progress import track
 from ...core.statistics import exact_proportion, within_class_share
-from ...measure.planting import can_be_planted, planted_task
+from ...measure.planting import UNPLANTABLE, can_be_planted, planted_task
 from ..evidence import Case, Setting
 from ..judging import Blind, judge_blind
 from ..record import Controls, Spiked, VerdictName
@@ -108,7 +108,7 @@ def _lacking(case: Case) -> str:
     if case.train.two is None or case.test.two is None:
         return f"z has {len(case.setting.classes)} values, and channels are planted for two"
     if not can_be_planted(case.lens, case.site):
-        return "a norm follows the site, so that no channels can be planted there"
+        return UNPLANTABLE
     if case.subspace.dim > MOST_DIMENSIONS:
         return f"spikes have at most {MOST_DIMENSIONS} dimensions"
     if (case.effects["subspace"].fldd.value or 0.0) < SMALLEST_FLDD:

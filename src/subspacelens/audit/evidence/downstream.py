@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.site import Site
+from ...core.site import EXPERT, Site
 from ...core.statistics import ratio
 from ...engine.activations import activations
 from ...engine.buckets import place_of
@@ -59,7 +59,7 @@ def _next_mlps(replay: Replay) -> list[Site]:
     """The hidden activations behind the site. The last block is replayed column by column and has
     no reader behind it but the unembedding: it counts only where nothing follows the label."""
     blocks, start, site = replay.lens.map.blocks, replay.entry[1], replay.site
-    if site.stream in ("mlp_act", "mlp_out"):
+    if site.stream in ("mlp_act", "mlp_out", EXPERT):
         start = max(start, site.layer + 1)
     at_end = all(bucket.suffix == 1 for bucket in replay.buckets)
     layers = range(start, len(blocks) if at_end else len(blocks) - 1)

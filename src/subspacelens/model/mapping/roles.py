@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ModelError
-from ...core.site import PROJECTED
+from ...core.site import EXPERT, PROJECTED
 from ..hooks import Place, muted, on_input, on_output
 from .attention import find_heads
+from .experts import find_experts
 from .recording import Call, Recording, same
 from .running import BlockRun
 from .values import Block, Linear, Reader
-from .ways import After, Before, Between, Inside, Way, Within
+from .ways import After, Before, Between, Inside, Routed, Way, Within
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,6 +97,7 @@ def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: in
         entries["resid_mid"] = Between()
     for stream in ("attn_out", "head_z"):
         entries[stream] = _entry(block, middle, out_proj, stream, run)
+    experts = None
     mixture = _mixture(block, middle, out_proj, run) if down_proj is None else None
     if down_proj is not None:
         for stream in ("mlp_act", "mlp_out"):
@@ -103,6 +105,14 @@ def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: in
     elif mixture is not None:
         missing["mlp_act"] = reason
         entries["mlp_out"] = After()
+        experts = find_experts(mixture, block.x, run)
+        if experts is not None:
+            entries[EXPERT] = Routed()
+        else:
+            missing[EXPERT] = (
+                f"{block.name}: what its experts compute could not be shown: their weights are not "
+                "stacked as gate_up_proj and down_proj, or more is done to them"
+            )
     else:
         missing |= dict.fromkeys(("mlp_act", "mlp_out"), reason)
     readers = tuple(_readers(block, middle, out_proj))
@@ -121,6 +131,7 @@ def find_roles(recording: Recording, module: nn.Module, run: BlockRun, heads: in
         out_proj=out_proj,
         down_proj=down_proj,
         mixture=mixture,
+        experts=experts,
         mid_reader=middle and middle.reader,
         readers=readers,
         n_heads=heads if out_proj.weight.shape[1] % heads == 0 else 1,

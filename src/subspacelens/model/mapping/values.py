@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import SiteError
-from ...core.site import Site
+from ...core.site import EXPERT, Site
 from .ways import Way
+
+if TYPE_CHECKING:
+    from .experts import Experts
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Block:
     """One transformer block: the output projections of its attention and of its MLP, the module
     that reads the residual stream between them, and every linear map that reads the stream. Where
     there is no single down-projection, `mixture` is the module that adds its output to the stream
-    in place of one, such as a mixture of experts; else None.
+    in place of one, such as a mixture of experts; else None. `experts` are those of it, where
+    what each computes was proven.
     `projected` has the heads of `attn_q`, `attn_k` and `attn_v`. `entries` maps each stream that
     was proven to the way in which a change of it enters a replay; `missing` maps the others to the
     reason."""
@@ -74,6 +79,7 @@ class Block:
     out_proj: Linear
     down_proj: Linear | None
     mixture: nn.Module | None
+    experts: Experts | None
     mid_reader: nn.Module | None
     readers: tuple[Reader, ...]
     n_heads: int
@@ -87,6 +93,13 @@ class Block:
         if self.down_proj is None:
             raise SiteError(self.missing["mlp_act"])
         return self.down_proj
+
+    @property
+    def routed(self) -> Experts:
+        """`experts`. Raises `SiteError` for a block in which none were proven."""
+        if self.experts is None:
+            raise SiteError(self.missing.get(EXPERT, "the block has no experts"))
+        return self.experts
 
     @property
     def middle(self) -> nn.Module:
@@ -109,7 +122,9 @@ class Block:
         return self.linear(stream).module
 
     def heads(self, stream: str) -> int:
-        """How many heads there are in a stream of `HEADED`."""
+        """How many heads there are in a stream of `HEADED`, or experts."""
+        if stream == EXPERT:
+            return self.routed.count
         return self.n_heads if stream == "head_z" else len(self.projected[stream].starts)
 
 
@@ -168,8 +183,9 @@ class ModelMap:
                 f"site {site}: the model has layers 0 to {len(self.blocks) - 1}, not {site.layer}"
             )
         block = self.blocks[site.layer]
-        if site.stream in block.missing:
-            raise SiteError(f"site {site}: {block.missing[site.stream]}")
+        if site.stream not in block.entries:
+            reason = block.missing.get(site.stream, f"block {site.layer} has no experts")
+            raise SiteError(f"site {site}: {reason}")
         if site.head is not None:
             _check_head(block, site, site.head)
         return block
@@ -193,6 +209,8 @@ class ModelMap:
         if site.stream == "head_z":
             width = block.out_proj.weight.shape[1]
             return width if site.head is None else width // block.n_heads
+        if site.stream == EXPERT:
+            return block.routed.width
         if site.stream in block.projected:
             heads = block.projected[site.stream]
             return heads.width * (len(heads.starts) if site.head is None else 1)
@@ -200,13 +218,16 @@ class ModelMap:
 
     def writer(self, site: Site) -> Tensor | None:
         """The matrix W (d_model, dim) by which the site writes to the residual stream, or None
-        where the site is the residual stream or its write is not linear (a norm follows)."""
+        where the site is the residual stream or its write is not linear (a norm follows). What an
+        expert writes by it counts times the token's weight of that expert."""
         block = self.block(site)
         if site.stream == "mlp_act":
             return block.down.weight
         if site.stream == "head_z":
             weight = block.out_proj.weight
             return weight if site.head is None else weight[:, self.head_slice(site)]
+        if site.stream == EXPERT and site.head is not None:
+            return block.routed.writer(site.head)
         return None
 
     def linear_writer(self, site: Site) -> Tensor:
@@ -229,6 +250,8 @@ class ModelMap:
 
     def part(self, site: Site) -> slice | Tensor:
         """Where the site is in the tensor that its hook sees (see `place_of`)."""
+        if site.stream == EXPERT:
+            return slice(None)
         heads = self.block(site).projected.get(site.stream)
         return self.head_slice(site) if heads is None else heads.part(site.head)
 
@@ -245,6 +268,8 @@ class ModelMap:
 def _check_head(block: Block, site: Site, head: int) -> None:
     """Raises `SiteError` for a head that is not there, or that is not one of its own."""
     count, name = block.heads(site.stream), site.stream
+    if name == EXPERT and head >= count:
+        raise SiteError(f"site {site}: the block has experts 0 to {count - 1}, not {head}")
     kind = {"attn_q": "query ", "attn_k": "key ", "attn_v": "value "}.get(name, "")
     if head >= count:
         shared = block.n_heads // count

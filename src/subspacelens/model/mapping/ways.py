@@ -91,6 +91,14 @@ class Within(Way):
         return adding
 
 
+class Routed(Within):
+    """It is a change of what an expert computes, which is written times the token's weight of that
+    expert: nothing in the block reads it."""
+
+    def reaches(self, reader: Reader) -> bool:
+        return False
+
+
 class Inside(Within):
     """It is a change of queries, keys or values: of what reads the stream at the same column only
     what stands behind attention comes later."""
