@@ -24,6 +24,7 @@ from .engine.task_capture import TaskCapture, capture_task
 from .find import FindRecord, Found, find, load_find, load_subspace
 from .fit import FITS, das
 from .fit.foreign import from_foreign
+from .fit.operation import own_patch
 from .fit.subspace import Subspace
 from .interop import Foreign, read_foreign
 from .interop.names import site_named, spellings
@@ -103,6 +104,7 @@ __all__ = [
     "load_model",
     "load_subspace",
     "only_correct",
+    "own_patch",
     "pairs_task",
     "patch",
     "patching",

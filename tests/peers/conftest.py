@@ -24,8 +24,10 @@ HOSTS = {
     "sae-lens": "sae-lens==6.54.12",
     "repeng": "repeng==0.4.0",
     "nnsight": "nnsight==0.8.1",
+    "llama.cpp": "llama-cpp-py-sync==0.11739,gguf,transformers",
+    "checkouts": "pyvene==0.1.8,accelerate,einops,openai,python-dotenv",
 }
-"""Environments by name."""
+"""Environments by name, and what is installed in each."""
 
 GUESTS = {
     "pyreft": ("pyvene", "pyreft==0.1.0"),
@@ -34,6 +36,13 @@ GUESTS = {
     "steering-vectors": ("repeng", "steering-vectors==0.12.2"),
 }
 """Packages that run in another's environment, without what they ask to be installed with."""
+
+CHECKOUTS = {
+    "causalab": ("goodfire-ai/causalab", "29ee873e57c831ddce90191b38477d83b406754a"),
+    "easyedit": ("zjunlp/EasyEdit", "14cea8245f06715684592ab55184939b99d70784"),
+    "axbench": ("stanfordnlp/axbench", "e9b8cd4783c983e350d78af76f3fb2b8b15fc7d3"),
+}
+"""Tools that no package index has: their repository on GitHub, and the commit that was tried."""
 
 PAIRS, LENGTH, COLUMN = 6, 9, 5
 
@@ -56,8 +65,11 @@ def peer(place, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
     files lie in `tmp_path`."""
 
     def run(name: str, script: str, **more) -> dict[str, np.ndarray]:
-        host, guest = GUESTS.get(name, (name, None))
-        python, paths = environment(HOSTS[host]), [Path(__file__).parent / "scripts"]
+        paths = [Path(__file__).parent / "scripts"]
+        if name in CHECKOUTS:
+            paths.append(_checkout(name))
+        host, guest = GUESTS.get(name, ("checkouts" if name in CHECKOUTS else name, None))
+        python = environment(HOSTS[host])
         if guest is not None:
             paths.append(_guest(python, guest))
         job = {
@@ -78,6 +90,15 @@ def peer(place, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
             return dict(found)
 
     return run
+
+
+def _checkout(name: str) -> Path:
+    """The folder with the tool's own source. It is the reader's to bring: skips where it is not."""
+    folder = cache_folder() / "peers" / "checkouts" / name
+    if not folder.is_dir():
+        repository, commit = CHECKOUTS[name]
+        pytest.skip(f"no {folder}: check out {commit[:12]} of github.com/{repository} there")
+    return folder
 
 
 def _guest(python: Path, package: str) -> Path:

@@ -8,32 +8,44 @@ import numpy as np
 import pytest
 import torch
 
-from subspacelens import Site, SiteError
+from subspacelens import Site, SiteError, SubspaceError, audit, audit_addition, own_patch, patch
 from subspacelens.certify.plain_hooks import part_of, place_at
 from subspacelens.core.geometry import principal_angles
 from subspacelens.engine.capture import capture
-from subspacelens.engine.patches import SubspacePatch
+from subspacelens.engine.patches import Add, SubspacePatch
+from subspacelens.engine.task_capture import TaskCapture, capture_task
 from subspacelens.fit.foreign import from_foreign
+from subspacelens.fit.vector import read_vector
 from subspacelens.interop import read_foreign
 from subspacelens.interop.writing import Outgoing, export
 from subspacelens.model.hooks import at_columns
-from subspacelens.tasks import Pair, PairSet, Prompt
+from subspacelens.tasks import Pair, PairSet, Prompt, Task
 
 pytestmark = pytest.mark.peers
 CLOSE = 1e-3
 
 
-def pairs_of(place) -> PairSet:
+def pairs_of(place, base=None, source=None) -> PairSet:
+    """The pairs of the place, or of other prompts; z is 0 and 1 by turns."""
     labels = {"X": place.column, "END": place.base.shape[1] - 1}
-    rows = zip(place.base.tolist(), place.source.tolist(), strict=True)
+    base, source = (place.base, place.source) if base is None else (base, source)
     return PairSet(
         "peers", "test",
         tuple(
             Pair(base=Prompt("", tuple(b), labels), source=Prompt("", tuple(s), labels),
-                 answer=3 + i, target=20 + i)
-            for i, (b, s) in enumerate(rows)
+                 answer=3 + i, target=20 + i, z=(i % 2, 1 - i % 2))
+            for i, (b, s) in enumerate(zip(base.tolist(), source.tolist(), strict=True))
         ),
     )  # fmt: skip
+
+
+def captures_of(place, site: Site) -> TaskCapture:
+    """With random prompts to fit on."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, *place.base.shape)
+    others = torch.randint(3, int(place.base.max()), shape, generator=generator)
+    task = Task("peers", pairs_of(place, *others), pairs_of(place))
+    return capture_task(place.lens, task, [site])
 
 
 def hooked(place, site: Site, change) -> torch.Tensor:
@@ -64,6 +76,12 @@ def same_effect(place, subspace, theirs: np.ndarray) -> None:
     ours = captured.at(subspace.site, place.lens).outcomes(SubspacePatch(basis)).logit_diff
     n = torch.arange(len(pairs))
     assert (ours - (theirs[n, 3 + n] - theirs[n, 20 + n])).abs().max() < CLOSE
+    captures = captures_of(place, subspace.site)
+    record = audit(place.lens, captures, subspace, budget="fast").record
+    assert record.verdict.label == "undetermined"  # of so few pairs
+    drop = float((captures.test.clean.logit_diff - ours).mean())
+    assert record.effects["subspace"].nats.value == pytest.approx(drop, abs=CLOSE)
+    assert record.site == str(subspace.site)
 
 
 def test_pyvene(place, peer, tmp_path):
@@ -130,6 +148,7 @@ def test_pyreft(place, peer, tmp_path):
     plain = hooked(place, subspace.site, lambda x, _: x + (x @ w.T + b - x @ r) @ r.T)
     assert (plain - torch.from_numpy(logits)).abs().max() < CLOSE
     assert principal_angles(subspace.basis, r).max() < 1e-3
+    same_answers(place, {str(subspace.site): own_patch(place.lens, found, "@X")}, logits)
 
 
 def test_saelens(place, peer, tmp_path):
@@ -140,6 +159,9 @@ def test_saelens(place, peer, tmp_path):
         subspace = from_foreign(place.lens, found, "@X", rows=[7])
         assert str(subspace.site) == "L1.resid_post@X"
         same_effect(place, subspace, logits[kind])
+        if kind in ("standard", "jumprelu"):
+            own = own_patch(place.lens, found, "@X", rows=[7], value=5.0)
+            same_answers(place, {str(subspace.site): own}, logits[f"{kind}.set"])
 
 
 def test_repeng(place, peer, tmp_path):
@@ -150,8 +172,30 @@ def test_repeng(place, peer, tmp_path):
     assert found.model == "llama" and set(found.parts) == {f"direction.{n}" for n in (1, 2, 3)}
     vectors = [(layer, found.parts[f"direction.{layer}"].numbers["vector"]()) for layer in (1, 2)]
     assert (added(place, vectors, 1.5) - torch.from_numpy(logits["both"])).abs().max() < CLOSE
+    changes = {f"L{layer}.resid_post@*": Add(v, 1.5) for layer, v in vectors}
+    same_addition(place, changes, logits["both"])
     ours = added(place, [(1, 3 * made.basis[:, 0])], 1.0)
     assert (ours - torch.from_numpy(logits["ours"])).abs().max() < CLOSE
+
+
+def test_llama_cpp(place, peer, tmp_path):
+    """repeng's file and ours, by llama.cpp's own adapter."""
+    made = outgoing(place, "L1.resid_post@X", scale=3.0)
+    export(made, "control-vector", tmp_path / "ours.gguf")
+    peer("repeng", "repeng_train", ours=str(tmp_path / "ours.gguf"))
+    files = {name: str(tmp_path / f"{name}.gguf") for name in ("ours", "vector")}
+    done = peer("llama.cpp", "llama_cpp_control", files=files, strength=1.5)
+    untouched = place.lens.model(place.base).logits[:, -1]
+    assert (untouched - torch.from_numpy(done["untouched"])).abs().max() < CLOSE
+    for name, file in files.items():
+        found = read_foreign(file)
+        changes = {
+            f"L{key.removeprefix('direction.')}.resid_post@*": own_patch(
+                place.lens, found, "@X", key=key, alpha=1.5
+            )
+            for key in found.parts
+        }
+        same_addition(place, changes, done[name])
 
 
 def added(place, vectors, strength: float, stream: str = "resid_post") -> torch.Tensor:
@@ -183,6 +227,8 @@ def test_steering_vectors(place, peer):
         assert {site.stream for site in parts} == {stream}
         ours = added(place, [(s.layer, v) for s, v in parts.items()], 1.5, stream)
         assert (ours - torch.from_numpy(done[f"{kind}.logits"])).abs().max() < CLOSE
+        changes = {f"L{site.layer}.{stream}@*": Add(v, 1.5) for site, v in parts.items()}
+        same_addition(place, changes, done[f"{kind}.logits"])
 
 
 def test_concept_erasure(place, peer, tmp_path):
@@ -194,6 +240,8 @@ def test_concept_erasure(place, peer, tmp_path):
     x = torch.from_numpy(done["x"])
     erased = x - (x - numbers["bias"]) @ numbers["proj_right"].T @ numbers["proj_left"].T
     assert (erased - torch.from_numpy(done["erased"])).abs().max() < CLOSE
+    own = own_patch(place.lens, found, "L1.resid_post@X")
+    assert (x + own.delta(x, x) - erased).abs().max() < CLOSE
     assert found.kind.startswith("oblique") and set(found.parts) == {"writes", "reads"}
     ours = x - x @ made.basis @ made.basis.T
     assert (ours - torch.from_numpy(done["ours"])).abs().max() < CLOSE
@@ -251,3 +299,58 @@ def test_dictionary_learning(place, peer, tmp_path):
             1, abs=1e-5
         )
     assert found.kind.startswith("gated")
+    x, found = torch.from_numpy(done["x"]), read_foreign(tmp_path / "ae.pt")
+    own = own_patch(place.lens, found, "L1.resid_post@X", rows=[5], value=2.0)
+    assert (x + own.delta(x, x) - torch.from_numpy(done["set"])).abs().max() < CLOSE
+
+
+def test_causalab(place, peer, tmp_path):
+    logits = peer("causalab", "causalab_save")
+    for name, size in (("whole", 4), ("chosen", 2)):
+        for file in ("unit_featurizer", "unit_inverse_featurizer"):
+            found = read_foreign(tmp_path / name / file)
+            assert found.tool == "causalab / MIB"
+            subspace = from_foreign(place.lens, found, "L1.resid_post@X")
+            assert subspace.dim == size
+        same_effect(place, subspace, logits[name])
+
+
+def test_easyedit(place, peer, tmp_path):
+    logits = peer("easyedit", "easyedit_caa")["logits"]
+    vectors = []
+    for layer in (1, 2):
+        file = tmp_path / "caa_vector" / f"layer_{layer}.pt"
+        found = read_vector(place.lens, Site(layer, "resid_post", "X"), file)
+        vectors.append((layer, found.values))
+    assert (added(place, vectors, 1.5) - torch.from_numpy(logits)).abs().max() < CLOSE
+    same_addition(place, {f"L{layer}.resid_post@*": Add(v, 1.5) for layer, v in vectors}, logits)
+
+
+def test_axbench(place, peer, tmp_path):
+    logits = peer("axbench", "axbench_save")["logits"]
+    file, site = tmp_path / "SteeringVector_weight.pt", Site(1, "resid_post", "X")
+    with pytest.raises(SubspaceError, match="holds several vectors"):
+        read_vector(place.lens, site, file)
+    vector = read_vector(place.lens, site, file, row=1).values
+    assert (added(place, [(1, vector)], 1.5) - torch.from_numpy(logits)).abs().max() < CLOSE
+    same_addition(place, {"L1.resid_post@*": Add(vector, 1.5)}, logits)
+
+
+def same_addition(place, changes, theirs: np.ndarray) -> None:
+    """Our replay of additions at all tokens and the tool's own."""
+    where, change = next(iter(changes.items()))
+    site = Site.parse(where.replace("*", "X"))
+    captures = captures_of(place, site)
+    result = audit_addition(place.lens, captures, site, change.vector, alpha=change.alpha)
+    assert result.label == "undetermined" and result.record.effects["add"].nats.value is not None
+    same_answers(place, changes, theirs)
+
+
+def same_answers(place, changes, theirs: np.ndarray) -> None:
+    """Our replay of patches and the tool's own intervention."""
+    ours = patch(place.lens, pairs_of(place), changes).patched.logit_diff
+    n = torch.arange(len(ours))
+    theirs = torch.from_numpy(theirs)
+    assert (ours - (theirs[n, 3 + n] - theirs[n, 20 + n])).abs().max() < CLOSE
+    untouched = place.lens.model(place.base).logits[:, -1]
+    assert (theirs - untouched).abs().max() > 0.05

@@ -1,6 +1,7 @@
 """The engine measured against others that do the same, the audit against planted truth, the instant
 map against fits."""
 
+from .additions import additions_table, bench_additions
 from .audit import bench_audit
 from .commands import bench_commands
 from .constraints import bench_constraints, constraints_table
@@ -16,7 +17,9 @@ from .memory import bench_memory
 from .table import audit_table, fits_rows
 
 __all__ = [
+    "additions_table",
     "audit_table",
+    "bench_additions",
     "bench_audit",
     "bench_commands",
     "bench_constraints",

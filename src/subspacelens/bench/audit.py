@@ -7,7 +7,7 @@ dimensions are audited blind, with the shipped rule and its cuts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def bench_audit(
     parts = [
         part
         for name, task in tasks.items()
-        for part in _parts(lens, name, task, folder, count, asked)
+        for part in each_place(lens, name, task, folder, count, asked, _found)
     ]
 
     def every(name: str) -> list:
@@ -117,10 +117,17 @@ def bench_audit(
     }
 
 
-def _parts(
-    lens: LensModel, name: str, task: Task, folder: Path, count: int, asked: dict
+def each_place(
+    lens: LensModel,
+    name: str,
+    task: Task,
+    folder: Path,
+    count: int,
+    asked: dict,
+    find: Callable[[LensModel, str, Setting, int, dict], dict],
 ) -> Iterator[dict]:
-    """What was found at each site of a task, in order: from `folder`, or else found now."""
+    """What `find` found at each site of a task, in order: from `folder`, or else found now, of the
+    model, the task's name, the site, its number and what was `asked`."""
     origin = asked | {"weights": lens.weights_sha256, "task": [task.train.sha256, task.test.sha256]}
     sites = places(lens, task, count)
     paths = [folder / name / f"{site}.json" for site in sites]
@@ -132,7 +139,7 @@ def _parts(
     ):
         if part is None and captures is not None:
             setting, *_ = setting_at(captures, site)
-            part = _found(lens, name, setting, number, asked) | {"origin": origin}
+            part = find(lens, name, setting, number, asked) | {"origin": origin}
             keep(path, part)
         if part is not None:
             yield part

@@ -44,8 +44,9 @@ def peer_pythons(given: Mapping[str, Path], *, install: bool = False) -> dict[st
 
 
 def environment(package: str) -> Path:
-    """The Python of an environment in the cache folder with our torch and one `package`, which is
-    made where it is missing. Raises `LensError` where that cannot be installed."""
+    """The Python of an environment in the cache folder with our torch and a `package`, or several
+    with commas between, which is made where it is missing. Raises `LensError` where that cannot be
+    installed."""
     return _environment(_folder(package), package)
 
 
@@ -66,7 +67,7 @@ def _environment(folder: Path, package: str) -> Path:
     commands = (
         [sys.executable, "-m", "venv", "--clear", folder],
         [*pip, f"torch=={_torch()}"],
-        [*pip, package],
+        [*pip, *package.split(",")],
     )
     for command in track(commands, f"install {package}"):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)

@@ -9,6 +9,7 @@ import typer
 
 from ..core.errors import LensError
 from ..core.progress import showing_progress
+from .addition import OPERATIONS
 from .options import Device, Dtype, Model, Seed, loaded, writable
 from .printing import PlainTable, say
 
@@ -25,6 +26,10 @@ def bench_audit_command(
     random: Annotated[
         int, typer.Option(help="Random subspaces at each site, in the model as it is.")
     ] = 20,
+    operation: Annotated[
+        str,
+        typer.Option(help="Of which audit: `interchange`, or `add`, of vectors that are added."),
+    ] = "interchange",
     controls: Annotated[
         bool, typer.Option(help="Also audit SmolLM2 on IOI, as it is, where much is known.")
     ] = False,
@@ -42,14 +47,15 @@ def bench_audit_command(
     It chooses its own places, in any model and for any pairs that carry z. By default the tasks
     are pronoun and sentiment: the cuts of the rule were set on others. Writes OUT/audit.json,
     OUT/audit.md and OUT/roc.html, and every site when it is done: the same command goes on where it
-    was stopped.
+    was stopped. With --operation add OUT/additions.json and OUT/additions.md; --controls and
+    --trained are of subspaces alone.
     """
-    import json
-
-    from ..bench import audit_table, bench_audit, roc_figure
+    from ..bench import additions_table, audit_table, bench_additions, bench_audit, roc_figure
     from ..core.files import write_atomically
     from ..tasks.named import check_task, named_task
 
+    if operation not in OPERATIONS:
+        raise LensError(f"--operation '{operation}': one of {', '.join(OPERATIONS)}")
     if min(places, models) < 1:
         raise LensError("--places and --models: at least 1")
     names = task or ["pronoun", "sentiment"]
@@ -59,21 +65,30 @@ def bench_audit_command(
     with showing_progress():
         lens = loaded(model, device, dtype)
         tasks = {Path(name).stem: named_task(lens.tokenizer, name, pairs=pairs) for name in names}
-        result = bench_audit(
-            lens,
-            tasks,
-            out / "sites",
-            count=places,
-            models=models,
-            blind=random,
-            controlled=controls,
-            trained=trained,
-            seed=seed,
-        )
-    table = audit_table(result)
-    write_atomically(out / "audit.json", json.dumps(result, indent=1).encode())
-    write_atomically(out / "audit.md", table.encode())
-    write_atomically(out / "roc.html", roc_figure(result).to_html(include_plotlyjs=True).encode())
+        if operation == "add":
+            result = bench_additions(
+                lens, tasks, out / "additions", count=places, models=models, blind=random, seed=seed
+            )
+        else:
+            result = bench_audit(
+                lens, tasks, out / "sites", count=places, models=models, blind=random,
+                controlled=controls, trained=trained, seed=seed,
+            )  # fmt: skip
+    if operation == "add":
+        return _written(out / "additions", result, additions_table(result))
+    picture = roc_figure(result).to_html(include_plotlyjs=True)
+    write_atomically(out / "roc.html", picture.encode())
+    _written(out / "audit", result, audit_table(result))
+
+
+def _written(stem: Path, result: dict, table: str) -> None:
+    """All numbers as JSON, the table as Markdown and on the terminal."""
+    import json
+
+    from ..core.files import write_atomically
+
+    write_atomically(stem.with_suffix(".json"), json.dumps(result, indent=1).encode())
+    write_atomically(stem.with_suffix(".md"), table.encode())
     say(table)
 
 
@@ -144,11 +159,8 @@ def bench_constraints_command(
     Writes OUT/constraints.json and OUT/constraints.md, and every place when it is done: the same
     command goes on where it was stopped.
     """
-    import json
-
     from ..bench import bench_constraints, constraints_table
     from ..bench.constraints import Asked
-    from ..core.files import write_atomically
     from ..tasks.named import check_task, named_task
 
     check_task(task, pairs=pairs)
@@ -158,7 +170,4 @@ def bench_constraints_command(
         lens = loaded(model, device, dtype) if places else None
         chosen = named_task(lens.tokenizer, task, pairs=pairs) if lens else None
         result = bench_constraints(lens, chosen, out / "sites", asked=asked)
-    table = constraints_table(result)
-    write_atomically(out / "constraints.json", json.dumps(result, indent=1).encode())
-    write_atomically(out / "constraints.md", table.encode())
-    say(table)
+    _written(out / "constraints", result, constraints_table(result))

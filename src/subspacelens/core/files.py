@@ -32,6 +32,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """The same of a file; of a folder, of the names and the bytes of all files in it."""
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
+        digest.update(f"{file.relative_to(path)} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def regular(path: Path) -> Path:
     """The path, if a regular file is there, behind symbolic links or not. Raises `OSError` for
     anything else: a FIFO would be waited for for ever, a device read for ever."""

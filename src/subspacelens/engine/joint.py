@@ -33,7 +33,7 @@ from .capture import capture, check_finite, check_pairs
 from .effect import Effect, fldd_of
 from .fitting_prompts import check_fits
 from .passes import prompt_key
-from .patches import Full, PairwisePatch, PairwiseZeroSetting, Patch
+from .patches import Add, Full, PairwisePatch, PairwiseZeroSetting, Patch
 from .replay import Piece, Replay
 from .suffix import Arguments
 
@@ -61,6 +61,7 @@ class Move:
         on_device = pairs.to(self.source.device)
         return replace(
             self,
+            patch=_of_pairs(self.patch, pairs),
             columns=self.columns[pairs],
             there=self.there[pairs],
             source=self.source[on_device],
@@ -79,7 +80,7 @@ class Move:
         current = every[rows, columns][:, part]
         source = source.repeat(m, 1).to(current)
         current = torch.where(current.isnan(), source, current)
-        change = self.patch.delta(current, source)
+        change = _of_pairs(self.patch, row.repeat(m)).delta(current, source)
         share = weight.flatten()[rows.to(weight.device)].to(current)
         every = every.clone()
         at = (rows, columns, part)
@@ -87,6 +88,11 @@ class Move:
             at = (rows[:, None], columns[:, None], part)
         every[at] = current + share[:, None] * change
         return every.reshape(x.shape)
+
+
+def _of_pairs(patch: Patch, pairs: Tensor) -> Patch:
+    """The patch of some pairs (m,), where it has a sign of its own for each."""
+    return patch.of(pairs) if isinstance(patch, Add) else patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,9 +240,11 @@ def joint_replay(
     *,
     shifted: bool = False,
     memory: int | None = None,
+    sources: bool = True,
 ) -> JointReplay:
     """What the whole components at several places, and then any patches of them (`patching`), do
-    to `pairs` together. Runs every distinct prompt once.
+    to `pairs` together. Runs every distinct prompt once. Without `sources` the base stands for its
+    own source: for patches that do not read one.
 
     Raises `SiteError` for no place and for a site that the model lacks, `TaskError` for pairs that
     do not fit the model or a place: without its label, with it in other columns of base and source
@@ -250,8 +258,9 @@ def joint_replay(
     for place in places:
         lens.map.block(place.site)
         if place.span is not Span.ALL:
-            check_pairs(pairs, place.site, shifted=shifted)
-        _check_counterparts(pairs, place)
+            check_pairs(pairs, place.site, shifted=shifted or not sources)
+        if sources:
+            _check_counterparts(pairs, place)
     firsts = [min(_columns(pair.base, place)[0] for place in places) for pair in pairs]
     start = min(place.site.layer + (place.site.stream == "resid_post") for place in places)
     blocks = len(lens.map.blocks)
@@ -262,7 +271,7 @@ def joint_replay(
     captured = capture(lens, replace(pairs, pairs=anchored), [entry], memory=memory)
     replay = captured.at(entry)
     base = torch.zeros(len(pairs), len(places), dtype=lens.dtype, device=lens.device)
-    sources = _activations(lens, [pair.source for pair in pairs], places)
+    read = [pair.source if sources else pair.base for pair in pairs]
     return JointReplay(
         lens=lens,
         site=entry,
@@ -274,7 +283,7 @@ def joint_replay(
         memory=memory,
         moves=tuple(
             _move(place, pairs, firsts, source)
-            for place, source in zip(places, sources, strict=True)
+            for place, source in zip(places, _activations(lens, read, places), strict=True)
         ),
     )
 

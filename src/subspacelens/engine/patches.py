@@ -9,7 +9,7 @@ base and source (..., n, dim) to δ (..., n, dim), and the patched activation is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -110,6 +110,10 @@ class Add:
         added = (self.alpha * self.vector.to(base)).expand(base.shape)
         return added.clone() if self.sign is None else self.sign.to(base)[:, None] * added
 
+    def of(self, pairs: Tensor) -> Add:
+        """That of the pairs at `pairs` (m,), one of them as often as it is there."""
+        return self if self.sign is None else replace(self, sign=self.sign[pairs.cpu()])
+
 
 @dataclass(frozen=True)
 class Ablate:
@@ -164,3 +168,10 @@ class SetLatent:
         now = self.latent(base)
         wanted = self.latent(source) if self.value is None else self.value
         return (wanted - now)[..., None] * self.decoder.to(base)
+
+
+def reads_source(patch: Patch) -> bool:
+    """Whether what a patch writes depends on the source prompt."""
+    if isinstance(patch, SetLatent):
+        return patch.value is None
+    return not isinstance(patch, NoOp | ZeroSetting | PairwiseZeroSetting | Add | Ablate | Erase)

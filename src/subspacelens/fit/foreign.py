@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import SiteError, SubspaceError
-from ..core.files import file_sha256
+from ..core.files import content_sha256
 from ..core.geometry import independent, unit
+from ..core.progress import note
 from ..core.site import Site
 from ..interop import Foreign, Part
 from ..interop.names import MIDDLE, Spot, centred_elsewhere, site_named, spot_of
@@ -48,13 +47,7 @@ def from_foreign(
     >>> from_foreign(lens, found, "@END", rows=[7]).site
     Site(layer=8, stream='resid_pre', label='END', head=None)
     """
-    key, part = found.part(_matching(lens, found, site) if key is None else key)
-    where = _place(lens, found, part, site)
-    width = lens.map.dim(where)
-    if part.width != width:
-        raise SubspaceError(
-            f"{found.origin}: {key} is {part.width} wide, but {where} is {width} wide"
-        )
+    key, part, where = part_at(lens, found, site, key)
     columns = _columns(found, key, part, rows)
     basis = unit(columns)
     kept = None
@@ -74,11 +67,40 @@ def from_foreign(
         row=rows[0] if len(rows) == 1 else ",".join(map(str, rows)) or None,
         place=None if part.place is None else str(part.place), model=found.model, bos=found.bos,
         norm=float(norms[0]) if len(norms) == 1 else None, kept_by_centring=kept,
-        notes="; ".join((*found.notes, *part.notes, *middle)) or None, orthonormalised=not already,
+        notes="; ".join((*found.notes, *part.notes, *middle, *_other_model(lens, found))) or None,
+        orthonormalised=not already,
     )  # fmt: skip
     if found.path is not None:
-        record |= dict(file=found.path.name, file_sha256=_sha256(found.path))
+        record |= dict(file=found.path.name, file_sha256=content_sha256(found.path))
     return made_by(lens, where, basis, "", record)
+
+
+def part_at(
+    lens: LensModel, found: Foreign, site: Site | str | None, key: str | None
+) -> tuple[str, Part, Site]:
+    """The part that is meant, its name, and its place; arguments and errors as in
+    `from_foreign`."""
+    key, part = found.part(_matching(lens, found, site) if key is None else key)
+    where = _place(lens, found, part, site)
+    width = lens.map.dim(where)
+    if part.width != width:
+        raise SubspaceError(
+            f"{found.origin}: {key} is {part.width} wide, but {where} is {width} wide"
+        )
+    for text in _other_model(lens, found):
+        note(f"{found.origin}: {text}")
+    return key, part, where
+
+
+def _other_model(lens: LensModel, found: Foreign) -> tuple[str, ...]:
+    """That the file names another model than this. It is no error: tools call one model by many
+    names, and an architecture by that of its family."""
+    said = (found.model or "").rstrip("/").rpartition("/")[2].lower()
+    ours = lens.id.rstrip("/").rpartition("/")[2].lower()
+    family = str(getattr(getattr(lens.model, "config", None), "model_type", ours))
+    if not said or said in (ours, family):
+        return ()
+    return (f"it says that it is of {found.model}, and this is {lens.id} ({family})",)
 
 
 def foreign_rows(
@@ -92,12 +114,7 @@ def foreign_rows(
     """Rows (m, d) of a part of `found` as they are, no shorter or longer, and where they are from;
     without `rows` all vectors of a part that is no dictionary. Raises `SubspaceError` and
     `SiteError` as `from_foreign` does."""
-    key, part = found.part(_matching(lens, found, site) if key is None else key)
-    where = _place(lens, found, part, site)
-    if part.width != lens.map.dim(where):
-        raise SubspaceError(
-            f"{found.origin}: {key} is {part.width} wide, but {where} is {lens.map.dim(where)} wide"
-        )
+    key, part, _ = part_at(lens, found, site, key)
     if part.latents is None:
         every = _columns(found, key, part, ()).T
         beyond = [row for row in rows if row >= len(every)]
@@ -110,7 +127,7 @@ def foreign_rows(
         tool=found.tool, kind=found.kind, operation=part.operation, key=key
     )
     if found.path is not None:
-        origin |= dict(file=found.path.name, file_sha256=_sha256(found.path))
+        origin |= dict(file=found.path.name, file_sha256=content_sha256(found.path))
     return directions, origin
 
 
@@ -209,12 +226,3 @@ def _without_mean(basis: Tensor, what: str) -> tuple[Tensor, float]:
     if kept < 1e-6:
         raise SubspaceError(f"{what} is constant over the dimensions: a centred stream has no such")
     return unit(centred), kept
-
-
-def _sha256(path: Path) -> str:
-    if path.is_file():
-        return file_sha256(path)
-    digest = hashlib.sha256()
-    for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
-        digest.update(f"{file.relative_to(path)} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()

@@ -79,9 +79,11 @@ def _part(matrix: Tensor) -> Part:
 
 
 def _indices(source: Source, count: int) -> list[int] | None:
-    """The features that `<unit>_indices` beside the file names, None for all of them."""
-    path = source.path.with_name(source.path.name.removesuffix("_featurizer") + "_indices")
-    if path == source.path or not path.is_file():
+    """The features that `<unit>_indices` beside the file names, None for all of them. The inverse,
+    which is kept beside it and holds the same, has the same ones."""
+    name = source.path.name.removesuffix("_featurizer").removesuffix("_inverse")
+    path = source.path.with_name(f"{name}_indices")
+    if not path.is_file():
         return None
     with reading(path):
         chosen = json.loads(path.read_text())

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..core.errors import SubspaceError
+from ..engine.patches import SetLatent
 
 Operation = Literal["interchange", "add", "erase", "latent", "reft", "edit", "unsaid"]
 """What the tool does with it: take the source's value in the subspace, add the vector, project it
@@ -40,7 +41,8 @@ class Part:
     them) those of the rows that are asked for, in their order. `place` is where the file says that
     it belongs, None where it says nothing. `refused` says why it is no subspace, None where it is
     one. `numbers` are the tensors that its operation needs beside the basis, by name, read when
-    they are asked for.
+    they are asked for. `latent` gives the patch that sets the latent of a row, None where the
+    dictionary does not compute each from the activation alone, or does not say how.
     """
 
     shape: tuple[int, int]
@@ -52,6 +54,7 @@ class Part:
     notes: tuple[str, ...] = ()
     centred: bool = False
     numbers: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    latent: Callable[[int], SetLatent] | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:

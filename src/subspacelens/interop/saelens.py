@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import SubspaceError
+from ..engine.patches import SetLatent
 from .containers import stored
 from .foreign import Foreign, Name, Part
 from .registry import Source, reader
@@ -39,7 +40,7 @@ def saelens_folder(source: Source) -> Foreign | None:
     centred = bool((meta.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
     parts = _parts(
         weights, shapes, read_at=_name(where, meta), write_at=_name(written, meta), kind=kind,
-        centred=centred, head=meta.get("hook_head_index"),
+        centred=centred, head=meta.get("hook_head_index"), less_b_dec=_less_b_dec(config, centred),
     )  # fmt: skip
     return Foreign(
         tool="SAELens",
@@ -100,11 +101,23 @@ def dictionary(source: Source) -> Foreign | None:
         return tensors["encoder.weight"][list(rows)].T.double()
 
     numbers = {name: _lazy(tensors, name) for name in tensors if name != "decoder.weight"}
+
+    def latent(row: int) -> SetLatent:
+        return SetLatent(
+            encoder([row])[:, 0],
+            decoder([row])[:, 0],
+            bias=float(tensors["encoder.bias"][row]),
+            centre=tensors["bias"].detach(),
+        )
+
+    plain = set(tensors) == {"bias", "encoder.weight", "encoder.bias", "decoder.weight"}
     place = Name("dictionary_learning", f"layer {layer}, {module}") if module else None
     notes = ("a latent is a column of decoder.weight (d, latents)",)
     if place is not None:
         notes += ("the name of its submodule is free text: say with --site where it belongs",)
-    shared: dict[str, Any] = dict(latents=latents, operation="latent", numbers=numbers)
+    shared: dict[str, Any] = dict(
+        latents=latents, operation="latent", numbers=numbers, latent=latent if plain else None
+    )
     return Foreign(
         tool="dictionary_learning",
         kind=f"{'gated ' if 'r_mag' in shapes else ''}dictionary, {latents} latents",
@@ -132,6 +145,14 @@ def _name(hook: str | None, meta: Mapping[str, Any]) -> Name | None:
     return Name("TransformerLens" if hook.startswith("blocks.") else "module path", hook)
 
 
+def _less_b_dec(config: Mapping[str, Any], centred: bool) -> bool | None:
+    """Whether b_dec is taken from what the encoder reads; None where that, or that it reads raw
+    activations through a ReLU, is not said."""
+    raw = config.get("normalize_activations") in (None, False, "none") and not centred
+    plain = config.get("activation_fn", config.get("activation_fn_str")) in (None, "relu")
+    return config.get("apply_b_dec_to_input") if raw and plain else None
+
+
 def _notes(config: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     if config.get("normalize_activations") not in (None, False, "none"):
@@ -154,6 +175,7 @@ def _parts(
     centred: bool = False,
     head: int | None = None,
     tensors: Source | None = None,
+    less_b_dec: bool | None = None,
 ) -> dict[str, Part]:
     if not {"W_enc", "W_dec"} <= shapes.keys():
         raise SubspaceError(f"{path}: no W_enc and W_dec in it; it holds {', '.join(shapes)}")
@@ -184,9 +206,22 @@ def _parts(
         else _on_disk(path, name)
         for name in shapes
     }
+
+    def latent(row: int) -> SetLatent:
+        threshold = float(numbers["threshold"]()[row]) if "threshold" in numbers else 0.0
+        return SetLatent(
+            encoder([row])[:, 0],
+            decoder([row])[:, 0],
+            bias=float(numbers["b_enc"]()[row]),
+            threshold=max(0.0, threshold),
+            centre=numbers["b_dec"]() if less_b_dec else None,
+        )
+
+    alone = less_b_dec is not None and kind in ("standard", "jumprelu") and not crosses
     shared: dict[str, Any] = dict(
-        latents=latents, operation="latent", centred=centred, numbers=numbers
-    )
+        latents=latents, operation="latent", centred=centred, numbers=numbers,
+        latent=latent if alone else None,
+    )  # fmt: skip
     reads = Part(shape=(read, latents), columns=encoder, place=read_at, **shared)
     if not crosses:
         return {

@@ -82,6 +82,15 @@ def natural_change(train: Replay, test: Replay) -> NaturalChange | None:
     return NaturalChange.of(train, test)
 
 
+def signs(pairs: PairSet) -> Tensor | None:
+    """z of source less z of base, of its two values as 0 and 1, (n,), float64; None where a pair
+    has none or there are not two."""
+    if len(pairs.classes) != 2:
+        return None
+    z = two_classes(pairs).double()
+    return z[:, 1] - z[:, 0]
+
+
 def turned(replay: Replay) -> Tensor:
     """z of source less z of base, of its two values as 0 and 1, (n,), float64. Raises `TaskError`
     where a pair has none or there are more."""

@@ -16,10 +16,11 @@ from ..engine.capture import Capture, capture
 from ..engine.effect import Effect
 from ..engine.joint import JointEffect, joint_replay
 from ..engine.metrics import Chosen, Metric, metric_of
-from ..engine.patches import Full, Patch, SubspacePatch
+from ..engine.patches import Full, Patch, SubspacePatch, reads_source
 from ..engine.several import Effects
 from ..engine.task_capture import TaskCapture
 from ..fit.subspace import Subspace, check_basis
+from ..interop.names import site_named
 from ..model.lens import LensModel
 from ..tasks.pairset import PairSet, Task
 
@@ -80,9 +81,10 @@ def patch(
     `metric`: what `.change` is of, by default the logit difference (`engine.metrics.metric_of`).
 
     `pairs`: a task, of which the test pairs are taken, a set of pairs, or a capture of either,
-    which saves the model's full passes where one site is patched. `site`: one site; several labels
-    of one stream (`L18.mlp_act@S2+END`), all columns from a label on (`@S2:`) or all (`@*`), with
-    the same change at each; or a mapping from any of these to a change of its own. `change`: a
+    which saves the model's full passes where one site is patched. `site`: one site, also as other
+    tools spell it (`interop.names.site_named`); several labels of one stream
+    (`L18.mlp_act@S2+END`), all columns from a label on (`@S2:`) or all (`@*`), with the same change
+    at each; or a mapping from any of these to a change of its own. `change`: a
     `Subspace` of this model and site (of the same stream, where there are several labels), an
     orthonormal basis (dim, k), float32, any `Patch`, or None for the whole component; or several by
     name, in one batched replay. `shifted` allows a label in different columns of base and source.
@@ -90,6 +92,7 @@ def patch(
 
     Of patches that go together each takes its source activation from the unpatched source prompt
     and is computed against what stands at its place in the patched pass, as a plain hook would.
+    Where none reads its source (`patching.Add`), the prompts need not be aligned.
 
     Returns an `Effect`: `.fldd`, `.nats`, `.iia`, `.iia_pair`, `.change` with 95 % intervals over
     base prompts, `.metric(...)` for another metric, `.frame()` with a row a pair, `.examples(5)`.
@@ -114,9 +117,10 @@ def patch(
     if isinstance(site, Mapping):
         if change is not None:
             raise SubspaceError("sites that are patched together have their changes in the mapping")
-        parsed = ((_places(where, labels), own) for where, own in site.items())
+        parsed = ((_places(lens, where, labels), own) for where, own in site.items())
         return _together(lens, test, [*parsed], shifted, memory, measured)
-    places, changes = _places(site, labels), change if isinstance(change, Mapping) else {"": change}
+    places = _places(lens, site, labels)
+    changes = change if isinstance(change, Mapping) else {"": change}
     if _several(places):
         joint = {
             name: _together(lens, test, [(places, own)], shifted, memory, measured)
@@ -132,8 +136,14 @@ def patch(
     return Effects(effects) if isinstance(change, Mapping) else effects[""]
 
 
-def _places(where: Site | str, labels: tuple[str, ...]) -> tuple[Place, ...]:
-    return parse_places(where, labels) if isinstance(where, str) else (Place(where),)
+def _places(lens: LensModel, where: Site | str, labels: tuple[str, ...]) -> tuple[Place, ...]:
+    if isinstance(where, Site):
+        return (Place(where),)
+    stream, at, columns = where.strip().partition("@")
+    if not at or stream.startswith("L"):
+        return parse_places(where, labels)
+    named = str(site_named(f"{stream}@END", lens)).removesuffix("@END")
+    return parse_places(f"{named}@{columns}", labels)
 
 
 def _several(places: tuple[Place, ...]) -> bool:
@@ -161,7 +171,10 @@ def _together(
     if isinstance(pairs, Capture):
         pairs.check(lens)
         pairs, memory = pairs.pairs, pairs.memory
-    replay = joint_replay(lens, pairs, chosen, shifted=shifted, memory=memory)
+    replay = joint_replay(
+        lens, pairs, chosen, shifted=shifted, memory=memory,
+        sources=any(map(reads_source, chosen.values())),
+    )  # fmt: skip
     return replay.patching(list(chosen.values())).measured_by(metric).together()
 
 

@@ -62,6 +62,10 @@ ADDITION_WORDS = {
     ),
     "hidden_pathway": TEST_WORDS["hidden_pathway"],
     "path": TEST_WORDS["path"],
+    "everywhere": (
+        "Does it do the same at every token, as steering does?",
+        "effect at all tokens ÷ effect of the addition",
+    ),
     "unrelated_text": (
         "Does it move text that the task has nothing to do with?",
         "KL on other text ÷ that of random vectors",

@@ -12,7 +12,7 @@ import torch
 from ..audit.record import AuditRecord
 from ..audit.run import AUDIT_FILE, SUBSPACE_FILE, audit
 from ..certify import centred, require
-from ..core.errors import LensError, ModelError, TaskError
+from ..core.errors import LensError, ModelError, SubspaceError, TaskError
 from ..core.geometry import Split, orthonormal
 from ..core.machine import versions
 from ..core.records import Estimate
@@ -22,14 +22,15 @@ from ..engine.effect import METRICS, Effect
 from ..engine.patches import Full, NoOp, Patch, SubspacePatch
 from ..engine.replay import Replay
 from ..engine.task_capture import TaskCapture, capture_task
-from ..fit import named
+from ..fit import given, named
 from ..fit.per_pair import per_pair
 from ..fit.subspace import Subspace, made_by
+from ..interop.hub import located
 from ..model.lens import LensModel
 from ..model.loading import load_model
 from ..tasks import Task
-from .grid import PER_PAIR
-from .plan import Cell, canonical, libraries, task_hashes, task_of
+from .grid import GIVEN, PER_PAIR
+from .plan import Cell, canonical, file_content, libraries, task_hashes, task_of
 
 Scalar = str | int | float | bool | None
 
@@ -75,12 +76,25 @@ def outcome_of(lens: LensModel, captures: TaskCapture, cell: Cell) -> Outcome:
 
 
 def _fitted(lens: LensModel, captured: Capture, cell: Cell) -> Subspace:
+    if cell.fit.method == GIVEN:
+        return _given(lens, cell)
     if cell.kind != "pair":
         fit, options = named(cell.fit.method), cell.fit.options
         return fit(lens, captured, cell.site, dim=cell.dim, seed=cell.seed, **options)
     each = per_pair(lens, captured, cell.site, seed=cell.seed)
     record = dict(method=PER_PAIR, seed=cell.seed, pair=cell.pair, **asdict(each.recipe))
     return made_by(lens, cell.site, each.directions.T, captured.pairs.sha256, record)
+
+
+def _given(lens: LensModel, cell: Cell) -> Subspace:
+    options = dict(cell.fit.options)
+    file = options.pop("file")
+    if file_content(file) != cell.inputs["fit"]["file"]:
+        raise SubspaceError(f"{file} is another one than when the sweep was planned")
+    subspace = given(lens, cell.site, located(file), **options)
+    if subspace.dim != cell.dim:
+        raise SubspaceError(f"{file} holds {subspace.dim} dimensions: dims = [{subspace.dim}]")
+    return subspace
 
 
 def _effects(replay: Replay, subspace: Subspace) -> dict[str, Scalar]:

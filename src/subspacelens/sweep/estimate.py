@@ -11,7 +11,7 @@ from ..audit.drawing import DOSE_PAIRS, DOSES
 from ..fit import ClosedForm, named
 from ..measure.effects import RANDOM_DRAWS, RANDOM_PAIRS
 from ..measure.support import EXPLAINED
-from .grid import Grid
+from .grid import GIVEN, Grid
 from .local import default_workers
 from .plan import Cell, ModelFacts
 
@@ -49,8 +49,9 @@ def _operations(facts: ModelFacts, cell: Cell) -> float:
     total = 2 * task.test * answer
     if cell.kind == "pair":
         return 3 * PER_PAIR_RUNS * suffix + 4 * answer
-    fit = named(cell.fit.method)
-    total += 3 * suffix * fit.count_gradients(task.train, cell.fit.options)
+    if cell.fit.method != GIVEN:
+        fit = named(cell.fit.method)
+        total += 3 * suffix * fit.count_gradients(task.train, cell.fit.options)
     if cell.kind == "audit":
         replays = (NAMED_PATCHES + 2 * len(EXPLAINED)) * task.test + len(DOSES) * DOSE_PAIRS
         total += (replays + 2 * RANDOM_DRAWS * RANDOM_PAIRS) * answer

@@ -24,8 +24,11 @@ from ..fit.registry import Seed, named
 from .pattern import check_pattern
 
 FACTS = "facts"
+CONFIGS = ("config.json", "cfg.json")
+"""Files of which a folder has one: a model's, or of a tool that `interop` reads."""
 Kind = Literal["audit", "fit", "pair"]
 PER_PAIR = "per-pair"
+GIVEN = "given"
 MOST = 2**31
 MOST_THREADS = 1024
 MOST_SECONDS = 366 * 24 * 3600
@@ -37,7 +40,9 @@ class _Strict(BaseModel):
 
 class FitSpec(_Strict, extra="allow"):
     """One way of fitting and those of its options that are not left at their defaults:
-    `FitSpec("das", steps=60)`. Raises `ValueError` for a fit or an option that there is not."""
+    `FitSpec("das", steps=60)`; or what a file holds, ours or another tool's, that belongs at every
+    site of the grid: `FitSpec("given", file="sae", row=7)`, with the `key` of a part. Raises
+    `ValueError` for a fit or an option that there is not."""
 
     method: str
 
@@ -49,6 +54,12 @@ class FitSpec(_Strict, extra="allow"):
         if self.method == PER_PAIR:
             if self.options:
                 raise ValueError(f"{PER_PAIR} takes no {', '.join(self.options)}")
+            return self
+        if self.method == GIVEN:
+            kinds = {"file": str, "key": str, "row": int}
+            fitting = all(type(self.options[n]) is kinds.get(n) for n in self.options)
+            if "file" not in self.options or not fitting:
+                raise ValueError(f'{GIVEN} takes file = "...", and key = "..." and row = 7')
             return self
         try:
             named(self.method).check_options(self.options)
@@ -195,11 +206,18 @@ def read_grid(path: Path | str) -> Grid:
 
     def beside(name: str) -> str:
         there = path.parent / name
-        known = there.is_file() or (there / "config.json").is_file()
+        known = there.is_file() or any((there / one).is_file() for one in CONFIGS)
         return str(there.resolve()) if known else name
 
+    fits = tuple(
+        FitSpec(fit.method, **fit.options | {"file": beside(fit.options["file"])})
+        if fit.method == GIVEN
+        else fit
+        for fit in grid.fits
+    )
     tasks = tuple(
         task.model_copy(update={"name": beside(task.name), "test": task.test and beside(task.test)})
         for task in grid.tasks
     )
-    return grid.model_copy(update={"tasks": tasks, "models": tuple(map(beside, grid.models))})
+    models = tuple(map(beside, grid.models))
+    return grid.model_copy(update={"tasks": tasks, "models": models, "fits": fits})

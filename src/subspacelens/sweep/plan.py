@@ -16,22 +16,25 @@ from typing import Any
 
 import torch
 
-from ..core.errors import ModelError
+from ..core.errors import ModelError, SubspaceError
+from ..core.files import content_sha256
 from ..core.identity import NUMBERS, Identity
 from ..core.machine import versions
 from ..core.progress import bar
 from ..core.site import Site
 from ..engine.recall import known_facts
+from ..interop.hub import located
 from ..model.lens import LensModel
 from ..model.loading import load_model
 from ..tasks import Task
 from ..tasks.facts import embedded_facts, fact_pairs, pair_set
 from ..tasks.named import named_task
-from .grid import FACTS, FitSpec, Grid, Kind, TaskSpec
+from .grid import FACTS, GIVEN, FitSpec, Grid, Kind, TaskSpec
 from .pattern import Shape, expand
 
 ROOMS = (
-    "core", "model", "tasks", "engine", "certify", "fit", "measure", "audit", "sweep/cell.py",
+    "core", "model", "tasks", "engine", "certify", "interop", "fit", "measure", "audit",
+    "sweep/cell.py",
 )  # fmt: skip
 """The code that a record's numbers depend on."""
 
@@ -108,23 +111,43 @@ class Cell:
 def cells_of(grid: Grid, models: Sequence[ModelFacts]) -> tuple[Cell, ...]:
     """All cells of a grid, each content once, by model, task, site and fit.
 
-    Raises `SiteError` for a pattern that does not fit a model or a task.
+    Raises `SiteError` for a pattern that does not fit a model or a task, and `SubspaceError` for a
+    file that is not there.
     """
     cells: dict[str, Cell] = {}
+    fits = [(fit, _content(fit)) for fit in grid.fits]
     for facts in models:
         for task, of_task in facts.tasks.items():
             patterns = (expand(text, facts.shape, of_task.labels) for text in grid.sites)
             sites = dict.fromkeys(site for sites in patterns for site in sites)
             pairs = range(of_task.test) if grid.kind == "pair" else (None,)
-            for choice in product(sites, grid.fits, grid.dims, grid.seeds, pairs):
+            for choice in product(sites, fits, grid.dims, grid.seeds, pairs):
                 cell = _cell(grid, facts, task, of_task, *choice)
                 cells.setdefault(cell.key, cell)
     return tuple(cells.values())
 
 
+def _content(fit: FitSpec) -> dict[str, Any]:
+    """A fit as what its numbers depend on: of a file, its bytes and not its name."""
+    content = {"method": fit.method, **fit.options}
+    if fit.method == GIVEN:
+        content["file"] = file_content(fit.options["file"])
+    return content
+
+
+def file_content(file: str) -> str:
+    """Hash of a file, a folder or a repository of the hub. Raises `SubspaceError` where it cannot
+    be read."""
+    path = located(file)
+    try:
+        return content_sha256(path)
+    except OSError as error:
+        raise SubspaceError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _cell(
-    grid: Grid, facts: ModelFacts, task: TaskSpec, of_task: TaskFacts, site: Site, fit: FitSpec,
-    dim: int, seed: int, pair: int | None,
+    grid: Grid, facts: ModelFacts, task: TaskSpec, of_task: TaskFacts, site: Site,
+    fit: tuple[FitSpec, Mapping[str, Any]], dim: int, seed: int, pair: int | None,
 ) -> Cell:  # fmt: skip
     inputs = {
         "kind": grid.kind,
@@ -132,7 +155,7 @@ def _cell(
         "libraries": dict(facts.libraries),
         "task": of_task.hashes,
         "site": str(site),
-        "fit": {"method": fit.method, **fit.options},
+        "fit": fit[1],
         "dim": dim,
         "seed": seed,
         "shifted": grid.shifted,
@@ -147,7 +170,7 @@ def _cell(
     return Cell(
         kind=grid.kind, model=facts.spec, identity=facts.identity, dtype=grid.dtype, task=task,
         pairs=grid.pairs, task_seed=grid.task_seed, shifted=grid.shifted, memory=grid.memory_bytes,
-        site=site, fit=fit, dim=dim, seed=seed, pair=pair, inputs=inputs,
+        site=site, fit=fit[0], dim=dim, seed=seed, pair=pair, inputs=inputs,
     )  # fmt: skip
 
 

@@ -25,4 +25,10 @@ gated = dictionary.GatedAutoEncoder(32, 40)
 torch.save(gated.state_dict(), job.out / "gated.pt")
 one = torch.zeros(1, 40)
 one[0, 5] = 1
-jobs.done(job, latent=made.decode(one) - made.decode(0 * one), gated=gated.decoder(one))
+latents = made.encode(x)
+wanted = latents.clone()
+wanted[:, 5] = 2.0
+jobs.done(
+    job, latent=made.decode(one) - made.decode(0 * one), gated=gated.decoder(one), x=x,
+    set=made.decode(wanted) + (x - made.decode(latents)),
+)  # fmt: skip

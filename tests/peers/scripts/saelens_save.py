@@ -1,5 +1,6 @@
 """SAELens: one of each architecture, trained for a few steps, saved by its own `save_model` and
-loaded by its own `load_from_disk`; a latent of each is interchanged by a plain hook."""
+loaded by its own `load_from_disk`; a latent of each is interchanged by a plain hook, and set by its
+own `encode` and `decode` with the error term kept."""
 
 import job as jobs
 import torch
@@ -48,8 +49,18 @@ for kind, more in {"standard": {}, "gated": {}, "topk": {"k": 4}, "jumprelu": {}
         out[:, job.column] = here + ((theirs - here) @ v)[:, None] * v
         return out
 
-    handle = block.register_forward_hook(patch)
-    with torch.no_grad():
-        found[kind] = model(job.base).logits[:, -1]
-    handle.remove()
+    def set_latent(_module, _args, out, sae=again):
+        out = out.clone()
+        here = out[:, job.column]
+        latents = sae.encode(here)
+        wanted = latents.clone()
+        wanted[:, 7] = 5.0
+        out[:, job.column] = sae.decode(wanted) + (here - sae.decode(latents))
+        return out
+
+    for name, hook in {kind: patch, f"{kind}.set": set_latent}.items():
+        handle = block.register_forward_hook(hook)
+        with torch.no_grad():
+            found[name] = model(job.base).logits[:, -1]
+        handle.remove()
 jobs.done(job, **found)

@@ -257,6 +257,15 @@ def test_behaviour_is_the_slope_within_classes(captures):
     assert test.value is None or test.value == pytest.approx(slope, rel=1e-5)
 
 
+def test_everywhere_is_the_addition_at_all_tokens(result, captures, lens):
+    case = case_of(captures, class_difference(captures, STREAM))
+    added = sl.patching.Add(case.vector, 1.0, case.sign)
+    effect = sl.patch(lens, case.replay.pairs, "L2.resid_post@*", added)
+    share = effect.drop.sum() / case.drop.sum()
+    assert result.record.tests["everywhere"].value == pytest.approx(share, rel=1e-4)
+    assert abs(share - 1) > 1e-4  # Earlier tokens are read too.
+
+
 @pytest.mark.parametrize(
     ("keys", "to", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from subspacelens import load_audit
 
@@ -31,6 +32,59 @@ def test_a_saved_subspace_goes_to_every_label_that_is_named(run, base, tmp_path)
     code, out, err = run(*base, "--site", f"L1.mlp_act@S2:={tmp_path / 'direction.npy'}")
     assert code == 0, err
     assert "L1.mlp_act@S2:" in out and "interaction" not in out
+
+
+def test_a_vector_is_added_where_it_is_said(run, base, tmp_path):
+    file = tmp_path / "v.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(3, 32)))
+    rows = {}
+    for where in ("END", "S2+END", "*"):
+        options = ("--operation", "add", "--alpha", 3, "--row", 1)
+        code, out, err = run(*base, "--site", f"L1.resid_post@{where}={file}", *options)
+        assert code == 0, err
+        rows[where] = out
+    assert "all together" in rows["S2+END"] and rows["*"] != rows["END"]
+    code, out, err = run(
+        *base, "--site", f"blocks.1.mlp.hook_post@END={tmp_path / 'w.npy'}", "--operation", "ablate"
+    )
+    assert code == 2 and "w.npy" in err
+    np.save(tmp_path / "w.npy", np.eye(56)[:2])
+    code, out, err = run(
+        *base, "--site", f"blocks.1.mlp.hook_post@END={tmp_path / 'w.npy'}", "--operation", "ablate"
+    )
+    assert code == 0 and "16 test pairs" in out, err
+
+
+def test_a_file_does_what_its_tool_does(run, base, tmp_path):
+    writer = GGUFWriter(tmp_path / "v.gguf", "controlvector")
+    writer.add_string("controlvector.model_hint", "llama")
+    vector = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    writer.add_tensor("direction.1", vector)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    where = f"L1.resid_post@*={tmp_path / 'v.gguf'}"
+    one, other = (
+        run(*base, "--site", where, "--operation", "own", "--alpha", alpha) for alpha in (1, 30)
+    )
+    assert one[0] == other[0] == 0 and one[1] != other[1], one[2]
+    code, _, err = run(*base, "--site", where, "--operation", "own", "--value", 2)
+    assert code == 2 and "add takes no value" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--operation", "multiply"), "one of interchange, add, ablate, own"),
+        (("--value", 2), "give --operation own too"),
+        (("--alpha", 2), "give --operation add too"),
+        (("--operation", "add"), "name a file to add"),
+    ],
+)
+def test_operations_without_what_they_need(run, base, options, says):
+    code, _, err = run(*base, "--site", SITE, *options)
+    assert code == 2 and says in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import torch
 import subspacelens as sl
 from helpers_models import tiny_lens
 from helpers_oracle import activation, hooked_logits, random_pairs
+from subspacelens.core.errors import TaskError
 from subspacelens.core.site import Site
+from subspacelens.engine import patches
 
 LENGTHS = [(9, 4), (12, 7), (9, 4)]
 
@@ -89,3 +91,42 @@ def test_what_is_erased_stays_erased():
     ):
         once = base + patch.delta(base, base)
         torch.testing.assert_close(once + patch.delta(once, once), once)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("where", "first"), [("*", 0), ("X:", "X"), ("X+END", None)])
+def test_an_addition_at_several_columns_is_what_plain_hooks_do(family, where, first):
+    """Turned pair by pair, and with sources of another length, which it does not read."""
+    lens, pairs = tiny_lens(family), random_pairs(LENGTHS, shift=2)
+    vector, sign = draw(lens.map.d_model), torch.tensor([1.0, -1.0, 1.0])
+    effect = sl.patch(lens, pairs, f"L1.resid_post@{where}", sl.patching.Add(vector, 0.7, sign))
+    for index, pair in enumerate(pairs):
+        at = [*{pair.base.columns["X"], len(pair.base.ids) - 1}]
+        if first is not None:
+            at = slice(pair.base.columns[first] if first else 0, None)
+        logits = hooked_logits(
+            lens, pair.base.ids, Site(1, "resid_post", "X"), at,
+            lambda h, s=sign[index]: h + s * 0.7 * vector,
+        )  # fmt: skip
+        expected = float(logits[pair.answer] - logits[pair.target])
+        assert float(effect.patched.logit_diff[index]) == pytest.approx(expected, abs=1e-4)
+    assert abs(effect.drop).min() > 1e-3
+    if where == "X+END":
+        alone = effect.single["L1.resid_post@X"].drop + effect.single["L1.resid_post@END"].drop
+        assert alone == pytest.approx(effect.drop - effect.beyond, abs=1e-6)
+    with pytest.raises(TaskError, match="no counterpart"):
+        sl.patch(lens, pairs, "L1.resid_post@*")
+
+
+def test_which_patches_read_the_source():
+    v, basis = draw(5), torch.linalg.qr(draw(5, 2))[0]
+    reading = (patches.Full(), patches.SubspacePatch(basis), patches.SetLatent(v, v))
+    alone = (
+        patches.NoOp(), patches.ZeroSetting(v), patches.Add(v), patches.Ablate(basis),
+        patches.Erase(basis, basis.T), patches.SetLatent(v, v, value=1.0),
+        patches.PairwiseZeroSetting(draw(3, 5), torch.ones(3)),
+    )  # fmt: skip
+    base, one, other = draw(3, 5), draw(3, 5, seed=1), draw(3, 5, seed=2)
+    for patch in (*reading, *alone):
+        same = torch.equal(patch.delta(base, one), patch.delta(base, other))
+        assert patches.reads_source(patch) is not same, patch

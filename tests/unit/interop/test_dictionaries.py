@@ -79,6 +79,14 @@ def test_a_latent_is_a_row_of_the_decoder(lens, tmp_path, kind):
         from_foreign(lens, found, "@END", rows=[40])
 
 
+def test_another_model_is_noted(lens, tmp_path):
+    """Not refused: the names that tools give one model are many."""
+    for said, noted in (("gpt2", False), ("openai-community/GPT2", False), ("pythia-70m", True)):
+        path = saved(tmp_path / said.replace("/", "-"), config(model_name=said))
+        one = from_foreign(lens, read_foreign(path), "@END", rows=[7])
+        assert (f"is of {said}, and this is {lens.id}" in str(one.fit["notes"])) is noted
+
+
 def test_configurations_before_6(lens, tmp_path):
     flat = {"d_in": WIDTH, "d_sae": LATENTS, "hook_point": HOOK, "model_name": "gpt2-small"}
     found = read_foreign(saved(tmp_path / "old", flat))

@@ -108,6 +108,9 @@ def test_featurizers(lens, tmp_path):
         featurizer(path, matrix, indices)
         one = from_foreign(lens, read_foreign(path), "L1.resid_post@END")
         assert same_span(one.basis, matrix if indices is None else matrix[:, indices])
+        inverse = path.with_name(path.name.replace("_feat", "_inverse_feat"))
+        inverse.write_bytes(path.read_bytes())
+        assert from_foreign(lens, read_foreign(inverse), "L1.resid_post@END").dim == one.dim
     featurizer(path, matrix, [4])
     with pytest.raises(SubspaceError, match="of 4 features"):
         read_foreign(path)

@@ -114,3 +114,15 @@ def test_a_subspace_is_found_and_patched_at_a_key(lens, task):
     found = sl.das(lens, captures.train, site, steps=3)
     assert found.basis.shape == (8, 1)
     assert sl.patch(lens, captures, site, found).nats.low is not None
+
+
+def test_places_as_other_tools_spell_them(lens, task):
+    for ours, theirs in (
+        ("L1.mlp_act@X", "blocks.1.mlp.hook_post@X"),
+        ("L1.resid_post@X+END", "blocks.1.hook_resid_post@X+END"),
+        ("L1.mlp_act@*", "model.layers[1].mlp.down_proj.input@*"),
+    ):
+        one, other = (sl.patch(lens, task, where) for where in (ours, theirs))
+        torch.testing.assert_close(one.patched.logit_diff, other.patched.logit_diff)
+    with pytest.raises(sl.SiteError, match=r"model\.nowhere"):
+        sl.patch(lens, task, "model.nowhere@X")

@@ -6,10 +6,22 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
-from subspacelens import Site, SiteError, Subspace, TaskError, load_audit, load_model
+from subspacelens import (
+    Site,
+    SiteError,
+    Subspace,
+    SubspaceError,
+    TaskError,
+    capture_task,
+    load_audit,
+    load_model,
+    patch,
+)  # fmt: skip
 from subspacelens.bench.tiny import tiny_model
 from subspacelens.core.errors import ResultError
 from subspacelens.sweep import (
@@ -26,7 +38,7 @@ from subspacelens.sweep import (
 from subspacelens.sweep.cell import Outcome, Worker
 from subspacelens.sweep.cluster import RayPool
 from subspacelens.sweep.pattern import Shape, expand
-from subspacelens.sweep.plan import code_sha256
+from subspacelens.sweep.plan import code_sha256, task_of
 from subspacelens.sweep.run import look
 from subspacelens.sweep.schedule import Schedule
 from subspacelens.sweep.store import _sealed
@@ -396,6 +408,49 @@ def test_the_record_says_what_was_asked(grid, models, serial):
     record = json.loads((Store(serial).path(cell.key) / "record.json").read_text())
     assert record["inputs"] == json.loads(json.dumps(cell.inputs))
     assert record["cell"]["site"] == str(cell.site) and record["schema"] == "subspacelens.cell/1"
+
+
+def test_a_file_is_a_fit_known_by_its_bytes(grid, models, tmp_path):
+    lens, file, other = load_model(grid.models[0]), tmp_path / "a.npy", tmp_path / "b.npy"
+    width = lens.map.dim(Site.parse("L1.mlp_act@END"))
+    np.save(file, np.eye(width)[3:5])
+
+    def swept(path, **options) -> Grid:
+        fits = (FitSpec("given", file=str(path), **options),)
+        return grid.model_copy(
+            update={"fits": fits, "sites": ("L1-2.mlp_act@END",), "seeds": (0,), "dims": (1,)}
+        )
+
+    out = tmp_path / "out"
+    tally = run_sweep(swept(file, row=1), out, backend="serial", models=models)
+    assert (tally.cells, tally.done) == (2, 2)
+    table = results(out)
+    captures = capture_task(lens, task_of(lens, grid.tasks[0], 12, 0), table["site"].to_list())
+    for site, measured in zip(table["site"], table["subspace_nats"], strict=True):
+        effect = patch(lens, captures, site, torch.eye(width)[:, 4])
+        assert measured == pytest.approx(effect.nats.value, abs=1e-5)
+    other.write_bytes(file.read_bytes())
+    keys = {cell.key for cell in cells_of(swept(file, row=1), models)}
+    assert keys == {cell.key for cell in cells_of(swept(other, row=1), models)}
+    assert not keys & {cell.key for cell in cells_of(swept(file, row=0), models)}
+    (cell, _) = cells_of(swept(other, row=1), models)
+    np.save(other, np.eye(width)[6:8])
+    assert not keys & {cell.key for cell in cells_of(swept(other, row=1), models)}
+    with pytest.raises(SubspaceError, match="another one than when the sweep was planned"):
+        Worker().run(cell, [cell.site])
+    tally = run_sweep(swept(file), tmp_path / "two", backend="serial", models=models)
+    assert (tally.done, tally.failed) == (0, 2)  # It holds two dimensions, and one was asked for.
+    with pytest.raises(SubspaceError, match="nowhere"):
+        cells_of(swept("nowhere.npy"), models)
+    for options in ({}, {"file": 3}, {"file": "a", "rows": 2}, {"file": "a", "row": "2"}):
+        with pytest.raises(ValueError, match=r"given takes file = "):
+            FitSpec("given", **options)
+    grid_file = tmp_path / "grid.toml"
+    grid_file.write_text(
+        'models = ["m"]\ntasks = ["ioi"]\nsites = ["L1.mlp_act@END"]\n'
+        'fits = [{method = "given", file = "a.npy", row = 1}]\n'
+    )
+    assert read_grid(grid_file).fits == (FitSpec("given", file=str(file), row=1),)
 
 
 def test_a_pair_is_a_cell_with_a_direction_of_its_own(grid, models, tmp_path):

@@ -233,10 +233,15 @@ class Addition(OfSetting):
         ends = np.array([np.quantile(each, (0.005, 0.995)) for each in classes])
         return float(ends[:, 0].min()), float(ends[:, 1].max())
 
+    @cached_property
+    def unpatched(self) -> Tensor:
+        """What the base activations of the test pairs write along W v, float64 (n,)."""
+        return self.along(self.replay.base.cpu().double())
+
     def inside(self, alpha: float) -> np.ndarray:
         """Whether the reading of each patched activation lies in `range`, with another α, (n,)."""
         low, high = self.range
-        values = (self.along(self.replay.base.cpu().double()) + alpha * self.sign).numpy()
+        values = (self.unpatched + alpha * self.sign).numpy()
         return (values >= low) & (values <= high)
 
     @cached_property

@@ -61,7 +61,7 @@ def controls(case: Addition, label: VerdictName, seed: int = 0) -> Controls:
         )
         for _ in range(TRIED)
     )  # fmt: skip
-    plans = [replace(plan, same=False, cancels="") for plan in drawn]
+    plans = [plannable(plan) for plan in drawn]
     models = track(
         islice(planted(setting, plans, seed), MODELS), f"controls at {case.site}", total=MODELS
     )
@@ -71,6 +71,12 @@ def controls(case: Addition, label: VerdictName, seed: int = 0) -> Controls:
         for spike in spikes
     ]
     return summed(rows, label, fldd)
+
+
+def plannable(plan: Plan) -> Plan:
+    """The plan without what whoever adds a vector cannot tell from the channel: a dormant that
+    writes the same, and units that take it back."""
+    return replace(plan, same=False, cancels="")
 
 
 def _lacking(case: Addition) -> str:

@@ -234,10 +234,9 @@ def _readers(case: Addition) -> list[ReaderRecord]:
 
 def _written(case: Addition) -> Written:
     """In units of the addition: a patched reading lies 1 from where it was."""
-    base = case.along(case.replay.base.cpu().double()) / case.alpha
     return Written(
         natural=_scatter(case, (case.along(case.setting.test.x) / case.alpha).numpy()),
-        patched=_scatter(case, (base + case.sign).numpy()),
+        patched=_scatter(case, (case.unpatched / case.alpha + case.sign).numpy()),
     )
 
 

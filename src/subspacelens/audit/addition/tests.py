@@ -9,6 +9,7 @@ import torch
 
 from ...core.errors import LensError
 from ...core.geometry import haar
+from ...core.places import Place, Span
 from ...core.records import Estimate
 from ...core.statistics import (
     auroc_interval,
@@ -18,6 +19,7 @@ from ...core.statistics import (
     within_class_share,
     within_classes,
 )
+from ...engine.joint import joint_replay
 from ...engine.patches import Add
 from ...measure.readers import attribute_readers
 from ..evidence.case import NO_EFFECT, SMALLEST_NATS, test_of, void
@@ -122,7 +124,7 @@ def behaviour(case: Addition) -> Test:
     if abs(case.drop.mean()) < SMALLEST_NATS:
         return void(NO_EFFECT)
     of_base = case.z[: len(case.replay.pairs)]
-    readings = case.along(case.replay.base.cpu().double())[:, None]
+    readings = case.unpatched[:, None]
     share = within_class_share(readings, of_base)
     if share < LEAST_WITHIN:
         return void(f"only {share:.1%} of the reading's variance lies within the classes")
@@ -170,6 +172,24 @@ def path(case: Addition) -> Test:
     return through(replay, delta, attribute_readers(replay, delta), case.drop)
 
 
+def everywhere(case: Addition) -> Test:
+    """Does it do the same when it is added at every token, as steering does? E(add at all tokens
+    of the base prompt) / E(add)."""
+    replay = case.replay.subset(slice(PAIRS))
+    drop = case.drop[: len(replay.pairs)]
+    if abs(drop.mean()) < SMALLEST_NATS:
+        return void(NO_EFFECT)
+    patch = Add(case.vector, case.alpha, case.sign[: len(drop)])
+    everywhere = joint_replay(
+        case.lens, replay.pairs, [Place(case.site, Span.ALL)], memory=replay.memory, sources=False
+    )
+    effect = everywhere.patching([patch]).together()
+    share = ratio(effect.drop, drop, replay.units)
+    return test_of(
+        share, f"added at every token of the prompt it does {share.value:.2f} times as much"
+    )
+
+
 def unrelated_text(case: Addition) -> Test:
     """Does it move text that the task has nothing to do with? KL divergence in nats of the
     next-token distribution when it is added at the last token of pieces of CPython's reference
@@ -207,5 +227,6 @@ TESTS: dict[str, tuple[str, Callable[[Addition], Test]]] = {
     "behaviour": ("standard", behaviour),
     "hidden_pathway": ("standard", hidden_pathway),
     "path": ("standard", path),
+    "everywhere": ("standard", everywhere),
     "unrelated_text": ("standard", unrelated_text),
 }
