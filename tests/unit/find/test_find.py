@@ -111,6 +111,7 @@ def test_what_was_done_is_not_done_again(lens, task, found, folder, monkeypatch)
         sl.find(lens, task, budget="fast", directory=folder, labels=["END"], streams=["mlp_act"])
 
 
+@pytest.mark.long
 def test_two_processes_find_what_one_does(lens, task, tmp_path):
     lens.model.save_pretrained(tmp_path / "model")
     ioi_tokenizer().save_pretrained(tmp_path / "model")
