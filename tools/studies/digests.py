@@ -235,7 +235,7 @@ def editing(path: Path) -> dict[str, Any]:
 
 def prevalence(path: Path) -> dict[str, Any]:
     record = read_record(Prevalence, path, "survey")
-    it = record.illusions
+    it, plain = record.illusions, [site for site in record.das if site.fit == "das"]
     return {
         "made": record.made,
         "seconds": record.seconds,
@@ -256,10 +256,10 @@ def prevalence(path: Path) -> dict[str, Any]:
             (each.site, each.weights, each.seeds, each.direction, each.connected, each.whole)
             for each in record.random_mlps
         ],
-        "das": [_found(site) for site in record.das if site.has_effect],
+        "das": [_found(site) for site in plain if site.has_effect],
         "das_shares": {
             name: [share.count, share.total, share.estimate]
-            for name, share in (shares(record.das) if record.das else {}).items()
+            for name, share in (shares(plain) if plain else {}).items()
         },
         "smallest": SMALLEST_FLDD,
         "theory": _against(record),
@@ -306,8 +306,9 @@ def _against(record: Prevalence) -> dict[str, Any] | None:
     against: dict[str, Any] = {
         "whole_rank": _rank({site: p.whole for site, p in promised.items()}, whole),
     }
-    if record.das:
-        found = {f"L{s.layer}.mlp_act@{s.label}": s for s in record.das}
+    plain = [site for site in record.das if site.fit == "das"]
+    if plain:
+        found = {f"L{s.layer}.mlp_act@{s.label}": s for s in plain}
         effects = {site: das.effect.value for site, das in found.items()}
         against["best_rank"] = _rank({site: p.best for site, p in promised.items()}, effects)
         against["sites"] = {site: promised[site] for site, das in found.items() if das.has_effect}

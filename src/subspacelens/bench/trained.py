@@ -48,7 +48,7 @@ PAIRS = 128
 MOST, LEAST = 2 / 3, 1 / 3
 RIDGE = 1e-3
 PLAIN = ("das", "mean-difference", "probe", "gradient", "pca", "random")
-ORDER = {"head_z": 0, "attn_out": 0, "mlp_act": 1, "resid_post": 2}
+ORDER = {"head_z": 0, "attn_out": 1, "mlp_act": 2, "mlp_out": 3, "resid_post": 4}
 """Which stream of a block comes first."""
 
 

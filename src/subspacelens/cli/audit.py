@@ -39,6 +39,7 @@ from .options import (
     bytes_of,
     chosen_fit,
     command_line,
+    dim_of,
     fit_settings,
     given_subspace,
     prepared,
@@ -58,7 +59,7 @@ def audit(
     site: Sites = None,
     fit: FitName = "das",
     fit_option: FitOptions = None,
-    dim: Dim = 1,
+    dim: Dim = "1",
     subspace: Annotated[
         Path | None,
         typer.Option(
@@ -144,8 +145,8 @@ def audit(
             device=device, dtype=dtype, memory=memory, shifted=shifted, captures=captures,
             budget=budget, tests=tests, controls=controls, out=out,
         )  # fmt: skip
-    space = bytes_of(memory)
-    find = chosen_fit(fit, fit_option, dim, seed)
+    space, k = bytes_of(memory), dim_of(dim)
+    find = chosen_fit(fit, fit_option, k, seed)
     named = None if tests is None else [name.strip() for name in tests.split(",")]
     chosen_tests(budget, named)
     of_rows = None
@@ -185,16 +186,16 @@ def audit(
             settings = (
                 {**given.fit, "dim": given.dim, "pairs": given.data_sha256}
                 if given
-                else fit_settings(fit, fit_option, dim, seed)
+                else fit_settings(fit, fit_option, k, seed, chosen)
             )
             refuse_other_audits(out, sites, lens, chosen, settings)
-        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
+        activations, refused = capture_sites(lens, chosen, sites, k or 1, shifted, captures, space)
         say_task(lens, activations)
 
         def audited(where: Site):
             if where in refused:
                 raise refused[where]
-            direction = given or find(lens, activations.train, where)
+            direction = given or find(activations.train, where)
             result = run_audit(
                 lens, activations, direction, budget=budget, tests=named, controls=controls,
                 metric=metric, seed=seed, command=command_line(),
@@ -218,7 +219,7 @@ def fit_command(
     site: Sites = None,
     fit: FitName = "das",
     fit_option: FitOptions = None,
-    dim: Dim = 1,
+    dim: Dim = "1",
     pairs: Pairs = None,
     only_correct: OnlyCorrect = False,
     skip: Skip = False,
@@ -240,7 +241,8 @@ def fit_command(
     from ..audit.run import SUBSPACE_FILE
     from ..engine.routing import routed
 
-    find, space = chosen_fit(fit, fit_option, dim, seed), bytes_of(memory)
+    k, space = dim_of(dim), bytes_of(memory)
+    find = chosen_fit(fit, fit_option, k, seed)
     writable(out)
     with showing_progress():
         lens, chosen = prepared(
@@ -250,15 +252,15 @@ def fit_command(
         sites = sites_of(site, model, task, lens)
         chosen = routed(lens, chosen, sites, shifted=shifted) if skip else chosen
         if not overwrite:
-            settings = fit_settings(fit, fit_option, dim, seed)
+            settings = fit_settings(fit, fit_option, k, seed, chosen)
             refuse_other_audits(out, sites, lens, chosen, settings, judged=False)
-        activations, refused = capture_sites(lens, chosen, sites, dim, shifted, captures, space)
+        activations, refused = capture_sites(lens, chosen, sites, k or 1, shifted, captures, space)
 
         def saved(where: Site) -> None:
             if where in refused:
                 raise refused[where]
             path = out / str(where) / SUBSPACE_FILE
-            find(lens, activations.train, where).save(path)
+            find(activations.train, where).save(path)
             say(path)
 
         _, whole = at_each_site(sites, out, saved)

@@ -294,8 +294,8 @@ def bench_instant_command(
 ) -> None:
     """Judge the instant map against fitted DAS and the replayed whole component.
 
-    Writes OUT/instant.json, OUT/instant.md and OUT/calibration.html, and every site when it is
-    done: the same command goes on where it was stopped. Takes as long as its DAS fits.
+    Writes OUT/bench-instant.json, OUT/instant.md and OUT/calibration.html, and every site when it
+    is done: the same command goes on where it was stopped. Takes as long as its DAS fits.
     """
     import json
 
@@ -316,7 +316,7 @@ def bench_instant_command(
             lens, tasks, out, sites=sites, pairs=pairs, options=options, seed=seed
         )
     table, picture = instant_table(result), calibration_figure(result)
-    write_atomically(out / "instant.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "bench-instant.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "instant.md", table.encode())
     write_atomically(out / "calibration.html", picture.to_html(include_plotlyjs=True).encode())
     say(table)

@@ -97,20 +97,25 @@ def bench_find_command(
         list[str] | None,
         typer.Option(help="A trained model by name; may be repeated. By default all."),
     ] = None,
+    planted: Annotated[
+        int, typer.Option(min=0, help="Planted models to search beside the trained ones.")
+    ] = 20,
     budget: Annotated[str, typer.Option(help="`fast` or `standard`.")] = "fast",
     pairs: Annotated[int, typer.Option(help="Pairs to search on, and as many to judge on.")] = 192,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/bench-find"),
 ) -> None:
-    """Search tiny models that were trained to have z at a known place: how often the true site is
-    named, its channel recovered, and something illusory presented as found.
+    """Search tiny models that were trained to have z at a known place, and tiny random ones into
+    which a circuit was planted: how often what is found carries z by interventions, its channel is
+    recovered, and something illusory is presented as found.
 
-    Writes OUT/find.json, and every model when it is done: the same command goes on where it was
-    stopped.
+    Writes OUT/bench-find.json, and every model when it is done: the same command goes on where it
+    was stopped.
     """
     import json
 
     from ..bench import bench_find
+    from ..bench.find import RATES
     from ..bench.truth import trained_names
     from ..core.files import write_atomically
     from ..core.format import percent, with_interval
@@ -123,16 +128,24 @@ def bench_find_command(
             raise LensError(f"--model {name}: one of {', '.join(trained_names())}")
     writable(out)
     with showing_progress():
-        result = bench_find(out / "models", model, budget=budget, pairs=pairs, seed=seed)
-    write_atomically(out / "find.json", json.dumps(result, indent=1).encode())
-    table = PlainTable("model", "true site", "found", "cos²", "truth", title="what was found")
+        result = bench_find(
+            out / "models", model, planted=planted, budget=budget, pairs=pairs, seed=seed
+        )
+    write_atomically(out / "bench-find.json", json.dumps(result, indent=1).encode())
+    table = PlainTable(
+        "model", "true site", "found", "carries z", "cos²", "truth", title="what was found"
+    )
+    nothing = {"carries": "", "cosine": None, "truth": ""}
     for row in result["models"]:
-        for each in row["found"] or [{"site": row["outcome"], "cosine": None, "truth": ""}]:
+        for each in row["found"] or [nothing | {"site": row["outcome"]}]:
+            carries = {True: "yes", False: "no"}.get(each["carries"], "")
             cosine = "" if each["cosine"] is None else f"{each['cosine']:.2f}"
-            table.add_row(row["model"], row["site"], each["site"], cosine, each["truth"])
+            table.add_row(row["model"], row["site"], each["site"], carries, cosine, each["truth"])
     table.show()
-    for name in ("named", "first", "recovered", "illusory"):
-        say(f"{name}: {with_interval(Estimate(**result['rates'][name]), percent)}")
+    for part, rates in result["rates"].items():
+        for name in RATES:
+            told = with_interval(Estimate(**rates[name]), percent)
+            say(f"{part}, {name}: {told} of {rates['models']['value']}")
 
 
 def bench_constraints_command(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import LensError
 from ..core.format import plain, with_interval
 from ..core.progress import showing_progress
 from .options import (
+    AUTO,
     Answers,
     Device,
     Dtype,
@@ -25,6 +25,7 @@ from .options import (
     TestPairs,
     bytes_of,
     command_line,
+    dim_of,
     prepared,
     writable,
 )
@@ -62,7 +63,7 @@ def find_command(
     ] = None,
     dim: Annotated[
         str, typer.Option(help="Dimensions of the subspaces, or `auto`: as few as do as well.")
-    ] = "auto",
+    ] = AUTO,
     fit: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +103,7 @@ def find_command(
     from ..report.find_page import PAGE, write_find_page
 
     budget_of(budget)
-    space, k = bytes_of(memory), _dim(dim)
+    space, k = bytes_of(memory), dim_of(dim) or AUTO
     writable(out)
     if not overwrite:
         refuse_other_page(out, PAGE, FIND_FILE)
@@ -121,14 +122,6 @@ def find_command(
     page = write_find_page(out)
     _print_record(found.record)
     say(f"report: {page}")
-
-
-def _dim(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise LensError(f"--dim {text}: a number of dimensions, or auto")
-    return int(text)
 
 
 def _refuse_other_search(out: Path, name: str, lens, task) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from .options import command_line
 from .out import read_json
 
 if TYPE_CHECKING:
+    from ..core.kept import Kept
     from ..model.lens import LensModel
-    from ..studies.kept import Kept
     from ..studies.made import Made
 
 EXPECTED = {
@@ -55,7 +55,7 @@ class Job:
 
     def run(self) -> tuple[Path, list[str]]:
         """Makes it, from its parts where an earlier run was stopped."""
-        from ..studies.kept import Kept
+        from ..core.kept import Kept
         from ..studies.made import Made
 
         kept = Kept(self.folder / "parts", self.asked)
@@ -135,7 +135,7 @@ def editing_job(
 def prevalence_job(
     name: str, lens: LensModel, task, labels, parts, corpus: Path | None, memory: int | None,
     out: Path, *, model: str, task_name: str, pairs: int, steps: int, seeds: int, shifted: bool,
-    workers: int | None,
+    workers: int | None, fits: Sequence[str] = ("das",),
 ) -> Job:  # fmt: skip
     from ..engine.text import read_corpus
     from ..report.survey_page import markdown, reading, write_survey
@@ -148,8 +148,8 @@ def prevalence_job(
         text = read_corpus(corpus, lens.tokenizer) if corpus else None
         result = prevalence(
             lens, task, labels, parts=parts, model=model, task_spec=TaskSpec(name=task_name),
-            directory=out, corpus=text, pairs=pairs, steps=steps, seeds=seeds, workers=workers,
-            shifted=shifted, memory=memory, kept=kept,
+            directory=out, corpus=text, pairs=pairs, steps=steps, fits=fits, seeds=seeds,
+            workers=workers, shifted=shifted, memory=memory, kept=kept,
         ).model_copy(update={"made": made})  # fmt: skip
         page, it = write_survey(result, out), result.illusions
         return page, [markdown(it), *(f"{label}: {reading(it, label)}" for label in it.labels)]
@@ -157,7 +157,7 @@ def prevalence_job(
     asked = asked_sha256(
         "prevalence", model=lens.identity.key, task=task_hashes(task), labels=list(labels),
         parts=list(parts), corpus=_hash(corpus), pairs=pairs, steps=steps, seeds=seeds,
-        shifted=shifted,
+        fits=list(fits), shifted=shifted,
     )  # fmt: skip
     return Job(name, out, "survey.json", asked, make)
 

@@ -114,15 +114,17 @@ def _of_subspace(path: Path) -> dict[str, Any] | None:
 def _wanted(
     held: Mapping[str, Any] | None, weights: str, task, settings: Mapping[str, object]
 ) -> dict[str, tuple[str, object]]:
-    """What a subspace that these `settings` give must say of itself: `dim`, its method, and of the
-    others those that `held` tells; `pairs`, where it is not the training pairs."""
+    """What a subspace that these `settings` give must say of itself: `dim`, where it is not chosen,
+    its method, and of the others those that `held` tells; `pairs`, where it is not the training
+    pairs."""
     told = {"method", *(held or {}).get("fit", ())}
     pairs = settings.get("pairs", task.train.sha256)
     wanted = {
         "the model": ("model", weights),
         "the hash of its pairs": ("pairs", pairs),
-        "its number of dimensions": ("dim", settings["dim"]),
     }
+    if "dim" in settings:
+        wanted["its number of dimensions"] = "dim", settings["dim"]
     return wanted | {
         f"the setting {key}": (f"fit.{key}", value)
         for key, value in settings.items()

@@ -130,6 +130,13 @@ def reproduce_prevalence(
     das: Annotated[
         bool, typer.Option(help="DAS at every MLP, most of the time that this takes.")
     ] = True,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is fitted at every MLP instead of DAS, such as mean-difference; given "
+            "several times, each of them, side by side."
+        ),
+    ] = None,
     pairs: Pairs = 64,
     steps: Steps = 16,
     seeds: Annotated[int, typer.Option(min=2, help="Random MLPs of each kind.")] = 10,
@@ -152,16 +159,19 @@ def reproduce_prevalence(
     """
     parts = ("promises", "weights", "distortion", "random", *(("das",) if das else ()))
     _run(model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
-         shifted, out, overwrite)  # fmt: skip
+         shifted, out, overwrite, fit or ("das",))  # fmt: skip
 
 
 def _run(
     model, task, label, parts, pairs, steps, seeds, workers, corpus, device, dtype, memory,
-    shifted, out, overwrite,
+    shifted, out, overwrite, fits=("das",),
 ) -> None:  # fmt: skip
+    from ..fit import named
     from ..sweep.plan import FACTS
     from ..tasks.facts import SUBJECT
 
+    for name in fits:
+        named(name)
     budget = bytes_of(memory)
     writable(out)
     if task == FACTS and "das" in parts:
@@ -180,7 +190,7 @@ def _run(
         job = prevalence_job(
             "prevalence", lens, chosen, labels, parts, corpus, budget, out, model=model,
             task_name=task, pairs=pairs, steps=steps, seeds=seeds, shifted=shifted,
-            workers=workers,
+            workers=workers, fits=tuple(dict.fromkeys(fits)),
         )  # fmt: skip
         page, told = job.run()
     say(told[0])

@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from ..core.modules import callable_package
 from .closed_form import closed_form, gradient, mean_difference, pca, probe, random
 from .das import das
-from .dimensions import ChosenDim, Try, best_dim
+from .dimensions import ChosenDim, Try, auto_dim, best_dim
 from .given import given, given_rows
 from .per_pair import PAPER, ClosedForm, PairDirections, Recipe, per_pair
 from .registry import FITS, Fit, fit, named, register
@@ -29,6 +29,7 @@ __all__ = [
     "PairDirections",
     "Recipe",
     "Try",
+    "auto_dim",
     "best_dim",
     "closed_form",
     "das",

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..core.errors import SubspaceError
+import torch
+
+from ..core.errors import SubspaceError, TaskError
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.patches import SubspacePatch
+from ..tasks.dividing import Row, divide_prompts
+from ..tasks.pairset import PairSet
 from .registry import Fit, named
 from .subspace import Subspace
 
 DIMS = (1, 2, 4, 8)
 WITHIN = 0.02
+LEAST = 8
+"""Pairs to choose on at least."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,35 @@ def best_dim(
     facts = dict(tried={str(dim): fldd for dim, fldd in done.items()})
     record = found[dim].fit | facts | dict(chosen_on=choose_on.pairs.sha256)
     return ChosenDim(replace(found[dim], fit=record), tuple(tries))
+
+
+def divided(pairs: PairSet) -> tuple[list[int], list[int]]:
+    """Which pairs to fit on, about two thirds, and which to choose on, without a prompt in common.
+
+    Raises `TaskError` where they cannot be divided, or where fewer than `LEAST` are to choose on.
+    """
+    rows = [Row(pairs.where(number), pair) for number, pair in enumerate(pairs)]
+    numbers = {id(row): number for number, row in enumerate(rows)}
+    fit, choice = divide_prompts(rows, f"task {pairs.name}")
+    if len(choice) < LEAST:
+        raise TaskError(
+            f"task {pairs.name}: {len(pairs)} pairs to fit and to choose on leave {len(choice)} to "
+            f"choose on, {LEAST} are needed: give more pairs"
+        )
+    return [numbers[id(row)] for row in fit], [numbers[id(row)] for row in choice]
+
+
+def auto_dim(
+    fit: Fit | str,
+    captured: Capture,
+    site: Site | str,
+    dims: Sequence[int] = DIMS,
+    **options: object,
+) -> ChosenDim:
+    """`best_dim` on the pairs of one capture, `divided` into those to fit on and those to choose
+    on: a subspace for an audit on other pairs. Raises what either raises.
+
+    >>> auto_dim("das", captures.train, "L20.resid_post@END", constraint="support").subspace.dim
+    """
+    parts = (captured.subset(torch.tensor(part)) for part in divided(captured.pairs))
+    return best_dim(fit, *parts, site, dims, **options)

@@ -11,7 +11,7 @@ from ..audit.verdict import SMALLEST_FLDD
 from ..core.files import write_atomically
 from ..core.format import fixed, interval, short
 from ..studies.prevalence import Prevalence
-from ..survey.das_sites import shares
+from ..survey.das_sites import DasSite, Share, shares
 from ..survey.illusions import SHARE, WORKS, IllusionMap, SiteIllusions
 from ..survey.weights import QUANTILES
 from .document import Plot, document
@@ -55,13 +55,20 @@ def render_survey(survey: Prevalence) -> str:
         strongest={
             label: [(site, _writing(site)) for site in ranked(it, label)[:6]] for label in it.labels
         },
-        shares=shares(survey.das) if survey.das else {},
+        fitted=fitted(survey),
         works=WORKS,
         share=SHARE,
         mark=MARK,
         smallest=SMALLEST_FLDD,
         failed=survey.das_failed,
     )
+
+
+def fitted(survey: Prevalence) -> dict[str, tuple[list[DasSite], dict[str, Share]]]:
+    """By fit, in words: what it finds at every MLP, and at which share of them."""
+    names = dict.fromkeys(site.fit for site in survey.das)
+    of = {name: [site for site in survey.das if site.fit == name] for name in names}
+    return {"DAS" if n == "das" else n: (sites, shares(sites)) for n, sites in of.items()}
 
 
 def values(site: SiteIllusions) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..certify import centred, require_streams
 from ..core.errors import TaskError
 from ..core.geometry import Split
+from ..core.kept import Kept
 from ..core.records import ModelRecord
 from ..core.site import Site
 from ..edit import (
@@ -42,7 +43,6 @@ from ..model.lens import LensModel
 from ..tasks.facts import SUBJECT, Fact, fact_pairs, fact_prompt, object_token, pair_set
 from .editing_record import EditingRecord, EditLayer, Scores, SideEffects
 from .facts_record import PairRecord
-from .kept import Kept
 from .promised import Slopes
 from .trying import patched_scores, tried_all
 

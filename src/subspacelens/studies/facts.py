@@ -18,6 +18,7 @@ from torch import Tensor
 from ..certify import centred, require_streams
 from ..core.errors import TaskError
 from ..core.geometry import Split, haar
+from ..core.kept import Kept
 from ..core.records import ModelRecord
 from ..core.site import Site
 from ..edit import SecondMoment, edit_from_patch, second_moments, variance
@@ -32,7 +33,6 @@ from ..tasks.facts import SUBJECT, Fact, fact_pairs, pair_set
 from ..tasks.pairset import PairSet
 from .facts_record import FactsRecord, LayerRecord, PairRecord, Shape, SharedRecord, Tried
 from .facts_shared import shared_subspaces
-from .kept import Kept
 from .promised import Slopes
 from .trying import tried, tried_all, tried_edits
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ..core.kept import Kept
 from ..core.records import Record
 from ..core.site import Site
 from ..engine.text import Corpus, embedded_corpus
@@ -20,7 +21,6 @@ from ..survey.random_mlp import RandomMLP, random_mlp
 from ..survey.weights import LayerWeights, weight_facts
 from ..sweep.grid import TaskSpec
 from ..tasks.pairset import Task
-from .kept import Kept
 from .made import Made
 from .promised import Promise, promises
 
@@ -59,6 +59,7 @@ def prevalence(
     corpus: Corpus | None = None,
     pairs: int = 64,
     steps: int = 16,
+    fits: Sequence[str] = ("das",),
     seeds: int = 10,
     workers: int | None = None,
     shifted: bool = False,
@@ -69,7 +70,8 @@ def prevalence(
 
     `random` looks at the site of each label where the constructed illusion does most. `das` sweeps
     over all MLPs and labels into the store `directory`/das, for which the workers load `model` and
-    `task_spec` themselves; killed, it goes on where it stopped. `corpus` is the text of the
+    `task_spec` themselves; killed, it goes on where it stopped. It fits one direction by each of
+    `fits`, the names of fits (`fit.FITS`). `corpus` is the text of the
     distortion, by default the embedded one. What `kept` has of the other parts is not done again.
     """
     wanted = set(parts)
@@ -123,7 +125,9 @@ def prevalence(
         settings: dict[str, Any] = {"shifted": shifted, "dtype": str(lens.dtype).split(".")[-1]}
         if memory is not None:
             settings["memory"] = f"{memory}B"
-        grid = das_grid(model, task_spec, illusions.labels, pairs=pairs, steps=steps, **settings)
+        grid = das_grid(
+            model, task_spec, illusions.labels, pairs=pairs, steps=steps, fits=fits, **settings
+        )
         started = time.perf_counter()
         das, failed = das_sites(lens, task, grid, directory / "das", workers=workers)
         seconds["das"] = time.perf_counter() - started

@@ -1,4 +1,5 @@
-"""DAS at every MLP of a model: where it finds an effect, and how often that is an illusion."""
+"""DAS, or another fit, at every MLP of a model: where it finds an effect, and how often that is an
+illusion."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ from ..tasks.pairset import Task
 
 
 class DasSite(Record):
-    """The audit of DAS at one MLP. `cos_null`, `cos_row`: mean absolute cosine of the difference Δ
-    with the disconnected and the connected part of the direction. `sees_null`, `sees_row`: how well
-    either part alone tells the classes apart (AUROC)."""
+    """The audit of what a `fit` found at one MLP. `cos_null`, `cos_row`: mean absolute cosine of
+    the difference Δ with the disconnected and the connected part of the direction. `sees_null`,
+    `sees_row`: how well either part alone tells the classes apart (AUROC)."""
 
+    fit: str = "das"
     layer: int
     label: str
     verdict: str
@@ -69,7 +71,7 @@ class Share(Record):
 
 
 def shares(sites: Sequence[DasSite]) -> dict[str, Share]:
-    """Of all sites those where DAS finds an effect; of these, those of each verdict."""
+    """Of all sites those where the fit finds an effect; of these, those of each verdict."""
     effective = [site for site in sites if site.has_effect]
     by_name = {"effect": Share.of({(s.layer, s.label): s.has_effect for s in sites})}
     for verdict in get_args(VerdictName):
@@ -85,15 +87,17 @@ def das_grid(
     *,
     pairs: int,
     steps: int,
+    fits: Sequence[str] = ("das",),
     seed: int = 0,
     **settings: Any,
 ) -> Grid:
-    """An audit of one DAS direction at every MLP and label; `settings` are those of `Grid`."""
+    """An audit of one direction of each of the `fits` at every MLP and label; `steps` are those of
+    `das`, `settings` those of `Grid`."""
     return Grid(
         models=(model,),
         tasks=(task,),
         sites=tuple(f"L*.mlp_act@{label}" for label in labels),
-        fits=(FitSpec("das", steps=steps),),
+        fits=tuple(FitSpec(f, steps=steps) if f == "das" else FitSpec(f) for f in fits),
         seeds=(seed,),
         pairs=pairs,
         **settings,
@@ -110,7 +114,7 @@ def das_sites(
     workers: int | None = None,
 ) -> tuple[list[DasSite], int]:
     """Runs the grid, or what is missing of it, into the store `directory`, and reads the records of
-    its own cells, whatever else the store holds; with the number of sites that failed.
+    its own cells, whatever else the store holds, by fit; with the number of cells that failed.
 
     >>> grid = das_grid("smollm2", TaskSpec(name="ioi"), ["S2", "END"], pairs=64, steps=80)
     >>> sites, failed = das_sites(lens, task, grid, Path("runs/das"))
@@ -120,20 +124,22 @@ def das_sites(
     tally = run_sweep(grid, directory, backend=backend, workers=workers, models=models)
     store = Store(directory, create=False)
     cells = [cell for cell in cells_of(grid, models) if store.has(cell.key)]
-    folders = {cell.site: store.path(cell.key) for cell in cells}
-    if not folders:
+    if not cells:
         return [], tally.failed
-    captured = capture(lens, task.test[: grid.pairs], folders, shifted=grid.shifted)
+    where = dict.fromkeys(cell.site for cell in cells)
+    captured = capture(lens, task.test[: grid.pairs], where, shifted=grid.shifted)
     sites = []
-    for site, folder in folders.items():
+    for cell in sorted(cells, key=lambda cell: grid.fits.index(cell.fit)):
+        site, folder = cell.site, store.path(cell.key)
         record = load_audit(folder / AUDIT_FILE)
         basis = Subspace.load(folder / SUBSPACE_FILE, lens, site).basis.double()
         cosines = _cosines(captured.at(site), basis)
         fldd = {name: record.effects[name].fldd for name in ("subspace", "full", "row")}
         sites.append(
             DasSite(
-                layer=site.layer, label=site.label, verdict=record.verdict.label,
-                score=record.verdict.score, effect=fldd["subspace"], whole=fldd["full"],
+                fit=cell.fit.method, layer=site.layer, label=site.label,
+                verdict=record.verdict.label, score=record.verdict.score,
+                effect=fldd["subspace"], whole=fldd["full"],
                 connected=fldd["row"], cos_null=cosines[0], cos_row=cosines[1],
                 sees_null=_sees(record.figures.null_projection),
                 sees_row=_sees(record.figures.row_projection),

@@ -110,5 +110,5 @@ def test_the_command_writes_all_of_it(run, tiny_folder, tmp_path):
     assert code == 0, err
     assert "| ioi | whole component | first order |" in out
     assert {p.name for p in tmp_path.iterdir()} == {
-        "ioi", "instant.json", "instant.md", "calibration.html"
+        "ioi", "bench-instant.json", "instant.md", "calibration.html"
     }  # fmt: skip

@@ -182,7 +182,7 @@ def test_no_site_for_another_model(refused, tiny_folder, tmp_path):
 def test_dimensions_that_do_not_fit(refused, tiny_folder, tmp_path):
     arguments = ("--model", tiny_folder, *SMALL, "--out", tmp_path)
     assert "56 wide" in refused("audit", *arguments, "--dim", 57)
-    assert "does not fit" in refused("audit", *arguments, "--dim", 0)
+    assert "--dim 0: a number of dimensions, or auto" in refused("audit", *arguments, "--dim", 0)
 
 
 def test_bad_options(refused, tiny_folder, tmp_path):

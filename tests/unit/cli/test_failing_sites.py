@@ -47,10 +47,10 @@ def test_the_other_sites_and_the_page_are_written(several, tmp_path):
 
 
 def test_a_fit_that_fails_at_one_site_leaves_the_others(several, tmp_path, monkeypatch):
-    def failing(lens, captured, site, **settings):
+    def failing(captured, site):
         if site == Site.parse(GOOD):
             raise SubspaceError("nothing [/b] to\nfind")
-        return random(lens, captured, site, **settings)
+        return random(captured.lens, captured, site)
 
     monkeypatch.setattr("subspacelens.cli.audit.chosen_fit", lambda *_: failing)
     code, _, err = several("audit", *sites(GOOD, LATER))

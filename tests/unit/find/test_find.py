@@ -10,6 +10,7 @@ import torch
 import subspacelens as sl
 from helpers_knowing import knowing_lens, knowing_task
 from helpers_models import tiny_lens
+from helpers_tokenizer import ioi_tokenizer
 from subspacelens.core.errors import LensError, SubspaceError, TaskError
 from subspacelens.find import run as search
 from subspacelens.find.record import FOUND, load_find
@@ -108,6 +109,24 @@ def test_what_was_done_is_not_done_again(lens, task, found, folder, monkeypatch)
     assert again.record.model_dump(include=same) == found.record.model_dump(include=same)
     with pytest.raises(AssertionError):
         sl.find(lens, task, budget="fast", directory=folder, labels=["END"], streams=["mlp_act"])
+
+
+@pytest.mark.long
+def test_two_processes_find_what_one_does(lens, task, tmp_path):
+    lens.model.save_pretrained(tmp_path / "model")
+    ioi_tokenizer().save_pretrained(tmp_path / "model")
+    saved = sl.load_model(str(tmp_path / "model"), device="cpu")
+    one, two = (
+        sl.find(saved, task, budget="fast", directory=tmp_path / str(workers), workers=workers)
+        for workers in (1, 2)
+    )
+    assert two.record.outcome == "found" and not two.record.failed
+    for ours, theirs in zip(one.record.places, two.record.places, strict=True):
+        assert (ours.site, ours.dim, ours.label) == (theirs.site, theirs.dim, theirs.label)
+        assert ours.effect.fldd.value == pytest.approx(theirs.effect.fldd.value, abs=1e-3)
+        assert torch.allclose(
+            one.subspaces[ours.site].basis, two.subspaces[ours.site].basis, atol=1e-3
+        )
 
 
 def test_a_site_that_fails_leaves_the_others(lens, task, tmp_path, monkeypatch):

@@ -9,12 +9,13 @@ import torch
 
 import subspacelens as sl
 from helpers_knowing import knowing_lens, knowing_task
-from subspacelens import Site, SubspaceError
+from subspacelens import Site, SubspaceError, TaskError
 from subspacelens.audit.record import AuditRecord
 from subspacelens.engine.capture import Capture, capture
 from subspacelens.engine.patches import SubspacePatch
-from subspacelens.fit import FITS, best_dim
+from subspacelens.fit import FITS, auto_dim, best_dim
 from subspacelens.fit import dimensions as module
+from subspacelens.fit.dimensions import divided
 from subspacelens.report.document import told
 
 SITE = Site.parse("L0.resid_post@END")
@@ -64,6 +65,25 @@ def test_what_was_chosen_is_audited(splits):
     assert record.subspace.fit["tried"] == chosen.fit["tried"]
     assert AuditRecord.model_validate_json(record.model_dump_json(by_alias=True)) == record
     assert f"tried (1 {chosen.fit['tried']['1']}, 2 " in told(record.subspace.fit)
+
+
+def test_pairs_to_choose_on_are_none_to_fit_on(splits):
+    train = splits[0]
+    fit_on, choose_on = divided(train.pairs)
+    assert sorted(fit_on + choose_on) == list(range(len(train.pairs)))
+    assert len(choose_on) >= len(train.pairs) // 3
+    prompts = [
+        {prompt.ids for pair in train.pairs.at(part) for prompt in (pair.base, pair.source)}
+        for part in (fit_on, choose_on)
+    ]
+    assert not prompts[0] & prompts[1]
+    chosen = auto_dim("pca", train, SITE, (1, 2))
+    parts = [train.subset(torch.tensor(part)) for part in (fit_on, choose_on)]
+    assert torch.equal(chosen.subspace.basis, best_dim("pca", *parts, SITE, (1, 2)).subspace.basis)
+    assert chosen.subspace.data_sha256 == parts[0].pairs.sha256
+    assert chosen.subspace.fit["chosen_on"] == parts[1].pairs.sha256
+    with pytest.raises(TaskError, match="8 are needed: give more pairs"):
+        auto_dim("pca", train.subset(torch.arange(9)), SITE)
 
 
 def test_refusals(splits):

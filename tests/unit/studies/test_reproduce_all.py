@@ -12,6 +12,7 @@ import pytest
 from helpers_facts import known_to
 from subspacelens.cli.jobs import EXPECTED
 from subspacelens.core.identity import Identity
+from subspacelens.core.kept import Kept
 from subspacelens.core.machine import machine
 from subspacelens.engine.text import Corpus
 from subspacelens.fit.per_pair import Recipe
@@ -19,7 +20,6 @@ from subspacelens.model.loading import load_model
 from subspacelens.studies import facts as facts_module
 from subspacelens.studies.facts import FactsPlan, run_facts
 from subspacelens.studies.facts_record import FactsRecord
-from subspacelens.studies.kept import Kept
 from subspacelens.studies.made import CODE, Made, asked_sha256, checkout
 from subspacelens.tasks.facts import as_counterfact
 
@@ -32,27 +32,6 @@ def lens(tiny_folder):
 @pytest.fixture(scope="module")
 def facts(lens):
     return known_to(lens, each=14)
-
-
-def test_what_is_kept_is_not_made_again(tmp_path):
-    made = []
-
-    def make():
-        made.append(1)
-        return [1.5]
-
-    kept = Kept(tmp_path, "one")
-    assert [kept.part("x", list[float], make) for _ in range(3)] == [[1.5]] * 3 and len(made) == 1
-    assert kept.earlier >= 0
-    assert Kept(tmp_path, "two").part("x", list[float], make) == [1.5] and len(made) == 2
-    (file,) = (tmp_path / "one").iterdir()
-    for broken in ("{", "[]", '{"asked": "one"}', '{"asked": "one", "part": "x", "seconds": 1}'):
-        file.write_text(broken)
-        assert kept.part("x", list[float], make) == [1.5]
-    assert len(made) == 6
-    kept.clear()
-    assert not (tmp_path / "one").exists() and (tmp_path / "two").exists()
-    assert Kept().part("x", list[float], make) == [1.5] and len(made) == 7
 
 
 def test_a_study_that_was_stopped_goes_on(lens, facts, tmp_path, monkeypatch):

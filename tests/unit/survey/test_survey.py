@@ -28,7 +28,7 @@ from subspacelens.core.records import Estimate
 from subspacelens.engine.patches import SubspacePatch
 from subspacelens.measure.effects import drops_of
 from subspacelens.measure.splits import exact_split
-from subspacelens.report.survey_page import markdown, reading, svg, write_survey
+from subspacelens.report.survey_page import markdown, reading, render_survey, svg, write_survey
 from subspacelens.studies import prevalence as prevalence_module
 from subspacelens.studies.made import Made
 from subspacelens.studies.prevalence import prevalence
@@ -284,6 +284,21 @@ def test_only_the_sites_of_this_sweep_are_shown_though_the_store_holds_others(
     other, _ = sites(9, "shared")
     assert alone != other
     assert sites(2, "shared")[0] == alone and sites(9, "shared")[0] == other
+
+
+def test_another_fit_is_told_apart_from_das(lens, task, place, everything, tmp_path):
+    grid = das_grid(
+        str(place / "model"), TaskSpec(name=str(place / "pairs.jsonl")), ["END"], pairs=16,
+        steps=3, fits=["das", "mean-difference"],
+    )  # fmt: skip
+    sites, failed = das_sites(lens, task, grid, tmp_path, backend="serial")
+    assert not failed and [each.fit for each in sites] == ["das"] * 4 + ["mean-difference"] * 4
+    assert sites[:4] != [each.model_copy(update={"fit": "das"}) for each in sites[4:]]
+    page = render_survey(everything.model_copy(update={"das": sites}))
+    for name in ("DAS", "mean-difference"):
+        assert f">{name} at every MLP<" in page and f"was fitted by {name} and" in page
+    only = render_survey(everything)
+    assert "mean-difference at every MLP" not in only and ">DAS at every MLP<" in only
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
-"""Models that were trained so that a variable lives at a known place (`tools/train_truth.py`)."""
+"""Models in which a variable lives at a known place: those that were trained to have it there
+(`tools/train_truth.py`)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ...core.site import Site
 from ...engine.capture import capture
 from ...engine.patches import SubspacePatch
 from ...model.lens import LensModel, wrap
+from ...tasks.pairset import Task
 from .parity import parity_task, tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -23,13 +26,16 @@ CHECK_SEED = 77
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedModel:
-    """A model in which z lives at `site`; `basis` (dim, k) there is what was trained to carry
-    it."""
+    """A model in which z lives at `site`; `basis` (dim, k) there is what was trained, or planted,
+    to carry it. `task(train, test, seed)` draws pairs for it. `channels` (dim, k): what carries z
+    at other sites, as far as that is known."""
 
     name: str
     lens: LensModel = field(repr=False)
     site: Site
     basis: Tensor = field(repr=False)
+    task: Callable[[int, int, int], Task] = field(default=parity_task, repr=False)
+    channels: Mapping[Site, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def behind(self) -> Site:
@@ -58,14 +64,14 @@ def load_trained(name: str) -> TrainedModel:
 
 
 def check(trained: TrainedModel, pairs: int = 512, seed: int = CHECK_SEED) -> dict[str, float]:
-    """Shares of fresh pairs whose likeliest token is what the model was trained to say.
+    """Shares of fresh pairs whose likeliest token is what it must be.
 
     `task`: unpatched, the answer. `swap`: V takes the source's value, the target. `others`:
     everything but V does, the answer. `whole`: the whole component does, the target. `rest`, at an
     MLP: the stream behind it takes all of the source's but what V writes, the answer.
     """
     site = trained.site
-    captured = capture(trained.lens, parity_task(1, pairs, seed).test, [site, trained.behind])
+    captured = capture(trained.lens, trained.task(1, pairs, seed).test, [site, trained.behind])
     replay = captured.at(site)
     answer, target = replay.answers.T
     part = SubspacePatch(trained.basis).delta(replay.base, replay.source)

@@ -78,8 +78,8 @@ def _pairs(count: int, generator: torch.Generator) -> Iterator[Pair]:
     answers, targets = base.answers().tolist(), base.answers(source.z).tolist()
     for row in different:
         yield Pair(
-            base=_prompt(base.ids[row]),
-            source=_prompt(source.ids[row]),
+            base=prompt(base.ids[row]),
+            source=prompt(source.ids[row]),
             answer=answers[row],
             target=targets[row],
             template="parity",
@@ -87,6 +87,7 @@ def _pairs(count: int, generator: torch.Generator) -> Iterator[Pair]:
         )
 
 
-def _prompt(ids: Tensor) -> Prompt:
+def prompt(ids: Tensor) -> Prompt:
+    """The prompt of these token ids (8,)."""
     numbers = tuple(ids.tolist())
     return Prompt(" ".join(WORDS[number] for number in numbers), numbers, COLUMNS)
