@@ -12,7 +12,7 @@ import subspacelens as sl
 from subspacelens.bench.truth import load_trained, parity_task
 
 lens = sl.load_model("smollm2")
-task = sl.ioi(lens.tokenizer, train=72, test=64, held_out=0)
+task = sl.ioi(lens.tokenizer, train=48, test=48, held_out=0)
 print("base:  ", task.train[0].base.text)
 print("source:", task.train[0].source.text)
 
