@@ -3,31 +3,34 @@
 #
 # You have pairs, and no idea where in the model to look. `find` answers with the sites at which
 # the feature lives by which base and source differ, with a subspace at each that an audit bears
-# out, and with the sites at which a search would have fooled you. Here it is asked about SmolLM2
-# and indirect object identification (IOI), and then about tiny models of which it is known where
-# the feature is.
+# out, and with the sites at which a search would have fooled you. Here it is asked about tiny
+# models that were trained to keep a variable at a known place, so that every answer can be held
+# against the truth. Of SmolLM2 the same call takes minutes; what it finds there stands in
+# [find](../find.md).
 
 # %%
 import subspacelens as sl
 from subspacelens.bench.truth import load_trained, parity_task
 
-lens = sl.load_model("smollm2")
-task = sl.ioi(lens.tokenizer, train=48, test=48, held_out=0)
+trained = load_trained("head")
+lens, task = trained.lens, parity_task(192, 192)
+print(lens.map)
 print("base:  ", task.train[0].base.text)
 print("source:", task.train[0].source.text)
+print("the variable was trained to live at", trained.site)
 
 # %% [markdown]
+# The prompts are two names (`n`), three digits (`d`) and two marks. The variable z is the parity of
+# the first two digits taken modulo two: it says which of the two names is the answer. Base and
+# source differ in z. The labels `B`, `SEP` and `END` are the second digit and the two marks.
+#
 # ## Ask
 #
-# The two prompts differ in the order of the first two names: whether the name that comes twice was
-# the first or the second. Without `labels` and `streams` every token is searched at which base and
-# source may differ, in the residual stream, the MLPs, the heads and the attentions, which takes
-# minutes. This search is kept to the token `S2`, where the name comes again, to the residual stream
-# and to the MLPs.
+# All labels are searched at which base and source may differ, in the residual stream, the MLPs, the
+# heads and the attentions. `labels=` and `streams=` keep a search to some of them.
 
 # %%
-search = {"labels": ["S2"], "streams": ["resid_post", "mlp_act"], "budget": "fast"}
-found = sl.find(lens, task, directory="runs/find", **search)
+found = sl.find(lens, task, budget="fast", directory="runs/find")
 print(found)
 
 # %% [markdown]
@@ -46,11 +49,19 @@ for place in found.record.places:
     print(f"{'':20} {place.reasons[0]}")
 
 # %% [markdown]
-# Where DAS would fool you too, by the prediction alone, without a fit:
+# Is it the channel that z was trained into? At the trained site the two directions can be compared:
+
 
 # %%
-for each in found.record.predicted[:5]:
-    print(f"{each.site:16} DAS would do {each.das:.2f}, the whole component {each.whole:.2f}")
+def told(trained, found):
+    for place in found.record.places:
+        if place.site == str(trained.site):
+            ours = found.subspaces[place.site].basis
+            cosine = float((trained.basis.T @ ours).square().sum())
+            print(f"at {place.site}: {place.label}, squared cosine with the truth {cosine:.2f}")
+
+
+told(trained, found)
 
 # %% [markdown]
 # ## Who writes it, and who reads it
@@ -86,7 +97,7 @@ for example in effect.examples(2):
 # computes next to nothing, and one that was stopped goes on.
 
 # %%
-again = sl.find(lens, task, directory="runs/find", **search)
+again = sl.find(lens, task, budget="fast", directory="runs/find")
 print(f"{found.record.cpu_seconds:.0f} seconds, again {again.record.cpu_seconds:.0f}")
 print(str(again) == str(found))
 
@@ -98,33 +109,26 @@ print(str(again) == str(found))
 sl.write_pages("runs/find") + sl.write_pages("runs")
 
 # %% [markdown]
-# ## Where the answer is known
+# ## Where it is harder
 #
-# Does it find what is there? The library brings tiny models that were trained to keep a variable z
-# at a known place, in a known channel. Here they are searched everywhere, and the search knows
-# nothing of the place.
+# In another of these models z lives inside an MLP.
 
 # %%
-for name in ("head", "mlp"):
-    trained = load_trained(name)
-    answer = sl.find(trained.lens, parity_task(192, 192), budget="fast")
-    print(f"{name}: z was trained to live at {trained.site}")
-    print(" ", answer)
-    for place in answer.record.places:
-        if place.site == str(trained.site):
-            ours = answer.subspaces[place.site].basis
-            cosine = float((trained.basis.T @ ours).square().sum())
-            print(f"  there: {place.label}, squared cosine with the channel {cosine:.2f}")
+other = load_trained("mlp")
+answer = sl.find(other.lens, task, budget="fast")
+print("the variable was trained to live at", other.site)
+print(answer)
+told(other, answer)
 
 # %% [markdown]
-# Compare each answer with the place above it. The variable is on its way before it arrives, and
-# goes on behind it, so that a site next to the trained one may be named, or the trained one left
+# Compare the answer with the place above it. A variable is on its way before it arrives, and goes
+# on behind it, so that a site beside the trained one may be named, or the trained one left
 # *undetermined*. `subspacelens bench find` asks all of these models.
 #
-# On the command line:
+# On the command line, for pairs and a model of yours:
 #
 # ```
-# subspacelens find --task ioi --budget fast
+# subspacelens find --model ./my-model --task pairs.jsonl --budget fast
 # subspacelens find --task pairs.jsonl --label NOUN --stream resid_post --stream mlp_act
 # ```
 #
