@@ -49,7 +49,8 @@ for place in found.record.places:
     print(f"{'':20} {place.reasons[0]}")
 
 # %% [markdown]
-# Is it the channel that z was trained into? At the trained site the two directions can be compared:
+# Is it the channel that z was trained into? At the trained site the two can be compared, by
+# the squared cosine between them:
 
 
 # %%
@@ -57,8 +58,8 @@ def told(trained, found):
     for place in found.record.places:
         if place.site == str(trained.site):
             ours = found.subspaces[place.site].basis
-            cosine = float((trained.basis.T @ ours).square().sum())
-            print(f"at {place.site}: {place.label}, squared cosine with the truth {cosine:.2f}")
+            cosine = float((trained.basis.T @ ours).square().sum()) / ours.shape[1]
+            print(f"at {place.site}: {place.label}, mean cos² with the truth {cosine:.2f}")
 
 
 told(trained, found)
@@ -87,7 +88,7 @@ for place in found.record.found:
 
 # %%
 effect = sl.load_subspace("runs/find", lens).patch(task)
-print("FLDD", effect.fldd)
+print(f"FLDD {effect.fldd.value:.2f} [{effect.fldd.low:.2f}, {effect.fldd.high:.2f}]")
 for example in effect.examples(2):
     print(example.base)
     print("  unpatched", example.before[:3], " patched", example.after[:3])
@@ -111,19 +112,20 @@ sl.write_pages("runs/find") + sl.write_pages("runs")
 # %% [markdown]
 # ## Where it is harder
 #
-# In another of these models z lives inside an MLP.
+# In the other models z lives inside an MLP, in a plane of the stream, and in a direction of it.
 
 # %%
-other = load_trained("mlp")
-answer = sl.find(other.lens, task, budget="fast")
-print("the variable was trained to live at", other.site)
-print(answer)
-told(other, answer)
+for name in ("mlp", "plane", "stream"):
+    other = load_trained(name)
+    answer = sl.find(other.lens, task, budget="fast")
+    print(f"{name}: the variable was trained to live at {other.site}")
+    print(answer)
+    told(other, answer)
 
 # %% [markdown]
-# Compare the answer with the place above it. A variable is on its way before it arrives, and goes
+# Compare each answer with the place above it. A variable is on its way before it arrives, and goes
 # on behind it, so that a site beside the trained one may be named, or the trained one left
-# *undetermined*. `subspacelens bench find` asks all of these models.
+# *undetermined*. `subspacelens bench find` measures it.
 #
 # On the command line, for pairs and a model of yours:
 #
