@@ -31,7 +31,12 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import BASH, BUILD, NOTEBOOK, ROOT, Cell, cells_of, gallery, tutorials
 
-TOP = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
+TOP = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 Schema = Mapping[str, Any]
 NOT_RUN = "This notebook was not run for this copy of the site; `make docs` runs it."
 

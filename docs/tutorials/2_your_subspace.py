@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 import subspacelens as sl
 
 lens = sl.load_model("smollm2")
-task = sl.ioi(lens.tokenizer, train=64, test=64, held_out=0)
+task = sl.ioi(lens.tokenizer, train=48, test=48, held_out=0)
 site = sl.Site.parse("L17.resid_post@S2")
 captures = sl.capture_task(lens, task, [site])
 mean = sl.FITS["mean-difference"](lens, captures.train, site)
 mean.save("mean.safetensors")
-mean
+print(mean.site, mean.dim, mean.fit)
 
 # %% [markdown]
 # ## A folder of pyvene
@@ -43,7 +43,7 @@ mean
 subspace = sl.from_foreign(lens, sl.read_foreign("pyvene"), "@S2")
 result = sl.audit(lens, captures, subspace, budget="fast")
 print(result)
-print(result.record.verdict.reasons)
+print(*result.record.verdict.reasons, sep="\n")
 
 # %% [markdown]
 # On the command line, in one go:
@@ -100,15 +100,15 @@ z = torch.tensor([pair.z[0] for pair in replay.pairs])
 vector = replay.base[z == 1].mean(0) - replay.base[z == 0].mean(0)
 np.save("steer.npy", vector.numpy())
 added = sl.audit_addition(lens, captures, site, vector, alpha=1.0, budget="fast")
-print(added.label, added.record.verdict.reasons)
-print("leaves nature at alpha", added.record.curve.leaves)
+print(added.label, *added.record.verdict.reasons, sep="\n")
+print(f"leaves nature at alpha {added.record.curve.leaves:.2f}")
 
 # %% [markdown]
 # With ten times the dose:
 
 # %%
 far = sl.audit_addition(lens, captures, site, vector, alpha=10.0, budget="fast")
-print(far.label, far.record.verdict.code, far.record.verdict.reasons)
+print(far.label, far.record.verdict.code, *far.record.verdict.reasons, sep="\n")
 
 # %% [markdown]
 # On the command line:

@@ -77,6 +77,7 @@ for text, old, new in zip(asked, before, after, strict=True):
 assert [says(text) for text in asked] == before
 
 # %% [markdown]
-# The last lines are the neighbours: prompts about other countries, which an edit must leave alone.
-# That an edit works at a layer does not say that the fact is stored there; the [study of
+# Shown is the likeliest next token, of a longer name the first. The last lines are the neighbours:
+# prompts about other countries, which an edit must leave alone; see whether this one does. That an
+# edit works at a layer does not say that the fact is stored there; the [study of
 # edits](../facts.md#edits) has the numbers.

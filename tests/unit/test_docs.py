@@ -24,11 +24,11 @@ from subspacelens.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))
-from notebooks import BASH, Cell, cells_of, tutorials  # noqa: E402
+from notebooks import BASH, Cell, cells_of, gallery, tutorials  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 TUTORIALS = sorted(tutorials().values())
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def lack(thing: Any) -> str | None:
@@ -162,6 +162,13 @@ def test_commands_that_a_page_names_exist(page):
         cells = [c.text for c in cells_of(page.read_text()) if c.text.startswith(BASH)]
         text += "".join(f"\n```\n{each}\n```\n" for each in cells)
     assert {line: wrong for line in commands_in(text) if (wrong := wrong_with(line))} == {}
+
+
+def test_commands_of_the_gallery_exist():
+    made = [page["command"].strip() for page in gallery().values() if "command" in page]
+    lines = [*commands_in("\n".join(f"```\n{each}\n```" for each in made))]
+    assert len(lines) == len(made) > 0
+    assert {line: wrong for line in lines if (wrong := wrong_with(line))} == {}
 
 
 def test_a_command_that_is_not_there_is_noticed():
