@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -250,7 +250,8 @@ def chosen_fit(
 
     fit = named(name)
     texts = (text.partition("=") for text in options or ())
-    settings = fit.read_options({key: value for key, _, value in texts}) | {"seed": seed}
+    settings: dict[str, Any] = fit.read_options({key: value for key, _, value in texts})
+    settings["seed"] = seed
 
     def find(captured, site: Site) -> Subspace:
         if dim is None:
@@ -270,7 +271,7 @@ def fit_settings(
     fit = named(name)
     texts = (text.partition("=") for text in options or ())
     settings = fit.options | fit.read_options({key: value for key, _, value in texts})
-    known = {key: value for key, value in settings.items() if value is not None}
+    known: dict[str, object] = {k: value for k, value in settings.items() if value is not None}
     known |= {"method": name, "seed": seed}
     if dim is not None:
         return known | {"dim": dim}

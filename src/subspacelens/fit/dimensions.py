@@ -118,5 +118,5 @@ def auto_dim(
 
     >>> auto_dim("das", captures.train, "L20.resid_post@END", constraint="support").subspace.dim
     """
-    parts = (captured.subset(torch.tensor(part)) for part in divided(captured.pairs))
-    return best_dim(fit, *parts, site, dims, **options)
+    some, others = (captured.subset(torch.tensor(part)) for part in divided(captured.pairs))
+    return best_dim(fit, some, others, site, dims, **options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from .parity import (
 )
 
 WIDTH, LAYERS, HEADS = 64, 4, 4
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     vocab_size=len(WORDS), hidden_size=WIDTH, intermediate_size=2 * WIDTH,
     num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
     max_position_embeddings=16, bos_token_id=0, eos_token_id=2, tie_word_embeddings=False,
@@ -124,6 +125,7 @@ def planted_models(count: int) -> Iterator[TrainedModel]:
 
 def _plant(model: LlamaForCausalLM, plan: Plan, frame: Tensor, generator: torch.Generator) -> None:
     says, carries, anew, here, marked = frame.T
+    layers: Any = model.model.layers
     root = WIDTH**0.5
     embedding = model.model.embed_tokens.weight
     embedding.copy_(torch.randn(embedding.shape, generator=generator) / root)
@@ -134,7 +136,7 @@ def _plant(model: LlamaForCausalLM, plan: Plan, frame: Tensor, generator: torch.
     word, last = (2 + plan.says**2) ** 0.5, (2 + plan.moves**2) ** 0.5
     width = WIDTH // HEADS
     rows = slice(plan.head * width, (plan.head + 1) * width)
-    attention = model.model.layers[plan.layer].self_attn
+    attention = layers[plan.layer].self_attn
     still = rows.start + width // 2 - 1
     for projection, looks in ((attention.q_proj, here), (attention.k_proj, marked)):
         projection.weight[rows] = 0
@@ -144,14 +146,14 @@ def _plant(model: LlamaForCausalLM, plan: Plan, frame: Tensor, generator: torch.
 
     driven = DRIVEN * last / (plan.moves * root)
     if plan.mlp is not None:
-        mlp = model.model.layers[plan.mlp].mlp
+        mlp = layers[plan.mlp].mlp
         for unit, sign in enumerate((1, -1)):
             mlp.gate_proj.weight[unit] = sign * driven * carries
             mlp.up_proj.weight[unit] = here * last / root
             mlp.down_proj.weight[:, unit] = sign * anew * plan.moves / DRIVEN
     answered = carries if plan.mlp is None else anew
     length = last if plan.mlp is None else math.hypot(last, plan.moves)
-    trap = model.model.layers[plan.trap].mlp
+    trap = layers[plan.trap].mlp
     trap.gate_proj.weight[2] = driven * answered * length / last
     trap.up_proj.weight[2] = here * length / root
     trap.down_proj.weight[:, 2] = 0

@@ -69,7 +69,7 @@ class Experts:
     ) -> Iterator[None]:
         def see(taken: Sequence[Any], output: Tensor) -> Tensor | None:
             x, sent, share = _of(taken, expert)
-            written = _written.get(output, {})
+            written: dict[int, Tensor] = _written.get(output) or {}
             now = written.get(expert)
             if now is None:
                 now = x.new_full((len(x), self.width), torch.nan)
