@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ def best_dim(
     dims: Sequence[int] = DIMS,
     *,
     within: float = WITHIN,
-    **options: object,
+    **options: Any,
 ) -> ChosenDim:
     """The subspace of fewest dimensions that does as much as the best of `dims`, less `within`.
 
@@ -111,7 +112,7 @@ def auto_dim(
     captured: Capture,
     site: Site | str,
     dims: Sequence[int] = DIMS,
-    **options: object,
+    **options: Any,
 ) -> ChosenDim:
     """`best_dim` on the pairs of one capture, `divided` into those to fit on and those to choose
     on: a subspace for an audit on other pairs. Raises what either raises.
