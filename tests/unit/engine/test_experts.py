@@ -127,7 +127,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 def sent(lens: LensModel, *sites: Site) -> PairSet:
-    pairs = routed(lens, random_pairs(LENGTHS * len(sites) ** 2), sites)
+    pairs = routed(lens, random_pairs(LENGTHS * len(sites) ** 4), sites)
     assert len(pairs) >= 4
     return pairs[:20]
 

@@ -136,7 +136,8 @@ class Setting:
         orthonormal basis of such directions of the stream; None without a writer or z."""
         if self.written is None or self.nature is None:
             return None
-        stream = torch.linalg.lstsq(self.written.T, self.nature.acting).solution
+        met = torch.linalg.pinv(self.written @ self.written.T, hermitian=True)
+        stream = met @ self.written @ self.nature.acting
         return torch.linalg.qr(stream).Q.T @ self.written
 
     @cached_property
