@@ -45,10 +45,10 @@ def bench_audit_command(
     are known by construction, at MLPs, heads and in the residual stream.
 
     It chooses its own places, in any model and for any pairs that carry z. By default the task
-    is sentiment: the cuts of the rule were set on the others. Writes OUT/audit.json, OUT/audit.md
-    and OUT/roc.html, and every site when it is done: the same command goes on where it
-    was stopped. With --operation add OUT/additions.json and OUT/additions.md; --controls and
-    --trained are of subspaces alone.
+    is sentiment: the cuts of the rule were set on the others. Writes OUT/bench-audit.json,
+    OUT/bench-audit.md and OUT/roc.html, and every site when it is done: the same command goes on
+    where it was stopped. With --operation add OUT/additions.json and OUT/additions.md; --controls
+    and --trained are of subspaces alone.
     """
     from ..bench import additions_table, audit_table, bench_additions, bench_audit, roc_figure
     from ..core.files import write_atomically
@@ -78,7 +78,7 @@ def bench_audit_command(
         return _written(out / "additions", result, additions_table(result))
     picture = roc_figure(result).to_html(include_plotlyjs=True)
     write_atomically(out / "roc.html", picture.encode())
-    _written(out / "audit", result, audit_table(result))
+    _written(out / "bench-audit", result, audit_table(result))
 
 
 def _written(stem: Path, result: dict, table: str) -> None:
