@@ -70,8 +70,7 @@ MOST = Range(2 / 3, inf)
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "natural", "beyond", "acting")
 NEEDED = (*EXACT, "read_source", *OTHER[1:])
-"""What the rule asks at an exact site. Elsewhere it asks `OTHER`, and `covariation` where the site
-has a linear writer."""
+"""What must be known at an exact site; elsewhere `OTHER` must."""
 PART = 2.0
 """A subspace does *part of it* where the whole component does more than this many times as much."""
 TRACE = 1 / 5
@@ -105,6 +104,12 @@ OBJECTIONS = {
     "idle": "A smaller subspace without these dimensions could be faithful: audit that one.",
     "whole": "The whole component says that the feature is somewhere in it, not where.",
 }
+
+
+def asked_at(exact: bool) -> tuple[str, ...]:
+    """The tests that the rule asks for at a site: elsewhere than at exact ones `covariation` too,
+    where the site has a linear writer."""
+    return NEEDED if exact else (*OTHER, "covariation")
 
 
 class Reasoning(NamedTuple):
@@ -358,7 +363,7 @@ def _mixed(axes: Sequence[Axis]) -> Reasoning | None:
 
 def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
     needed = NEEDED if exact else OTHER
-    conditions = _conditions(tests, (*needed, "covariation"))
+    conditions = _conditions(tests, asked_at(exact))
     label = _label(conditions, exact)
     if label == "illusory":
         told = [c for c in conditions.values() if c.fails]
@@ -384,7 +389,7 @@ def _weighed(tests: Mapping[str, Test], exact: bool) -> Reasoning:
 
 def _conditions(tests: Mapping[str, Test], names: Iterable[str]) -> dict[str, Condition]:
     """Those of them that say something."""
-    return {name: c for name in dict.fromkeys(names) if (c := Condition.of(name, tests.get(name)))}
+    return {name: c for name in names if (c := Condition.of(name, tests.get(name)))}
 
 
 def _opposed(conditions: Mapping[str, Condition]) -> bool:

@@ -28,10 +28,11 @@ from ..core.records import Estimate
 from ..fit.closed_form import between_means, by_class
 from ..model.lens import LensModel
 from ..tasks import Task
-from .audit import EFFECTS, WITHIN, Result, each_place
+from .audit import EFFECTS, WITHIN, Result, by_kind, rows_of
 from .kept import source_sha256
 from .places import KINDS
 from .scores import rate, summary
+from .table import score_lines, scored
 
 SCHEMA = "subspacelens.bench.additions/1"
 TOO_MUCH = 5.0
@@ -58,27 +59,13 @@ def bench_additions(
     Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
     asked = {"models": models, "blind": blind, "seed": seed, "code": source_sha256()}
-    parts = [
-        part
-        for name, task in tasks.items()
-        for part in each_place(lens, name, task, folder, count, asked, _found)
-    ]
-
-    def every(name: str) -> list:
-        return [row for part in parts for row in part[name]]
-
-    results = [Result(**row) for row in every("cases")]
+    rows = rows_of(lens, tasks, folder, count, asked, _found)
     return {
         "schema": SCHEMA,
         "model": lens.id,
         "weights_sha256": lens.weights_sha256,
-        "scores": {
-            "all": _scores(results),
-            **{kind: _scores([r for r in results if r.where == kind]) for kind in KINDS.values()},
-        },
-        "as_it_is": every("as_it_is"),
-        "skipped": every("skipped"),
-        "cases": every("cases"),
+        "scores": by_kind([Result(**row) for row in rows["cases"]], _scores),
+        **{name: rows[name] for name in ("as_it_is", "skipped", "cases")},
     }
 
 
@@ -180,9 +167,6 @@ def _said(verdict: str, code: str) -> str:
 def additions_table(result: dict) -> str:
     """The scores of `bench_additions` as Markdown: rates with intervals over sites, what was said
     of each kind, and of vectors in the model as it is."""
-    scores = {name: each for name, each in result["scores"].items() if each["count"]}
-    lines = [f"| {len(result['cases'])} vectors | " + " | ".join(scores) + " |"]
-    lines.append("|---|" + "---|" * len(scores))
     rows = {
         "illusory called faithful": lambda each: _rate(each["miss_rate"]),
         "faithful called illusory": lambda each: _rate(each["false_alarm_rate"]),
@@ -201,10 +185,7 @@ def additions_table(result: dict) -> str:
             Estimate(**each["auroc"]), partial(plain, decimals=3)
         ),
     }
-    lines += [
-        f"| {name} | " + " | ".join(cell(each) for each in scores.values()) + " |"
-        for name, cell in rows.items()
-    ]
+    lines = score_lines(f"{len(result['cases'])} vectors", scored(result), rows)
     lines += ["", "| vector | verdicts |", "|---|---|"]
     said = dict(result["scores"]["all"]["codes"])
     for row in result["as_it_is"]:

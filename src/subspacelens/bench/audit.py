@@ -19,9 +19,10 @@ from ..audit.controls.spikes import KINDS as TRUTHS
 from ..audit.controls.spikes import Plan, Spike
 from ..audit.evidence import Setting
 from ..audit.judging import Blind, judge_blind, setting_at
-from ..audit.verdict import NEEDED, OTHER, SMALLEST_FLDD
+from ..audit.verdict import SMALLEST_FLDD, asked_at
 from ..core.errors import SiteError, TaskError
 from ..core.geometry import haar
+from ..core.kept import keep, kept
 from ..core.progress import track
 from ..core.site import Site
 from ..engine.task_capture import capture_task
@@ -29,7 +30,7 @@ from ..model.lens import LensModel
 from ..tasks import Task
 from .attacks import ATTACKS
 from .controls import controls
-from .kept import keep, kept, source_sha256
+from .kept import source_sha256
 from .places import KINDS, places
 from .scores import summary
 from .trained import trained_rates, trained_truth
@@ -42,6 +43,11 @@ WITHIN = (0.05, 0.4)
 RANDOM_PAIRS = 48
 SIZES = (32, 64)
 """Pairs to judge on, beside all of them, for the curves of power."""
+
+
+Finding = Callable[[LensModel, str, Setting, int, dict], dict]
+"""Finds the rows of one site, by what they are: of the model, the task's name, the site, its number
+and what was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,45 +95,52 @@ def bench_audit(
     Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
     asked = {"models": models, "blind": blind, "seed": seed, "code": source_sha256()}
-    parts = [
-        part
-        for name, task in tasks.items()
-        for part in each_place(lens, name, task, folder, count, asked, _found)
-    ]
-
-    def every(name: str) -> list:
-        return [row for part in parts for row in part[name]]
-
-    results = [Result(**row) for row in every("cases")]
-    rows = trained_truth() if trained else []
+    rows = rows_of(lens, tasks, folder, count, asked, _found)
+    results = [Result(**row) for row in rows["cases"]]
+    of_trained = trained_truth() if trained else []
     return {
         "schema": SCHEMA,
         "model": lens.id,
         "weights_sha256": lens.weights_sha256,
-        "scores": {
-            "all": summary(results),
-            **{kind: summary([r for r in results if r.where == kind]) for kind in KINDS.values()},
-        },
-        "attacks": every("attacks"),
-        "random": every("random"),
+        "scores": by_kind(results, summary),
+        "attacks": rows["attacks"],
+        "random": rows["random"],
         "controls": controls(lens) if controlled else [],
-        "trained": {"rates": trained_rates(rows), "rows": rows},
-        "skipped": every("skipped"),
-        "cases": every("cases"),
+        "trained": {"rates": trained_rates(of_trained), "rows": of_trained},
+        "skipped": rows["skipped"],
+        "cases": rows["cases"],
     }
 
 
-def each_place(
+def rows_of(
+    lens: LensModel, tasks: Mapping[str, Task], folder: Path, count: int, asked: dict, find: Finding
+) -> dict[str, list]:
+    """What `find` found at all sites of all tasks (`_parts`), by what it is."""
+    rows: dict[str, list] = {}
+    for name, task in tasks.items():
+        for part in _parts(lens, name, task, folder, count, asked, find):
+            for kind, found in part.items():
+                if kind != "origin":
+                    rows.setdefault(kind, []).extend(found)
+    return rows
+
+
+def by_kind(results: list[Result], score: Callable[[list[Result]], dict]) -> dict[str, dict]:
+    """The scores of all results, and of those at each kind of site."""
+    kinds = {kind: [r for r in results if r.where == kind] for kind in KINDS.values()}
+    return {name: score(own) for name, own in ({"all": results} | kinds).items()}
+
+
+def _parts(
     lens: LensModel,
     name: str,
     task: Task,
     folder: Path,
     count: int,
     asked: dict,
-    find: Callable[[LensModel, str, Setting, int, dict], dict],
+    find: Finding,
 ) -> Iterator[dict]:
-    """What `find` found at each site of a task, in order: from `folder`, or else found now, of the
-    model, the task's name, the site, its number and what was `asked`."""
+    """What `find` found at each site of a task, in order: from `folder`, or else found now."""
     origin = asked | {"weights": lens.weights_sha256, "task": [task.train.sha256, task.test.sha256]}
     sites = places(lens, task, count)
     paths = [folder / name / f"{site}.json" for site in sites]
@@ -212,11 +225,6 @@ def _row(task: str, judged: Blind) -> dict:
     }
 
 
-def _tests(judged: Blind) -> tuple[str, ...]:
-    """Those on which verdict and score rest at the site."""
-    return NEEDED if judged.case.exact else (*OTHER, "covariation")
-
-
 def _result(
     lens: LensModel, name: str, site: Site, which: int, model: Planted, spike: Spike
 ) -> Result:
@@ -224,7 +232,7 @@ def _result(
     effect = judged.case.effects["subspace"]
     fldd, low = effect.fldd.value, effect.nats.low
     small = fldd is None or fldd < SMALLEST_FLDD or low is None or low <= 0
-    tests = {} if small else {name: judged.tests[name] for name in _tests(judged)}
+    tests = {} if small else {name: judged.tests[name] for name in asked_at(judged.case.exact)}
     few = {}
     if spike.kind in ("faithful", "illusory") and which % 2 == 0 and not small:
         for size in (size for size in SIZES if size < len(model.setting.chosen)):

@@ -31,6 +31,7 @@ from ..audit.verdict import SMALLEST_FLDD
 from ..core.errors import SiteError, SubspaceError, TaskError
 from ..core.format import plain, with_interval
 from ..core.geometry import orthonormal, unit
+from ..core.kept import keep, kept
 from ..core.progress import track
 from ..core.statistics import Units, mean
 from ..engine.capture import Capture
@@ -42,7 +43,7 @@ from ..measure.effects import drops_of
 from ..model.lens import LensModel
 from ..tasks import Task
 from .audit import EFFECTS, WITHIN
-from .kept import keep, kept, source_sha256
+from .kept import source_sha256
 from .places import KINDS, places
 from .trained import Case, sites_of_column, trained_row
 from .truth import TrainedModel, load_trained, parity_task, trained_names

@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from ..core.first_order import first_order
 from ..core.geometry import orthonormal, unit
 from ..core.illusion_share import illusion_share
+from ..core.kept import keep, kept
 from ..core.machine import quarter_free
 from ..core.progress import note, track
 from ..core.site import Site
@@ -32,7 +33,6 @@ from ..measure.maps import InstantMap, instant_map
 from ..measure.maps.scoring import Score, along_path, available, differing
 from ..model.lens import LensModel
 from ..tasks.pairset import Task
-from .kept import keep, kept
 
 Row = dict[str, Any]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.kept import keep, kept
 from ..sweep.plan import ROOMS, code_sha256
-
-__all__ = ["keep", "kept", "source_sha256"]
 
 COMPUTING = (*(room for room in ROOMS if "/" not in room), "bench")
 """The rooms that every benchmark against truth computes with: pages and commands are not among

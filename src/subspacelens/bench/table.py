@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ..core.format import plain, with_interval
@@ -10,12 +11,25 @@ from ..core.records import Estimate
 FITS_COLUMNS = ("site", "by", "seconds", "÷ ours", "steps", "s a step", "GiB", "FLDD", "run")
 
 
+def scored(result: dict) -> dict[str, dict]:
+    """The scores over all and of those kinds of site that have a case."""
+    return {name: each for name, each in result["scores"].items() if each["count"]}
+
+
+def score_lines(
+    title: str, scores: Mapping[str, dict], rows: Mapping[str, Callable[[dict], str]]
+) -> list[str]:
+    """A table in Markdown: a column for each of the scores, a row for what is read off them."""
+    lines = [f"| {title} | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
+    for name, cell in rows.items():
+        lines.append(f"| {name} | " + " | ".join(cell(each) for each in scores.values()) + " |")
+    return lines
+
+
 def audit_table(result: dict) -> str:
     """Scores over all and by kind of site, single tests beside the score, power, and the controls
     on the model as it is."""
-    scores = {name: each for name, each in result["scores"].items() if each["count"]}
-    lines = [f"| {len(result['cases'])} cases | " + " | ".join(scores) + " |"]
-    lines.append("|---|" + "---|" * len(scores))
+    scores = scored(result)
     rows = {
         "AUROC of the score": lambda each: _estimate(each["auroc"]),
         "illusory called faithful": lambda each: _rate(each["miss_rate"]),
@@ -29,8 +43,7 @@ def audit_table(result: dict) -> str:
         ),
         "Spearman, score and share, mixed cases": lambda each: plain(each["spearman_mixed"]),
     }
-    for name, cell in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(each) for each in scores.values()) + " |")
+    lines = score_lines(f"{len(result['cases'])} cases", scores, rows)
     lines += ["", "| AUROC, one test alone | " + " | ".join(scores) + " |"]
     lines.append("|---|" + "---|" * len(scores))
     for name in scores["all"]["by_test"]:

@@ -85,14 +85,15 @@ def natural_change(train: Replay, test: Replay) -> NaturalChange | None:
 def signs(pairs: PairSet) -> Tensor | None:
     """z of source less z of base, of its two values as 0 and 1, (n,), float64; None where a pair
     has none or there are not two."""
-    if len(pairs.classes) != 2:
-        return None
-    z = two_classes(pairs).double()
-    return z[:, 1] - z[:, 0]
+    return _turn(pairs) if len(pairs.classes) == 2 else None
 
 
 def turned(replay: Replay) -> Tensor:
     """z of source less z of base, of its two values as 0 and 1, (n,), float64. Raises `TaskError`
     where a pair has none or there are more."""
-    z = two_classes(replay.pairs).double()
+    return _turn(replay.pairs)
+
+
+def _turn(pairs: PairSet) -> Tensor:
+    z = two_classes(pairs).double()
     return z[:, 1] - z[:, 0]

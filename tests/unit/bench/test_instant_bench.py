@@ -11,8 +11,8 @@ from subspacelens import load_model, pairs_task
 from subspacelens.bench import bench_instant, calibration_figure, instant_table
 from subspacelens.bench import instant as module
 from subspacelens.bench.instant import points, spread, summary
-from subspacelens.bench.kept import kept
 from subspacelens.bench.tiny import tiny_model, tiny_pairs
+from subspacelens.core.kept import kept
 
 SITES, PAIRS = 16, 12
 

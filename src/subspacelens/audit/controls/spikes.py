@@ -1,10 +1,10 @@
 """Planted models and the subspaces to audit in each, of which the truth is known.
 
 Each role has k channels, each of which speaks in some prompts. *Channels* follow z and write what
-moves the answer; *sensors* follow z and nobody reads
-them: they write nothing, or what the answer does not react to; *dormants* do not follow z and write
-what moves the answer. What reads along a channel and writes along it is faithful; what reads along
-a sensor and writes along a dormant is an illusion; what does both is mixed.
+moves the answer; *sensors* follow z and nobody reads them: they write nothing, or what the answer
+does not react to; *dormants* do not follow z and write what moves the answer. What reads along a
+channel and writes along it is faithful; what reads along a sensor and writes along a dormant is an
+illusion; what does both is mixed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.records import Estimate
 from ...core.statistics import ratio
 from ..record import Axis, AxisLabel
-from ..verdict import NEEDED, OTHER, label_of_axis
+from ..verdict import asked_at, label_of_axis
 from . import effects, natural, nature
 from .case import Case
 
@@ -63,6 +63,6 @@ def _axis(case: Case, whole: np.ndarray, basis: Tensor, number: int) -> Axis:
         if max(abs(share.low), abs(share.high)) < IDLE * even:
             label = "idle"
         elif share.low > LEAST:
-            names = NEEDED[1:] if own.exact else (*OTHER[1:], "covariation")
-            label = label_of_axis({name: _CONDITIONS[name](own) for name in names}, own.exact)
+            tests = {name: _CONDITIONS[name](own) for name in asked_at(own.exact)[1:]}
+            label = label_of_axis(tests, own.exact)
     return Axis(number=number, dimensions=dimensions, share=share, label=label)
