@@ -11,9 +11,9 @@ pytestmark = pytest.mark.model
 
 
 def test_illusions_work_between_writer_and_reader_and_fail_after_the_last_reader(lens):
-    task = ioi(lens.tokenizer, train=32, test=32, held_out=0)
-    s2 = illusion_map(lens, task, ["S2"], layers=[10, 18, 25], pairs=32)
-    end = illusion_map(lens, task, ["END"], layers=[10, 22, 26], pairs=32)
+    task = ioi(lens.tokenizer, train=16, test=16, held_out=0)
+    s2 = illusion_map(lens, task, ["S2"], layers=[10, 18, 25], pairs=16)
+    end = illusion_map(lens, task, ["END"], layers=[10, 22, 26], pairs=16)
     assert s2.working("S2") == [18] and end.working("END") == [22]
     for illusions, layer in ((s2, 25), (end, 26)):
         late = illusions.at(layer, illusions.labels[0])

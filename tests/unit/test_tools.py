@@ -30,6 +30,7 @@ def compat() -> ModuleType:
     return tool("compat")
 
 
+@pytest.mark.long
 def test_the_smoke_test_passes_here():
     done = subprocess.run(
         [sys.executable, ROOT / "tools/smoke.py"], capture_output=True, text=True,

@@ -62,6 +62,7 @@ def test_a_model_of_random_weights_is_audited(here, dtype):
     assert found["weights"] == 97 * width + 4 * block + width
 
 
-def test_a_run_that_fails_is_told_in_one_line():
+def test_a_run_that_fails_is_told_in_one_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LensError, match=r"^a run of long ended with exit code 1: [^\n]*no/where"):
         memory._run(dict(kind="long", model="no/where", dtype="float32", site="L0.resid_post@END"))

@@ -158,6 +158,7 @@ def found() -> dict:
     return result[str(SITE)]
 
 
+@pytest.mark.long
 def test_hooks_in_another_process_train_on_what_the_replay_trains_on(found: dict) -> None:
     hooks = found["fits"]["hooks"]
     assert len(hooks["curve"]) == 3 and hooks["loss_error"] < 1e-4
@@ -165,6 +166,7 @@ def test_hooks_in_another_process_train_on_what_the_replay_trains_on(found: dict
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.long
 def test_our_recipe_gives_the_same_by_replay_and_by_hooks(found: dict) -> None:
     ours, hooked = (found["fits"][name] for name in ("subspacelens", "hooks, our recipe"))
     for (*_, loss, fldd), (*_, their_loss, their_fldd) in zip(
@@ -174,6 +176,7 @@ def test_our_recipe_gives_the_same_by_replay_and_by_hooks(found: dict) -> None:
         assert fldd == pytest.approx(their_fldd, abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_rival_trains_on_the_same_or_is_reported_as_missing(found: dict, name: str) -> None:
     fit = found["fits"][name]
@@ -183,6 +186,7 @@ def test_a_rival_trains_on_the_same_or_is_reported_as_missing(found: dict, name:
     assert fit["loss_error"] < 1e-3
 
 
+@pytest.mark.long
 def test_the_table_has_a_row_a_fit_and_plain_hooks_first(found: dict) -> None:
     rows = fits_rows({"fits": {str(SITE): found}})
     assert [row[1] for row in rows] == [
