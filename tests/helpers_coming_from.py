@@ -8,6 +8,8 @@ from pathlib import Path
 PAGE = (Path(__file__).parents[1] / "docs/coming_from.md").read_text()
 TOOLS = ("subspacelens", "TransformerLens", "pyvene", "nnsight")
 BEGINNING = "What a notebook begins with"
+ALONE = ("One expert of a mixture", "Is it an illusion?")
+"""Rows that the others have nothing for."""
 
 
 def sections() -> dict[str, dict[str, str]]:

@@ -11,14 +11,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import subspacelens as sl
-from helpers_coming_from import BEGINNING, rows, sections
+from helpers_coming_from import ALONE, BEGINNING, rows, sections
 from subspacelens.tasks import Pair, PairSet, Prompt
 from subspacelens.tasks.answers import Continuations
+from subspacelens.tasks.tokens import tokenize_prompt
 
 pytestmark = pytest.mark.peers
 CLOSE = 1e-4
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-COMPARED = [title for title in rows() if title != "Is it an illusion?"]
+COMPARED = [title for title in rows() if title not in ALONE]
+TEXTS = {
+    "text": "Then Mary and John went to the store",
+    "other": "Then Bob and John went to the store",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,13 @@ def given(place) -> dict:
         "END": place.base.shape[1] - 1, "answers": answers, "targets": targets,
         "V": torch.linalg.qr(torch.randn(56, 32, generator=generator)).Q,
         "v": torch.randn(32, generator=generator) / 4,
+        "predicted": answers[:, 0] + torch.arange(len(answers)) % 2,
+        "prompt": ids_of(place, TEXTS["text"]), "another": ids_of(place, TEXTS["other"]),
     }  # fmt: skip
+
+
+def ids_of(place, text: str) -> torch.Tensor:
+    return torch.tensor([tokenize_prompt(place.lens.tokenizer, text, {}, "").ids])
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +79,24 @@ def ours(place, given) -> dict[str, torch.Tensor]:
         replace(pair, continuations=Continuations((tuple(answer),), (tuple(target),)))
         for pair, answer, target in zip(pairs, *sides, strict=True)
     ]
-    scope = {
-        "sl": sl, "lens": place.lens, "V": given["V"], "v": given["v"],
-        "pairs": PairSet("peers", "test", tuple(pairs)),
-        "longer": PairSet("longer", "test", tuple(longer)),
-    }  # fmt: skip
+    several = [
+        replace(pair, continuations=Continuations(*(tuple((x,) for x in each) for each in both)))
+        for pair, *both in zip(pairs, *sides, strict=True)
+    ]
+    rivals = [
+        replace(pair, predictions={"name": (token,)})
+        for pair, token in zip(pairs, given["predicted"].tolist(), strict=True)
+    ]
+    sets = {"pairs": pairs, "longer": longer, "several": several, "rivals": rivals}
+    scope = TEXTS | {name: PairSet(name, "test", tuple(each)) for name, each in sets.items()}
+    scope |= {"sl": sl, "lens": place.lens, "V": given["V"], "v": given["v"]}
     found = {}
     for title in COMPARED:
         inside = dict(scope)
         exec(rows()[title]["subspacelens"], inside)
-        value = inside.get("value", inside["effect"].patched.logit_diff)
-        assert abs(inside["effect"].drop).max() > 0.05, title
+        if "effect" in inside:
+            assert abs(inside["effect"].drop).max() > 0.05, title
+        value = inside["value"] if "value" in inside else inside["effect"].patched.logit_diff
         found[title] = torch.as_tensor(value)
     return found
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers_coming_from import BEGINNING, PAGE, TOOLS, rows, sections
-from subspacelens import PairSet, ioi
+from helpers_coming_from import ALONE, BEGINNING, PAGE, TOOLS, rows, sections
+from helpers_models import hub_folder
+from subspacelens import PairSet, ioi, load_model
 from subspacelens.tasks.answers import Continuations
 
 
 @pytest.fixture(scope="module")
-def scope(tiny_folder) -> dict:
+def scope(tiny_folder, tmp_path_factory) -> dict:
     """What our rows begin with."""
     code = sections()[BEGINNING]["subspacelens"]
     code = code.replace('"smollm2"', repr(tiny_folder))
@@ -22,10 +23,21 @@ def scope(tiny_folder) -> dict:
     scope: dict = {}
     exec(code, scope)
     pairs = scope["pairs"]
-    two = Continuations(((5, 6),), ((7, 8),))
-    longer = tuple(replace(pair, answer=5, target=7, continuations=two) for pair in pairs)
+
+    def answered(name: str, *sides: tuple[tuple[int, ...], ...]) -> PairSet:
+        told = Continuations(*sides)
+        changed = [replace(pair, answer=5, target=7, continuations=told) for pair in pairs]
+        return PairSet(name, "test", tuple(changed))
+
+    mixture = load_model(hub_folder(tmp_path_factory.mktemp("mixture") / "model", "mixtral"))
+    said = {"name": (5,), "position": (6,)}
     return scope | {
-        "longer": PairSet("longer", "test", longer),
+        "longer": answered("longer", ((5, 6),), ((7, 8),)),
+        "several": answered("several", ((5,), (6,)), ((7,), (8,))),
+        "rivals": PairSet("rivals", "test", tuple(replace(p, predictions=said) for p in pairs)),
+        "mixture": mixture,
+        "text": pairs.pairs[0].base.text,
+        "other": pairs.pairs[0].source.text,
         "task": ioi(scope["lens"].tokenizer, train=12, test=12, held_out=8),
         "V": torch.linalg.qr(torch.randn(56, 2, generator=torch.Generator().manual_seed(0))).Q,
         "v": torch.ones(32),
@@ -39,15 +51,19 @@ def test_our_column_runs(scope, title, capsys):
     if title == "Is it an illusion?":
         assert inside["result"].label in capsys.readouterr().out
         return
+    if "found" in inside:
+        before = [likely.probability for likely in inside["found"].before]
+        assert len(inside["value"]) == 5 and inside["value"] != before
+        return
     effect = inside["effect"]
-    value = inside.get("value", effect.patched.logit_diff)
-    assert len(value) == 8
-    assert abs(effect.drop).max() > 1e-4
+    assert abs(effect.drop).max() > 1e-5
+    if title not in ALONE:
+        assert len(inside.get("value", effect.drop)) in (1, 8)
 
 
 def test_every_row_is_there_for_every_tool():
     for title, codes in rows().items():
-        expected = TOOLS[:1] if title == "Is it an illusion?" else TOOLS
+        expected = TOOLS[:1] if title in ALONE else TOOLS
         assert tuple(codes) == expected, title
 
 
