@@ -11,9 +11,11 @@ and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
-what nature writes speaks for the subspace. *Faithful* must keep its effect without the kernel,
-little of it may be beyond nature, and what acts must follow the reading, which senses no more by
-the kernel than chance would; or half of the effect is left where only what acts is read.
+what nature writes speaks for the subspace; or what fails when taken apart, where next to nothing is
+left of what acts, or little without a kernel by which it senses. *Faithful* must keep its effect
+without the kernel, and most of it must be left where only what acts is read; or little of it is
+beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
+would; or half of it is left there.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -60,13 +62,15 @@ CRITERIA = {
     "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 4, inf)),
 }
 LITTLE = Range(-inf, 1 / 4)
-"""`acting` of what reads next to nothing that acts."""
+"""`acting` of what reads little that acts."""
+NOTHING = Range(-inf, 1 / 8)
+"""`acting` of what reads next to nothing that acts, by which an exact site's parts condemn."""
 DEAF = {"acting": LITTLE, "natural": Range(-inf, 1 / 2), "beyond": Range(1 / 3, inf)}
 """An illusion too, where the split is not exact and `covariation` does not hold."""
 HALF = Range(1 / 2, inf)
 """`acting` of a subspace at an exact site where it need not be known what follows the reading."""
 MOST = Range(2 / 3, inf)
-"""`acting` of a subspace elsewhere that may lack a part of `natural` and `beyond`."""
+"""`acting` of a subspace that may lack a part of `natural` and `beyond`."""
 EXACT = ("full_component", "row_effect", "covariation")
 OTHER = ("full_component", "natural", "beyond", "acting")
 NEEDED = (*EXACT, "read_source", *OTHER[1:])
@@ -424,29 +428,36 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
 def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
-    """Whether the conditions speak of an illusion. Where the split is exact the parts of the effect
-    do not condemn: another unit may take back what this one writes, and a unit has a small share of
-    what acts."""
+    """Whether the conditions speak of an illusion."""
+    apart = {"natural", "beyond", "acting"} <= fails
     if exact:
         told = {"row_effect", "covariation"}
-        return bool(fails.intersection(EXACT)) and told <= conditions.keys() and not holds & told
-    if {"natural", "beyond", "acting"} <= fails:
-        return True
-    return "covariation" not in holds and _all_within(conditions, DEAF)
+        cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
+        return bool(cut_off) or (apart and _is_deaf(conditions, fails, holds))
+    return apart or ("covariation" not in holds and _all_within(conditions, DEAF))
+
+
+def _is_deaf(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:
+    """Whether, at an exact site, a subspace reads what is not connected, or what does not act. One
+    that does little without the kernel, and does not sense by it, is a unit of which another takes
+    back what it writes."""
+    if "row_effect" in fails:
+        return "read_source" not in holds
+    return _all_within(conditions, {"acting": NOTHING})
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:
     """Whether, at an exact site, a subspace writes what nature does, and reads what acts."""
-    if not {"row_effect", "beyond"} <= holds:
+    if "row_effect" not in holds or "covariation" not in conditions or "covariation" in fails:
         return False
     followed = {"covariation", "read_source", "acting"} <= holds
-    known = "covariation" in conditions and "covariation" not in fails
-    return followed or (known and _all_within(conditions, {"acting": HALF}))
+    most = followed or _all_within(conditions, {"acting": HALF})
+    return _acts_as_it_varies(conditions) or ("beyond" in holds and most)
 
 
 def _acts_as_it_varies(conditions: Mapping[str, Condition]) -> bool:
-    """Whether, elsewhere, what acts is what varies with z: a feature that is a small part of all
-    that z changes, so that c, one number for all of it, comes out too small."""
+    """Whether what acts is what varies with z: a feature that is a small part of all that z
+    changes, so that c, one number for all of it, comes out too small."""
     small = {"acting": MOST, "natural": Range(TRACE, 2), "beyond": Range(-1 / 3, 1 / 2)}
     return _all_within(conditions, small)
 

@@ -23,13 +23,14 @@ ATTACKS: dict[str, tuple[Plan, str]] = {
     "faithful, three other units write the same": (replace(PLAIN, parallel=4), "faithful"),
     "two dimensions, one faithful, one illusory": (PLAIN, "halves"),
     "illusory, its dormant writes what a channel does, and varies": (
-        replace(PLAIN, same=True, drift=0.3),
+        replace(PLAIN, wakes="channel", drift=0.3),
         "illusory",
     ),
     "illusory, its sensor has the channel's very noise": (
-        replace(PLAIN, same=True, shared=1.0),
+        replace(PLAIN, wakes="channel", shared=1.0),
         "illusory",
     ),
+    "illusory, its dormant writes what the site does": (replace(PLAIN, wakes="site"), "illusory"),
     "illusory, its sensor writes what nobody reads": (replace(PLAIN, inert=True), "illusory"),
     "illusory, and such a sensor shares the channel's noise": (
         replace(PLAIN, inert=True, shared=0.7),

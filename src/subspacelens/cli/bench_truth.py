@@ -44,8 +44,8 @@ def bench_audit_command(
     """Measure the audit against planted truth: models in which faithful and illusory directions
     are known by construction, at MLPs, heads and in the residual stream.
 
-    It chooses its own places, in any model and for any pairs that carry z. By default the task
-    is sentiment: the cuts of the rule were set on the others. Writes OUT/bench-audit.json,
+    It chooses its own places, in any model and for any pairs that carry z. By default the tasks
+    are food and warmth: the rule was made on the others. Writes OUT/bench-audit.json,
     OUT/bench-audit.md and OUT/roc.html, and every site when it is done: the same command goes on
     where it was stopped. With --operation add OUT/additions.json and OUT/additions.md; --controls
     and --trained are of subspaces alone.
@@ -58,7 +58,7 @@ def bench_audit_command(
         raise LensError(f"--operation '{operation}': one of {', '.join(OPERATIONS)}")
     if min(places, models) < 1:
         raise LensError("--places and --models: at least 1")
-    names = task or ["sentiment"]
+    names = task or ["food", "warmth"]
     for name in names:
         check_task(name, pairs=pairs)
     writable(out)

@@ -32,8 +32,8 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="`ioi`, `agreement`, `pronoun`, `animacy`, `sentiment`, or a JSON Lines file "
-        "of base/source pairs.",
+        help="`ioi`, `agreement`, `pronoun`, `animacy`, `sentiment`, `food`, `warmth`, or a JSON "
+        "Lines file of base/source pairs.",
     ),
 ]
 TestPairs = Annotated[

@@ -6,8 +6,11 @@ the number of the subject (label SUBJ). `pronoun`: "Then Mary left the bank beca
 `animacy`: "They told me about the teacher at the bank," goes on with " who", with the lamp it goes
 on with " which"; z is whether the noun (label NOUN) is a person. `sentiment`: "At the bank the
 lovely day made her feel very" goes on with " happy", the awful day with " sad"; z is whether the
-adjective (label ADJ) is a good one. Base and source differ in that word alone: answer = what is
-right for the base, target = for the source.
+adjective (label ADJ) is a good one. `food`: "At the bakery the woman gave me some bread to" goes on
+with " eat", some water with " drink". `warmth`: "At the castle they talked about the fire, because
+it was very" goes on with " hot", about the ice with " cold"; z is the kind of noun (label NOUN) in
+both. Base and source differ in that word alone: answer = what is right for the base, target = for
+the source.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from .tokens import answer_token, encode, tokenize_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONTRASTS = ("agreement", "pronoun", "animacy", "sentiment")
+CONTRASTS = ("agreement", "pronoun", "animacy", "sentiment", "food", "warmth")
 _MIN_WORDS = 4
 
 

@@ -14,6 +14,8 @@ LOW, HIGH, WIDE, HALF = (-0.1, 0.0, 0.2), (0.8, 0.9, 1.0), (0.1, 0.4, 0.9), (0.4
 USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural"), HIGH)
 DEAF = {"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}
 ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF}
+APART = {"natural": LOW, "beyond": HIGH, "acting": (0.0, 0.05, 0.1)}
+"""Nothing of it is what nature does, and nothing of what acts is read."""
 
 
 def found(bounds: tuple[float, float, float] | None, control: float | None = None) -> Found:
@@ -65,6 +67,13 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({"acting": LOW, "covariation": LOW, "read_source": LOW}, "undetermined", "conflict"),
         ({"acting": LOW}, "undetermined", "conflict"),
         ({"acting": LOW, "natural": LOW, "beyond": HIGH}, "undetermined", "conflict"),
+        (APART, "illusory", "fails"),
+        (APART | {"beyond": HALF}, "undetermined", "conflict"),
+        # A dormant that varies without z.
+        (APART | {"acting": LOW, "row_effect": LOW, "read_source": HIGH}, "illusory", "fails"),
+        (APART | {"row_effect": LOW}, "undetermined", "conflict"),
+        # A feature that is a small part of all that z changes.
+        ({"acting": HIGH, "natural": HALF, "beyond": (0.1, 0.3, 0.45)}, "faithful", "holds"),
         ({"beyond": WIDE}, "undetermined", "unsure"),
         ({"natural": HALF, "beyond": HALF}, "mixed", "mixed"),
         ({"full_component": (2.5, 3.0, 4.0)}, "partial", "part"),

@@ -16,6 +16,7 @@ from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.effect import fldd_of
 from subspacelens.engine.patches import SubspacePatch
+from subspacelens.fit.closed_form import between_means, by_class
 from subspacelens.measure.planting import plant
 
 SITES = [Site.parse(text) for text in ("L2.mlp_act@END", "L2.head_z.1@END", "L2.resid_post@END")]
@@ -51,6 +52,25 @@ def test_each_kind_does_what_it_is_meant_to(site, k):
         z = torch.tensor([pair.z[0] for pair in task.train])
         within = sum(float((z == c).double().mean() * reading[z == c].var()) for c in (0, 1))
         assert within / float(reading.var()) == pytest.approx(0.2, abs=0.1)
+
+
+@pytest.mark.parametrize("site", SITES[:2], ids=str)
+def test_dormants_are_dormant_and_move_the_answer(site):
+    """Nothing that the site writes, nor a channel, follows z along what a dormant writes."""
+    lens, task = knowing_lens(), knowing_task(48)
+    captured = capture(lens, task.train, [site])
+    bed = Bed.of(captured, site)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        ours, theirs = bed.halves(generator)
+        torch.testing.assert_close(
+            ours.T @ theirs, torch.zeros(ours.shape[1], theirs.shape[1]).double()
+        )
+        dormant, channel = bed.dormant(theirs, generator), bed.written("half", ours, generator)
+        x, z = by_class(captured.at(site))
+        written = captured.at(site).writer.double() @ between_means(x.double(), z)
+        assert abs(dormant @ written) < 1e-6 * written.norm() and abs(dormant @ channel) < 1e-6
+        assert min(dormant @ bed.pull, channel @ bed.pull) > 0.05 * bed.pull.norm()
 
 
 def test_halves_have_an_illusion_beside_every_faithful_dimension():

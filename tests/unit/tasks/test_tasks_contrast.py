@@ -21,7 +21,9 @@ def tiny_tokenizer():
     path = files("subspacelens.tasks").joinpath("data/contrasts.json")
     data = json.loads(path.read_text(encoding="utf-8"))
     return bpe_tokenizer(
-        " the " + " ".join(re.findall(r"[\w,]+", str(data))) + " is are he she who which"
+        " the "
+        + " ".join(re.findall(r"[\w,]+", str(data)))
+        + " is are he she who which eat drink hot cold"
     )
 
 
@@ -31,7 +33,14 @@ def task(request, tiny_tokenizer):
 
 
 def test_base_and_source_differ_in_the_labelled_token_alone(task):
-    labels = {"agreement": "SUBJ", "pronoun": "NAME", "animacy": "NOUN", "sentiment": "ADJ"}
+    labels = {
+        "agreement": "SUBJ",
+        "pronoun": "NAME",
+        "animacy": "NOUN",
+        "sentiment": "ADJ",
+        "food": "NOUN",
+        "warmth": "NOUN",
+    }
     label = labels[task.name]
     for pairs in (task.train, task.test, task.held_out):
         for pair in pairs:

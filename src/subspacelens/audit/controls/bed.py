@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.geometry import haar
 from ...core.site import Site
 from ...core.statistics import within_classes
 from ...core.stored import in_memory
@@ -38,9 +39,10 @@ class Bed:
     standard deviation at equal z, and `between` (r,), how far apart the classes lie along them; of
     the residual stream behind the site, or of the site where it is that stream: `pull` (d,), minus
     the mean gradient, turned to z, at the base and half way to the other class, `acting` (d, r),
-    where the answer reacts, and `classes` (d,), what of the difference of the class means lies
-    there. `column` is the length of a typical column of the writer, 1 where there is none. All
-    float64."""
+    where the answer reacts, `classes` (d,), what of the difference of the class means lies there,
+    and `nature` (d,), what of the difference in what the site itself writes does, the same where it
+    is the stream. `column` is the length of a typical column of the writer, 1 where there is none.
+    All float64."""
 
     centre: Tensor = field(repr=False)
     axes: Tensor = field(repr=False)
@@ -48,6 +50,7 @@ class Bed:
     pull: Tensor = field(repr=False)
     acting: Tensor = field(repr=False)
     classes: Tensor = field(repr=False)
+    nature: Tensor = field(repr=False)
     column: float
     _stream: Replay = field(repr=False)
 
@@ -74,13 +77,19 @@ class Bed:
         ends = torch.stack([stream.gradients(), stream.gradients(half.to(stream.base))])
         slopes = ends.cpu().double()[..., -width:]
         weight, acting = replay.writer, acting_directions(slopes.flatten(0, 1))
+        classes = acting @ (acting.T @ difference)
+        nature = classes
+        if weight is not None:
+            written = weight.cpu().double() @ between_means(x, z)
+            nature = acting @ (acting.T @ written)
         return cls(
             centre,
             axes,
             between,
             -(turn[:, None] * slopes).mean(dim=(0, 1)),
             acting,
-            acting @ (acting.T @ difference),
+            classes,
+            nature,
             1.0 if weight is None else float(weight.norm(dim=0).median()),
             stream.subset(slice(MOVED)),
         )
@@ -93,43 +102,55 @@ class Bed:
         mix = mix - (mix @ self.between) * self.between / size
         return mix / mix.norm() @ self.axes
 
-    def written(self, kind: str, generator: torch.Generator) -> Tensor:
-        """A unit vector (d,) of the stream that moves the answer: along the `gradient`, along the
-        difference of the `classes`, or along a random `half` of what either has where the answer
-        reacts. The difference of the classes is left for the gradient where it moves little."""
-        direction = self.pull if kind == "gradient" else self.classes
+    def halves(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two orthogonal halves, (d, r / 2) each, of where the answer reacts; all of it twice where
+        there is one direction. Of `DRAWS` random ones those in which the weaker moves the answer
+        most: the first along the gradient, or the second along what a dormant can write."""
+        count = self.acting.shape[1]
+        if count == 1:
+            return self.acting, self.acting
+        drawn = [
+            (self.acting @ turn).tensor_split([(count + 1) // 2], dim=1)
+            for turn in haar(count, count, DRAWS, generator)
+        ]
+        ours, theirs = max(
+            drawn, key=lambda both: min((both[0].T @ self.pull).norm(), self._woken(both[1]).norm())
+        )
+        return ours, theirs
+
+    def written(self, kind: str, axes: Tensor, generator: torch.Generator) -> Tensor:
+        """A unit vector (d,) of the stream in the span of `axes` that moves the answer: along the
+        `gradient`, along the difference of the `classes`, or along what either has in the span of a
+        random `half` of them. The difference of the classes is left for the gradient where it moves
+        little."""
+        pull, classes = (axes @ (axes.T @ each) for each in (self.pull, self.classes))
+        direction = pull if kind == "gradient" else classes
         if direction @ self.pull < WEAK * direction.norm() * self.pull.norm():
-            direction = self.pull
+            direction = pull
         if kind == "half":
-            direction = self._half(direction if self._of_stream else self.pull, generator)
+            whole = direction if self._of_stream else pull
+            direction = _along_half(whole, axes, generator)
         return direction / direction.norm()
 
-    def dormant(self, generator: torch.Generator) -> Tensor:
-        """The like, of the gradient, and off the difference of the classes where the stream itself
-        is planted in: what is along it is taken out."""
-        direction = self._half(self.pull, generator)
-        if self._of_stream:
-            classes = self.classes / self.classes.norm()
-            direction = direction - (direction @ classes) * classes
+    def dormant(self, axes: Tensor, generator: torch.Generator) -> Tensor:
+        """The like, of the gradient in the span of a random half of `axes`, or of all where little
+        is left there, along which nothing of the site itself follows z."""
+        direction = self._woken(_half(axes, generator))
+        if direction.norm() < WEAK * self.pull.norm():
+            direction = self._woken(axes)
         return direction / direction.norm()
+
+    def _woken(self, axes: Tensor) -> Tensor:
+        """What of the gradient lies in the span of `axes`, less what is along `nature` there."""
+        pull, nature = axes.T @ self.pull, axes.T @ self.nature
+        size = nature.square().sum().clamp(min=torch.finfo(nature.dtype).tiny)
+        return axes @ (pull - (pull @ nature) / size * nature)
 
     def unread(self, generator: torch.Generator) -> Tensor:
         """A unit vector (d,) of the stream to which the answer does not react."""
         direction = torch.randn(len(self.pull), generator=generator, dtype=torch.float64)
         direction = direction - self.acting @ (self.acting.T @ direction)
         return direction / direction.norm()
-
-    def _half(self, direction: Tensor, generator: torch.Generator) -> Tensor:
-        """What of a direction (d,) lies along a random half of the axes to which the answer reacts;
-        all of it where `DRAWS` halves have too little."""
-        count = self.acting.shape[1]
-        for _ in range(DRAWS):
-            chosen = torch.randperm(count, generator=generator)[: (count + 1) // 2]
-            axes = self.acting[:, chosen]
-            part = axes @ (axes.T @ direction)
-            if part.norm() > direction.norm() / 2:
-                return part
-        return direction
 
     @property
     def _of_stream(self) -> bool:
@@ -169,6 +190,23 @@ class Bed:
         if not np.isfinite(reached[ends]).all():
             return float(lengths[first_enough])
         return float(np.exp(np.interp(fldd, reached[ends], np.log(lengths[ends]))))
+
+
+def _half(axes: Tensor, generator: torch.Generator) -> Tensor:
+    """A random half of the columns of `axes` (d, r)."""
+    count = axes.shape[1]
+    return axes[:, torch.randperm(count, generator=generator)[: (count + 1) // 2]]
+
+
+def _along_half(direction: Tensor, axes: Tensor, generator: torch.Generator) -> Tensor:
+    """What of a direction (d,) lies along a random half of `axes`; all of it where `DRAWS` halves
+    have too little."""
+    for _ in range(DRAWS):
+        some = _half(axes, generator)
+        part = some @ (some.T @ direction)
+        if part.norm() > direction.norm() / 2:
+            return part
+    return direction
 
 
 def _class_difference(replay: Replay) -> Tensor:

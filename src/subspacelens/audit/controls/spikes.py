@@ -33,10 +33,11 @@ class Plan:
     sensor's noise with its channel's. `drift`: standard deviation of dormants, in units of half the
     distance of the classes along the sensor. `angle`: of the illusion, 0 all sensor, in degrees; of
     the mixture, 0 all channel, `mix`. `column`: how long a unit's column is, in units of a typical
-    one. `write`: what channels write, see `Bed.written`; `same`: a dormant writes what its channel
-    does. `inert`: sensors write what the answer does not react to, else nothing. `parallel`: so
-    many channels write the same, of which one is audited. `cancels`: another unit takes back the
-    `noise` of the channels, or most of their `feature`."""
+    one. `write`: what channels write, see `Bed.written`. `wakes`: what a dormant writes; nothing
+    that the site writes of z, unless it is what its `channel` does, or the `site` as it was.
+    `inert`: sensors write what the answer does not react to, else nothing. `parallel`: so many
+    channels write the same, of which one is audited. `cancels`: another unit takes back the `noise`
+    of the channels, or most of their `feature`."""
 
     k: int
     fldd: float
@@ -47,7 +48,7 @@ class Plan:
     mix: float
     column: float
     write: str
-    same: bool = False
+    wakes: str = ""
     inert: bool = False
     parallel: int = 1
     cancels: str = ""
@@ -84,7 +85,6 @@ class Plan:
             mix=one_of(25, 45, 65),
             column=log_uniform(1, 3),
             write=one_of(*WRITES),
-            same=beside and one_of(True, False),
             inert=beside and one_of(True, False, False),
             parallel=one_of(1, 1, 2, 4) if beside and k == 1 else 1,
             cancels=one_of("", "", "", "", "", "", "noise", "feature") if beside else "",
@@ -112,8 +112,11 @@ def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: boo
     noise = (plan.within / (1 - plan.within)) ** 0.5
     own = [bed.noise(generator) for _ in range(3 * k)]
     alike, other = plan.shared, (1 - plan.shared**2) ** 0.5
-    uses = [bed.written(plan.write if j == 0 else "half", generator) for j in range(k)]
-    wakes = uses if plan.same else [bed.dormant(generator) for _ in range(k)]
+    ours, theirs = bed.halves(generator) if beside else (bed.acting, bed.acting)
+    uses = [bed.written(plan.write if j == 0 else "half", ours, generator) for j in range(k)]
+    wakes = [bed.dormant(theirs, generator) for _ in range(k)]
+    if plan.wakes:
+        wakes = uses if plan.wakes == "channel" else [bed.nature / bed.nature.norm()] * k
     silent = [bed.unread(generator) if plan.inert else torch.zeros_like(each) for each in uses]
     if not beside:
         uses, wakes, silent = _orthogonal(bed, uses, wakes, own[k : 2 * k])
