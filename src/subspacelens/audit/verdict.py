@@ -11,10 +11,10 @@ and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
-what nature writes speaks for the subspace; or what fails when taken apart, where next to nothing is
-left of what acts, or little without a kernel by which it senses. *Faithful* must keep its effect
-without the kernel, and most of it must be left where only what acts is read; or little of it is
-beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
+what nature writes speaks for the subspace; or what keeps its effect without the kernel, but fails
+when taken apart, and next to nothing is left where only what acts is read. *Faithful* must keep its
+effect without the kernel, and most of it must be left where only what acts is read; or little of it
+is beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
 would; or half of it is left there.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
@@ -428,22 +428,16 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
 def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
-    """Whether the conditions speak of an illusion."""
+    """Whether the conditions speak of an illusion. Where the split is exact what is left without
+    the kernel must hold for the parts to condemn: of a unit whose feature another takes back little
+    is left there, nor of what nature does."""
     apart = {"natural", "beyond", "acting"} <= fails
     if exact:
         told = {"row_effect", "covariation"}
         cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
-        return bool(cut_off) or (apart and _is_deaf(conditions, fails, holds))
+        deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
+        return bool(cut_off) or deaf
     return apart or ("covariation" not in holds and _all_within(conditions, DEAF))
-
-
-def _is_deaf(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:
-    """Whether, at an exact site, a subspace reads what is not connected, or what does not act. One
-    that does little without the kernel, and does not sense by it, is a unit of which another takes
-    back what it writes."""
-    if "row_effect" in fails:
-        return "read_source" not in holds
-    return _all_within(conditions, {"acting": NOTHING})
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:

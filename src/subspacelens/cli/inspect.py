@@ -63,7 +63,8 @@ def inspect(
         say(f"  on prompts that {'begin' if found.bos else 'do not begin'} with a BOS token")
     table = PlainTable("--key", "is", "wide", "belongs at", "operation there", title="parts")
     for name, part in list(found.parts.items())[:SHOWN]:
-        size = f"{part.latents} latents" if part.latents else f"{part.shape[1]} dimensions"
+        count, what = (part.latents, "latent") if part.latents else (part.shape[1], "dimension")
+        size = f"{count} {what}{'s' * (count != 1)}"
         table.add_row(
             name, "refused" if part.refused else size, part.width, _place(part, lens),
             part.operation,

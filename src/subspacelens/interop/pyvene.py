@@ -64,7 +64,10 @@ def pyvene_folder(source: Source) -> Foreign | None:
     reft = any("reft" in kind.lower() for _, kind, _ in rows)
     return Foreign(
         tool="pyreft" if reft else "pyvene",
-        kind="; ".join(f"{kind} at {_place(entry)}" for entry, kind, _ in rows),
+        kind="; ".join(
+            f"{kind} at {place.text}" if (place := _place(entry)) else kind
+            for entry, kind, _ in rows
+        ),
         parts=parts,
         origin=str(source.path),
         path=source.path,

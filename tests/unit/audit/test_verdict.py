@@ -69,9 +69,9 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({"acting": LOW, "natural": LOW, "beyond": HIGH}, "undetermined", "conflict"),
         (APART, "illusory", "fails"),
         (APART | {"beyond": HALF}, "undetermined", "conflict"),
-        # A dormant that varies without z.
-        (APART | {"acting": LOW, "row_effect": LOW, "read_source": HIGH}, "illusory", "fails"),
-        (APART | {"row_effect": LOW}, "undetermined", "conflict"),
+        # A dormant that varies without z, and a unit of which another takes most back.
+        (APART | {"row_effect": LOW, "read_source": HIGH}, "undetermined", "conflict"),
+        (APART | {"row_effect": HALF}, "undetermined", "conflict"),
         # A feature that is a small part of all that z changes.
         ({"acting": HIGH, "natural": HALF, "beyond": (0.1, 0.3, 0.45)}, "faithful", "holds"),
         ({"beyond": WIDE}, "undetermined", "unsure"),
