@@ -26,7 +26,6 @@ HOSTS = {
     "nnsight": "nnsight==0.8.1",
     "llama.cpp": "llama-cpp-py-sync==0.11739,gguf,transformers",
     "checkouts": "pyvene==0.1.8,accelerate,einops,openai,python-dotenv",
-    "axbench": "pyvene==0.1.8,accelerate,openai,requests,wandb,scikit-learn,seaborn,plotnine",
 }
 """Environments by name, and what is installed in each."""
 
@@ -69,7 +68,7 @@ def peer(place, tmp_path) -> Callable[..., dict[str, np.ndarray]]:
         paths = [Path(__file__).parent / "scripts"]
         if name in CHECKOUTS:
             paths.append(_checkout(name))
-        host, guest = GUESTS.get(name, (name if name in HOSTS else "checkouts", None))
+        host, guest = GUESTS.get(name, ("checkouts" if name in CHECKOUTS else name, None))
         python = environment(HOSTS[host])
         if guest is not None:
             paths.append(_guest(python, guest))

@@ -12,6 +12,8 @@ import torch
 job = jobs.read()
 package = sys.modules["axbench"] = ModuleType("axbench")
 package.__path__ = list(PathFinder.find_spec("axbench").submodule_search_locations)
+unused = sys.modules["axbench.scripts.inference"] = ModuleType("axbench.scripts.inference")
+unused.prepare_df = None
 from axbench.models.steering_vector import SteeringVector  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
