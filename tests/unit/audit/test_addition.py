@@ -149,9 +149,8 @@ def test_planted_vectors_are_told_apart(captures, site):
     assert not any(label in USED for label, _ in said["illusory"])
     assert not any(label == "illusory" for label, _ in said["faithful"])
     assert sum(label in USED for label, _ in said["faithful"]) >= 3
-    if (
-        site == STREAM
-    ):  # What the answer reacts to at these units is hardly more than one direction.
+    if site == STREAM:
+        # What the answer reacts to at these units is hardly more than one direction.
         assert sum(label == "illusory" for label, _ in said["illusory"]) >= 2
 
 

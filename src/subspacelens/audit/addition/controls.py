@@ -74,9 +74,9 @@ def controls(case: Addition, label: VerdictName, seed: int = 0) -> Controls:
 
 
 def plannable(plan: Plan) -> Plan:
-    """The plan without what whoever adds a vector cannot tell from the channel: a dormant that
-    writes the same, and units that take it back."""
-    return replace(plan, same=False, cancels="")
+    """The plan without units that take back what the channel writes, which whoever adds a vector
+    cannot tell from it."""
+    return replace(plan, cancels="")
 
 
 def _lacking(case: Addition) -> str:

@@ -113,9 +113,12 @@ class Bed:
             (self.acting @ turn).tensor_split([(count + 1) // 2], dim=1)
             for turn in haar(count, count, DRAWS, generator)
         ]
-        ours, theirs = max(
-            drawn, key=lambda both: min((both[0].T @ self.pull).norm(), self._woken(both[1]).norm())
-        )
+
+        def weaker(both: tuple[Tensor, ...]) -> Tensor:
+            ours, theirs = both
+            return torch.minimum((ours.T @ self.pull).norm(), self._woken(theirs, theirs).norm())
+
+        ours, theirs = max(drawn, key=weaker)
         return ours, theirs
 
     def written(self, kind: str, axes: Tensor, generator: torch.Generator) -> Tensor:
@@ -135,16 +138,17 @@ class Bed:
     def dormant(self, axes: Tensor, generator: torch.Generator) -> Tensor:
         """The like, of the gradient in the span of a random half of `axes`, or of all where little
         is left there, along which nothing of the site itself follows z."""
-        direction = self._woken(_half(axes, generator))
+        direction = self._woken(_half(axes, generator), axes)
         if direction.norm() < WEAK * self.pull.norm():
-            direction = self._woken(axes)
+            direction = self._woken(axes, axes)
         return direction / direction.norm()
 
-    def _woken(self, axes: Tensor) -> Tensor:
-        """What of the gradient lies in the span of `axes`, less what is along `nature` there."""
-        pull, nature = axes.T @ self.pull, axes.T @ self.nature
+    def _woken(self, some: Tensor, axes: Tensor) -> Tensor:
+        """What of the gradient lies in the span of `some` of the `axes`, less what of it is along
+        what of `nature` lies in their span."""
+        pull, nature = some @ (some.T @ self.pull), axes @ (axes.T @ self.nature)
         size = nature.square().sum().clamp(min=torch.finfo(nature.dtype).tiny)
-        return axes @ (pull - (pull @ nature) / size * nature)
+        return pull - (pull @ nature) / size * nature
 
     def unread(self, generator: torch.Generator) -> Tensor:
         """A unit vector (d,) of the stream to which the answer does not react."""
