@@ -51,7 +51,15 @@ def test_success_case(audits):
     assert record.verdict.label == "faithful"
 
 
-def test_the_parts_of_a_read_split_and_both_directions_agree(audits):
+def test_both_directions_and_new_templates_agree(captures, subspaces, audits):
+    for site, record in audits.items():
+        patch, ours = SubspacePatch(subspaces[site].basis), fldd(record, "subspace")
+        reversed_, unseen = captures.reversed.at(site), captures.held_out.at(site)
+        assert reversed_.effect(patch).fldd.value == pytest.approx(ours, rel=0.25)
+        assert unseen.effect(patch).fldd.value / ours > 0.5
+
+
+def test_the_parts_of_a_read_split_agree(audits):
     record = audits[ILLUSORY]
     assert fldd(record, "reversed") == pytest.approx(fldd(record, "subspace"), rel=0.25)
     assert record.tests["generalisation"].value > 0.5
