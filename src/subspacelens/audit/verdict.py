@@ -12,7 +12,8 @@ and less than half is beyond nature.
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
 what nature writes speaks for the subspace; or what keeps its effect without the kernel, but fails
-when taken apart, and next to nothing is left where only what acts is read. *Faithful* must keep its
+when taken apart, where next to nothing is left where only what acts is read, and what acts follows
+the reading less than a patch makes it. *Faithful* must keep its
 effect without the kernel, and most of it must be left where only what acts is read; or little of it
 is beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
 would; or half of it is left there.
@@ -63,8 +64,9 @@ CRITERIA = {
 }
 LITTLE = Range(-inf, 1 / 4)
 """`acting` of what reads little that acts."""
-NOTHING = Range(-inf, 1 / 8)
-"""`acting` of what reads next to nothing that acts, by which an exact site's parts condemn."""
+UNHEARD = {"acting": Range(-inf, 1 / 8), "covariation": Range(-inf, 1)}
+"""Of what reads next to nothing that acts, and is written less than it is read: by these an exact
+site's parts condemn."""
 DEAF = {"acting": LITTLE, "natural": Range(-inf, 1 / 2), "beyond": Range(1 / 3, inf)}
 """An illusion too, where the split is not exact and `covariation` does not hold."""
 HALF = Range(1 / 2, inf)
@@ -435,7 +437,7 @@ def _against(
     if exact:
         told = {"row_effect", "covariation"}
         cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
-        deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
+        deaf = apart and "row_effect" in holds and _all_within(conditions, UNHEARD)
         return bool(cut_off) or deaf
     return apart or ("covariation" not in holds and _all_within(conditions, DEAF))
 

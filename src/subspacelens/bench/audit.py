@@ -34,13 +34,15 @@ from .kept import source_sha256
 from .places import KINDS, places
 from .scores import summary
 from .trained import trained_rates, trained_truth
+from .truth import load_trained, trained_names
 
-SCHEMA = "subspacelens.bench.audit/3"
+SCHEMA = "subspacelens.bench.audit/4"
 DIMENSIONS = (1, 2, 1, 4, 1, 2, 1, 8)
 """Of the subspaces in one planted model after the other: most that people hold have one."""
 EFFECTS = (0.3, 1.2)
 WITHIN = (0.05, 0.4)
 RANDOM_PAIRS = 48
+TRAINED_PAIRS = 128
 SIZES = (32, 64)
 """Pairs to judge on, beside all of them, for the curves of power."""
 
@@ -87,22 +89,28 @@ def bench_audit(
 ) -> dict:
     """Plants `models` models at each of `count` places a task and kind of site, audits, scores.
     At each site `blind` uniformly random subspaces are audited too, of 1 to all dimensions, in the
-    model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`), `trained`
-    what fits find in models with z at a known place (`trained_truth`). The result is made of JSON
-    types; `scores` are those of `summary`, over all and by kind of site. What was found at a site
-    is written to `folder` when it is there, and not done again by the same code.
+    model as it is. `controlled` adds the controls on SmolLM2 as it is (`controls.py`). `trained`
+    does all this in the tiny models with z at a known place as well, and adds what fits find there
+    (`trained_truth`). The result is made of JSON types; `scores` are those of `summary`, over all,
+    by kind of site, and of this model and the tiny ones. What was found at a site is written to
+    `folder` when it is there, and not done again by the same code.
 
     Raises `TaskError` where nothing moves the answer, and what `capture_task` does.
     """
     asked = {"models": models, "blind": blind, "seed": seed, "code": source_sha256()}
     rows = rows_of(lens, tasks, folder, count, asked, _found)
+    for name in trained_names() if trained else ():
+        tiny = load_trained(name)
+        known = {"parity": tiny.task(TRAINED_PAIRS, TRAINED_PAIRS, seed)}
+        for kind, found in rows_of(tiny.lens, known, folder / name, count, asked, _found).items():
+            rows[kind] += found
     results = [Result(**row) for row in rows["cases"]]
     of_trained = trained_truth() if trained else []
     return {
         "schema": SCHEMA,
         "model": lens.id,
         "weights_sha256": lens.weights_sha256,
-        "scores": by_kind(results, summary),
+        "scores": by_kind(results, summary) | _by_model(results, lens.id),
         "attacks": rows["attacks"],
         "random": rows["random"],
         "controls": controls(lens) if controlled else [],
@@ -129,6 +137,15 @@ def by_kind(results: list[Result], score: Callable[[list[Result]], dict]) -> dic
     """The scores of all results, and of those at each kind of site."""
     kinds = {kind: [r for r in results if r.where == kind] for kind in KINDS.values()}
     return {name: score(own) for name, own in ({"all": results} | kinds).items()}
+
+
+def _by_model(results: list[Result], name: str) -> dict[str, dict]:
+    """The scores of the model of this name, and of the tiny ones; nothing where there are none."""
+    tiny = [r for r in results if r.model != name]
+    if not tiny:
+        return {}
+    own = [r for r in results if r.model == name]
+    return {name: summary(own), "tiny models": summary(tiny)}
 
 
 def _parts(

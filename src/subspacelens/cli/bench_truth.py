@@ -34,7 +34,8 @@ def bench_audit_command(
         bool, typer.Option(help="Also audit SmolLM2 on IOI, as it is, where much is known.")
     ] = False,
     trained: Annotated[
-        bool, typer.Option(help="Also audit what fits find in tiny models with z at a known place.")
+        bool,
+        typer.Option(help="Also plant and audit fits in tiny models with z at a known place."),
     ] = True,
     seed: Seed = 0,
     device: Device = None,

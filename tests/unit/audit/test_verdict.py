@@ -14,8 +14,10 @@ LOW, HIGH, WIDE, HALF = (-0.1, 0.0, 0.2), (0.8, 0.9, 1.0), (0.1, 0.4, 0.9), (0.4
 USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural"), HIGH)
 DEAF = {"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}
 ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF}
-APART = {"natural": LOW, "beyond": HIGH, "acting": (0.0, 0.05, 0.1)}
-"""Nothing of it is what nature does, and nothing of what acts is read."""
+APART = {
+    "natural": LOW, "beyond": HIGH, "acting": (0.0, 0.05, 0.1), "covariation": (0.6, 0.7, 0.9),
+}  # fmt: skip
+"""Nothing of it is what nature does, nothing of what acts is read, and little of it is written."""
 
 
 def found(bounds: tuple[float, float, float] | None, control: float | None = None) -> Found:
@@ -69,6 +71,8 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         ({"acting": LOW, "natural": LOW, "beyond": HIGH}, "undetermined", "conflict"),
         (APART, "illusory", "fails"),
         (APART | {"beyond": HALF}, "undetermined", "conflict"),
+        # One of many units, which writes all that it reads: most of what acts lies in the others.
+        (APART | {"covariation": (0.9, 1.0, 1.1)}, "undetermined", "conflict"),
         # A dormant that varies without z, and a unit of which another takes most back.
         (APART | {"row_effect": LOW, "read_source": HIGH}, "undetermined", "conflict"),
         (APART | {"row_effect": HALF}, "undetermined", "conflict"),

@@ -7,23 +7,28 @@ import torch
 
 from helpers_knowing import knowing_lens, knowing_task
 from subspacelens.audit.controls.bed import Bed
+from subspacelens.audit.controls.run import planted_models
 from subspacelens.audit.controls.spikes import KINDS, Plan, channels_of, spikes
+from subspacelens.audit.judging import setting_at
 from subspacelens.bench import audit_table, bench_audit, roc_figure
 from subspacelens.bench.audit import Result
 from subspacelens.bench.places import places
 from subspacelens.bench.scores import summary
+from subspacelens.core.errors import TaskError
 from subspacelens.core.site import Site
 from subspacelens.engine.capture import capture
 from subspacelens.engine.effect import fldd_of
 from subspacelens.engine.patches import SubspacePatch
+from subspacelens.engine.task_capture import capture_task
 from subspacelens.fit.closed_form import between_means, by_class
 from subspacelens.measure.planting import plant
 
 SITES = [Site.parse(text) for text in ("L2.mlp_act@END", "L2.head_z.1@END", "L2.resid_post@END")]
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(
+    ("site", "k"), [*((site, 1) for site in SITES), (SITES[0], 3), (SITES[1], 3)], ids=str
+)
 def test_each_kind_does_what_it_is_meant_to(site, k):
     """Sensors and dormants alone do nothing to speak of; what reads the one and writes the other
     does; a channel does; and a reading has the noise that was asked for."""
@@ -52,6 +57,25 @@ def test_each_kind_does_what_it_is_meant_to(site, k):
         z = torch.tensor([pair.z[0] for pair in task.train])
         within = sum(float((z == c).double().mean() * reading[z == c].var()) for c in (0, 1))
         assert within / float(reading.var()) == pytest.approx(0.2, abs=0.1)
+
+
+def test_a_stream_without_room_for_so_many_directions_is_not_planted():
+    """At this site one direction is left for dormants: a second would be rounding."""
+    lens, task = knowing_lens(), knowing_task(48)
+    captures = capture_task(lens, task, [SITES[2]])
+    setting, *_ = setting_at(captures, SITES[2])
+    bed = Bed.of(captures.train, SITES[2])
+    plans = [
+        Plan(
+            k=k, fldd=0.5, within=0.2, shared=0.5, drift=0.01, angle=40, mix=45, column=2.0,
+            write="gradient",
+        )
+        for k in (3, 1)
+    ]  # fmt: skip
+    with pytest.raises(TaskError, match="find no directions of their own"):
+        channels_of(bed, plans[0], torch.Generator().manual_seed(0), beside=False)
+    (planted,) = planted_models(setting, bed, plans, KINDS, seed=0)
+    assert planted.plan == plans[1]
 
 
 @pytest.mark.parametrize("site", SITES[:2], ids=str)

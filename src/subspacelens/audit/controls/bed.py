@@ -29,6 +29,8 @@ STEPS = (0.1, 0.25, 0.5, 1.0, 1.7, 3.0)
 DRAWS = 8
 WEAK = 0.1
 """A direction that moves the answer less than this share of the gradient's is not written along."""
+LEAST = 1e-6
+"""What is left of the gradient below this share is rounding."""
 KEPT = 0.5
 """A planted model keeps this share of the model's own logit difference."""
 
@@ -65,7 +67,7 @@ class Bed:
         _, s, vh = torch.linalg.svd(within_classes(x, z), full_matrices=False)
         kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
         axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
-        between = axes @ between_means(x, z)
+        between = between_means(x, z)
         indices = torch.arange(min(PAIRS, len(replay.pairs)))
         some = train.subset(indices)
         stream, width = some.at(site), train.lens.map.d_model
@@ -80,12 +82,12 @@ class Bed:
         classes = acting @ (acting.T @ difference)
         nature = classes
         if weight is not None:
-            written = weight.cpu().double() @ between_means(x, z)
+            written = weight.cpu().double() @ between
             nature = acting @ (acting.T @ written)
         return cls(
             centre,
             axes,
-            between,
+            axes @ between,
             -(turn[:, None] * slopes).mean(dim=(0, 1)),
             acting,
             classes,
@@ -137,10 +139,12 @@ class Bed:
 
     def dormant(self, axes: Tensor, generator: torch.Generator) -> Tensor:
         """The like, of the gradient in the span of a random half of `axes`, or of all where little
-        is left there, along which nothing of the site itself follows z."""
+        is left there, along which nothing of the site itself follows z; 0 where nothing is left."""
         direction = self._woken(_half(axes, generator), axes)
         if direction.norm() < WEAK * self.pull.norm():
             direction = self._woken(axes, axes)
+        if direction.norm() < LEAST * self.pull.norm():
+            return torch.zeros_like(direction)
         return direction / direction.norm()
 
     def _woken(self, some: Tensor, axes: Tensor) -> Tensor:

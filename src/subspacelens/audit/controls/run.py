@@ -12,6 +12,7 @@ from itertools import islice
 
 import torch
 
+from ...core.errors import TaskError
 from ...core.progress import track
 from ...core.statistics import exact_proportion, within_class_share
 from ...measure.planting import UNPLANTABLE, can_be_planted, planted_task
@@ -59,13 +60,16 @@ class Planted:
 def planted_models(
     setting: Setting, bed: Bed, plans: Sequence[Plan], kinds: tuple[str, ...], seed: int
 ) -> Iterator[Planted]:
-    """Each plan planted at the site of a setting, but for those in which the model does not do the
-    task any more."""
+    """Each plan planted at the site of a setting, but for those that find no room there and those
+    in which the model does not do the task any more."""
     site, beside = setting.replay.site, setting.replay.writer is not None
     clean = float(setting.replay.clean.logit_diff.mean())
     for number, plan in enumerate(plans):
         generator = torch.Generator().manual_seed(1000 * seed + number)
-        channels = channels_of(bed, plan, generator, beside=beside)
+        try:
+            channels = channels_of(bed, plan, generator, beside=beside)
+        except TaskError:
+            continue
         captures = planted_task(setting.captures, site, channels)
         own = setting.planted(captures)
         if float(own.replay.clean.logit_diff.mean()) < KEPT * clean:

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...core.errors import TaskError
 from ...core.geometry import orthonormal
 from ...measure.planting import Channels
 from .bed import Bed
 
 WRITES = ("gradient", "half", "classes")
+LEAST_OWN = 1e-6
+"""What a direction has that no other one has, below this share, is rounding."""
 LEAST_LEFT = 0.01
 """Where less than this share of a direction lies where the answer does not react, it is taken as it
 is."""
@@ -107,7 +110,7 @@ KINDS = ("faithful", "illusory", "mixed", "sensor", "dormant")
 
 def channels_of(bed: Bed, plan: Plan, generator: torch.Generator, *, beside: bool) -> Channels:
     """Channels, sensors, dormants, k each; then what is parallel to the first channel and what
-    cancels."""
+    cancels. Raises `TaskError` where a stream has no room for so many directions that differ."""
     k, dim = plan.k, len(bed.centre)
     noise = (plan.within / (1 - plan.within)) ** 0.5
     own = [bed.noise(generator) for _ in range(3 * k)]
@@ -170,8 +173,10 @@ def _orthogonal(
         left if left.norm() > LEAST_LEFT * noise.norm() else noise
         for left, noise in zip(rest, noises, strict=True)
     ]
-    wanted = torch.stack([each / each.norm() for each in (*uses, *wakes, *sensors)], dim=1)
-    found, _ = torch.linalg.qr(wanted)
+    wanted = torch.nn.functional.normalize(torch.stack([*uses, *wakes, *sensors], dim=1), dim=0)
+    found, left = torch.linalg.qr(wanted)
+    if left.diagonal().abs().min() < LEAST_OWN:
+        raise TaskError(f"{k} channels of each role find no directions of their own here")
     columns = (found * wanted.mul(found).sum(dim=0).sign()).T
     return list(columns[:k]), list(columns[k : 2 * k]), list(columns[2 * k :])
 
