@@ -3,17 +3,17 @@
 Each condition is a share that a faithful subspace has and an illusory one lacks. It *fails* or
 *holds* where its whole interval lies in the range that `CRITERIA` gives, and else says nothing.
 
-Everywhere the effect is taken apart. *Illusory*: what nature would have written does little of it,
-what is beyond nature does most, and less than most is left where only what acts is read; or little
-is left there, and less than half is natural. *Faithful*: what nature would have written does most
+Everywhere the effect is taken apart. *Illusory*: nature hardly moves along what is written; and
+what nature would have written does little of the effect, what is beyond nature does most, and less
+than most is left where only what acts is read; or little is left there, and less than half is
+natural. *Faithful*: what nature would have written does most
 of it, the rest little, and a quarter is left where only what acts is read; or most is left there,
 and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
 what nature writes speaks for the subspace; or what keeps its effect without the kernel, but fails
-when taken apart, where next to nothing is left where only what acts is read, and what acts follows
-the reading less than a patch makes it. *Faithful* must keep its
+when taken apart, and next to nothing is left where only what acts is read. *Faithful* must keep its
 effect without the kernel, and most of it must be left where only what acts is read; or little of it
 is beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
 would; or half of it is left there.
@@ -61,12 +61,12 @@ CRITERIA = {
     "natural": Criterion(Range(-inf, 1 / 3), Range(1 / 2, 2)),
     "beyond": Criterion(Range(2 / 3, inf), Range(-1 / 3, 1 / 3)),
     "acting": Criterion(Range(-inf, 2 / 3), Range(1 / 4, inf)),
+    "comovement": Criterion(Range(-inf, 1 / 3), Range(1 / 2, inf)),
 }
 LITTLE = Range(-inf, 1 / 4)
 """`acting` of what reads little that acts."""
-UNHEARD = {"acting": Range(-inf, 1 / 8), "covariation": Range(-inf, 1)}
-"""Of what reads next to nothing that acts, and is written less than it is read: by these an exact
-site's parts condemn."""
+NOTHING = Range(-inf, 1 / 8)
+"""`acting` of what reads next to nothing that acts, by which an exact site's parts condemn."""
 DEAF = {"acting": LITTLE, "natural": Range(-inf, 1 / 2), "beyond": Range(1 / 3, inf)}
 """An illusion too, where the split is not exact and `covariation` does not hold."""
 HALF = Range(1 / 2, inf)
@@ -74,7 +74,7 @@ HALF = Range(1 / 2, inf)
 MOST = Range(2 / 3, inf)
 """`acting` of a subspace that may lack a part of `natural` and `beyond`."""
 EXACT = ("full_component", "row_effect", "covariation")
-OTHER = ("full_component", "natural", "beyond", "acting")
+OTHER = ("full_component", "natural", "beyond", "acting", "comovement")
 NEEDED = (*EXACT, "read_source", *OTHER[1:])
 """What must be known at an exact site; elsewhere `OTHER` must."""
 PART = 2.0
@@ -417,7 +417,7 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
     holds = {name for name, condition in conditions.items() if condition.holds}
     if _against(conditions, fails, holds, exact):
         return "illusory"
-    if "full_component" not in holds and whole:
+    if ("full_component" not in holds and whole) or "comovement" in fails:
         return "undetermined"
     if exact:
         speaks_for = _is_heard(conditions, fails, holds)
@@ -430,16 +430,18 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
 def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
-    """Whether the conditions speak of an illusion. Where the split is exact what is left without
-    the kernel must hold for the parts to condemn: of a unit whose feature another takes back little
-    is left there, nor of what nature does."""
-    apart = {"natural", "beyond", "acting"} <= fails
+    """Whether the conditions speak of an illusion. The parts condemn only where nature hardly moves
+    along what is written: a feature may be a small part of all that z changes. Where the split is
+    exact what is left without the kernel must hold for that: of a unit whose feature another takes
+    back little is left there, nor of what nature does."""
+    apart = {"natural", "beyond", "acting", "comovement"} <= fails
     if exact:
         told = {"row_effect", "covariation"}
         cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
-        deaf = apart and "row_effect" in holds and _all_within(conditions, UNHEARD)
+        deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
         return bool(cut_off) or deaf
-    return apart or ("covariation" not in holds and _all_within(conditions, DEAF))
+    deaf = "comovement" in fails and "covariation" not in holds
+    return apart or (deaf and _all_within(conditions, DEAF))
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:

@@ -63,6 +63,10 @@ TEST_WORDS = {
         "How much remains when only what acts is read?",
         "effect of reading where the answer reacts ÷ effect of subspace",
     ),
+    "comovement": (
+        "Does nature move along what is written?",
+        "natural change ÷ written change, where the answer reacts",
+    ),
     "separation": ("Does the subspace carry the feature at all?", "held-out AUROC"),
     "natural_range": (
         "Does the patched activation land where natural ones do?",

@@ -103,6 +103,8 @@ def test_what_a_used_unit_writes_follows_what_it_reads(lens, task, channels):
     assert tests["covariation"].low <= tests["covariation"].value <= tests["covariation"].high
     assert tests["row_effect"].value == pytest.approx(1, abs=0.1)
     assert tests["read_source"].value == pytest.approx(0, abs=0.1)
+    assert tests["comovement"].value == pytest.approx(1, abs=0.1)
+    assert tests["comovement"].low <= tests["comovement"].value <= tests["comovement"].high
 
 
 def test_what_a_sensor_reads_is_not_followed(lens, task, channels):
@@ -110,6 +112,7 @@ def test_what_a_sensor_reads_is_not_followed(lens, task, channels):
     assert tests["covariation"].value == pytest.approx(0, abs=0.1)
     assert tests["row_effect"].value == pytest.approx(0, abs=0.1)
     assert tests["read_source"].value == pytest.approx(1, abs=0.1)
+    assert tests["comovement"].value == pytest.approx(0, abs=0.1)
     assert abs(tests["null_effect"].value) < 1e-6
     assert "nats, as it must be" in tests["null_effect"].reading
 
@@ -282,7 +285,7 @@ def test_budgets_and_names():
     assert set(fast) < set(standard) < set(full) == set(TESTS)
     assert set(chosen_tests("standard", ["path"])) == {
         "path", "chance", "full_component", "row_effect", "covariation", "read_source", "natural",
-        "beyond", "acting",
+        "beyond", "acting", "comovement",
     }  # fmt: skip
     with pytest.raises(LensError, match="unknown budget 'long'"):
         chosen_tests("long")

@@ -12,10 +12,10 @@ from subspacelens.core.records import Estimate
 LARGE = Estimate(value=1.0, low=0.9, high=1.1)
 LOW, HIGH, WIDE, HALF = (-0.1, 0.0, 0.2), (0.8, 0.9, 1.0), (0.1, 0.4, 0.9), (0.4, 0.5, 0.55)
 USUAL = dict.fromkeys(("full_component", "row_effect", "covariation", "natural"), HIGH)
-DEAF = {"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF}
-ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF}
+DEAF = {"acting": LOW, "natural": (0.3, 0.4, 0.45), "beyond": HALF, "comovement": LOW}
+ILLUSION = {"natural": LOW, "beyond": HIGH, "acting": HALF, "comovement": LOW}
 APART = {
-    "natural": LOW, "beyond": HIGH, "acting": (0.0, 0.05, 0.1), "covariation": (0.6, 0.7, 0.9),
+    "natural": LOW, "beyond": HIGH, "acting": (0.0, 0.05, 0.1), "comovement": LOW,
 }  # fmt: skip
 """Nothing of it is what nature does, nothing of what acts is read, and little of it is written."""
 
@@ -27,7 +27,12 @@ def found(bounds: tuple[float, float, float] | None, control: float | None = Non
 
 
 def evidence(exact: bool, *, chance: tuple[float, float] = (0.02, 0.05), **changes) -> Evidence:
-    usual = {"beyond": LOW, "read_source": LOW, "acting": HALF if exact else HIGH}
+    usual = {
+        "beyond": LOW,
+        "read_source": LOW,
+        "acting": HALF if exact else HIGH,
+        "comovement": HIGH,
+    }
     values = USUAL | usual | changes.pop("tests", {})
     tests = {name: found(bounds, 0.6) for name, bounds in values.items()}
     tests["chance"] = Found(value=chance[0], control=chance[1], reading="by chance")
@@ -72,7 +77,9 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         (APART, "illusory", "fails"),
         (APART | {"beyond": HALF}, "undetermined", "conflict"),
         # One of many units, which writes all that it reads: most of what acts lies in the others.
-        (APART | {"covariation": (0.9, 1.0, 1.1)}, "undetermined", "conflict"),
+        (APART | {"comovement": HIGH}, "undetermined", "conflict"),
+        (APART | {"comovement": (0.2, 0.3, 0.4)}, "undetermined", "conflict"),
+        ({"comovement": LOW}, "undetermined", "conflict"),
         # A dormant that varies without z, and a unit of which another takes most back.
         (APART | {"row_effect": LOW, "read_source": HIGH}, "undetermined", "conflict"),
         (APART | {"row_effect": HALF}, "undetermined", "conflict"),
@@ -125,6 +132,10 @@ def test_what_is_disconnected_senses_less_than_a_random_direction_would(null, co
         (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
         (ILLUSION | {"acting": WIDE}, "undetermined", "conflict"),
         (ILLUSION | {"acting": WIDE, "covariation": None}, "undetermined", "unsure"),
+        # Nature moves along what is written: a small part of all that acts.
+        (ILLUSION | {"comovement": HALF}, "undetermined", "conflict"),
+        (DEAF | {"covariation": None, "comovement": HALF}, "undetermined", "unsure"),
+        ({"comovement": LOW}, "undetermined", "conflict"),
         # A small part of all that z changes: what acts is what varies.
         ({"natural": (0.25, 0.3, 0.35), "beyond": (0.35, 0.4, 0.45)}, "faithful", "holds"),
         ({"natural": (0.15, 0.3, 0.45), "beyond": (0.35, 0.4, 0.45)}, "undetermined", "unsure"),

@@ -6,7 +6,7 @@ by the rule, the pairs and the cuts by which the user's own subspace was judged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,6 +15,7 @@ import torch
 from ...core.errors import TaskError
 from ...core.progress import track
 from ...core.statistics import exact_proportion, within_class_share
+from ...engine.patches import SubspacePatch
 from ...measure.planting import UNPLANTABLE, can_be_planted, planted_task
 from ..evidence import Case, Setting
 from ..judging import Blind, judge_blind
@@ -26,8 +27,10 @@ from .words import PAIRS, USED
 
 MODELS = 12
 """Planted models that a calibration takes at least."""
-TRIED = 18
+TRIED = 24
 """Plans that are drawn, of which some may be left out."""
+ACTIVE = 1 / 5
+"""A sensor that alone does more than this share of what it does with a dormant is none."""
 MOST_DIMENSIONS = 8
 SPREAD = 1.5
 """Spikes are drawn from what is so many times less to so many times more than the audited one."""
@@ -60,8 +63,8 @@ class Planted:
 def planted_models(
     setting: Setting, bed: Bed, plans: Sequence[Plan], kinds: tuple[str, ...], seed: int
 ) -> Iterator[Planted]:
-    """Each plan planted at the site of a setting, but for those that find no room there and those
-    in which the model does not do the task any more."""
+    """Each plan planted at the site of a setting, but for those that find no room there, those in
+    which the model does not do the task any more, and those whose sensors turn out to act."""
     site, beside = setting.replay.site, setting.replay.writer is not None
     clean = float(setting.replay.clean.logit_diff.mean())
     for number, plan in enumerate(plans):
@@ -74,7 +77,21 @@ def planted_models(
         own = setting.planted(captures)
         if float(own.replay.clean.logit_diff.mean()) < KEPT * clean:
             continue
+        if plan.inert and _sensors_act(own, spikes(plan, channels, beside=beside)):
+            continue
         yield Planted(plan, own, tuple(spikes(plan, channels, beside=beside, kinds=kinds)))
+
+
+def _sensors_act(setting: Setting, found: Iterable[Spike]) -> bool:
+    """Whether the sensors alone move the answer: the gradients of few prompts had said that it does
+    not react to what they write."""
+    patches = {
+        spike.kind: SubspacePatch(spike.basis)
+        for spike in found
+        if spike.kind in ("sensor", "illusory")
+    }
+    drops = {kind: effect.drop.mean() for kind, effect in setting.replay.effects(patches).items()}
+    return abs(drops["sensor"]) > ACTIVE * abs(drops["illusory"])
 
 
 def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:

@@ -24,6 +24,7 @@ TESTS: dict[str, tuple[str, Callable[[Case], Test]]] = {
     "natural": ("fast", natural.natural),
     "beyond": ("fast", natural.beyond),
     "acting": ("fast", natural.acting),
+    "comovement": ("fast", natural.comovement),
     "chance": ("fast", choice.chance),
     "support": ("standard", nature.support),
     "amplification": ("standard", nature.amplification),

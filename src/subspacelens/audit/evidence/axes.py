@@ -30,6 +30,7 @@ _CONDITIONS = {
     "natural": natural.natural,
     "beyond": natural.beyond,
     "acting": natural.acting,
+    "comovement": natural.comovement,
 }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...core.records import Estimate
+from ...core.statistics import ratio
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
 
+NO_CLASSES = "the pairs carry no z, only one value, or one that no training pair has"
 ADEQUATE = 2 / 3
 """What is written where the gradients point has at least this share of the effect, or they say
 nothing of what acts."""
@@ -46,9 +48,31 @@ def acting(case: Case) -> Test:
     return _part(case, "acting", reading)
 
 
+def comovement(case: Case) -> Test:
+    """Does nature move along what V writes? Slope of what changes there between base and source on
+    what V writes, both as far as the answer reacts: Σ ⟨P_A δ, Δ⟩ / Σ ‖P_A δ‖² over pairs.
+
+    What a feature writes is part of the natural change, however small a part of all that acts: 1,
+    or more where others write the same. Along a dormant direction nothing but the patch writes."""
+    if case.nature is None:
+        return void(NO_CLASSES)
+    difference, acting = case.replay.difference.cpu().double(), case.nature.acting
+    written = (difference @ case.basis) @ (case.basis.T @ acting)
+    slope = ratio(
+        (written * (difference @ acting)).sum(dim=1), written.square().sum(dim=1), case.units
+    )
+    if slope.value is None:
+        return void("nothing is written to which the answer reacts")
+    return test_of(
+        slope,
+        f"along what is written, as far as the answer reacts, nature moves {slope.value:.2f} where "
+        "the patch moves 1",
+    )
+
+
 def _part(case: Case, name: str, reading: Callable[[float], str]) -> Test:
     if name not in case.taken_apart:
-        return void("the pairs carry no z, only one value, or one that no training pair has")
+        return void(NO_CLASSES)
     share, along = (case.share(case.taken_apart[part]) for part in (name, "along"))
     return part_of(share, along, reading, "what is written does")
 
