@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 ENOUGH = 0.3
 """The share of undetermined verdicts is also given of cases with at least this FLDD."""
-SHARES = ("full_component", "row_effect", "covariation", "natural", "acting")
+SHARES = ("full_component", "row_effect", "covariation", "natural", "acting", "comovement")
 """Tests whose value is high for a faithful subspace; the others are ranked by their value."""
 
 

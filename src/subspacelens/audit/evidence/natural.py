@@ -49,18 +49,18 @@ def acting(case: Case) -> Test:
 
 
 def comovement(case: Case) -> Test:
-    """Does nature move along what V writes? Slope of what changes there between base and source on
-    what V writes, both as far as the answer reacts: Σ ⟨P_A δ, Δ⟩ / Σ ‖P_A δ‖² over pairs.
+    """Does nature move with z along what V writes? What base and source differ by there, over what
+    the patch writes, both as far as the answer reacts and along what V writes of the natural
+    change m: Σ ⟨P_A V Vᵀ m, Δ⟩ / Σ ⟨P_A V Vᵀ m, δ⟩ over pairs.
 
     What a feature writes is part of the natural change, however small a part of all that acts: 1,
     or more where others write the same. Along a dormant direction nothing but the patch writes."""
     if case.nature is None:
         return void(NO_CLASSES)
     difference, acting = case.replay.difference.cpu().double(), case.nature.acting
-    written = (difference @ case.basis) @ (case.basis.T @ acting)
-    slope = ratio(
-        (written * (difference @ acting)).sum(dim=1), written.square().sum(dim=1), case.units
-    )
+    along = case.nature.change(case.replay.pairs) @ case.basis @ (case.basis.T @ acting)
+    natural, written = difference @ acting, difference @ case.basis @ (case.basis.T @ acting)
+    slope = ratio((along * natural).sum(dim=1), (along * written).sum(dim=1), case.units)
     if slope.value is None:
         return void("nothing is written to which the answer reacts")
     return test_of(
