@@ -104,7 +104,6 @@ def test_what_a_used_unit_writes_follows_what_it_reads(lens, task, channels):
     assert tests["row_effect"].value == pytest.approx(1, abs=0.1)
     assert tests["read_source"].value == pytest.approx(0, abs=0.1)
     assert tests["comovement"].value == pytest.approx(1, abs=0.1)
-    assert tests["comovement"].low <= tests["comovement"].value <= tests["comovement"].high
 
 
 def test_what_a_sensor_reads_is_not_followed(lens, task, channels):
