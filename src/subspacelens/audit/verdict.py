@@ -3,12 +3,12 @@
 Each condition is a share that a faithful subspace has and an illusory one lacks. It *fails* or
 *holds* where its whole interval lies in the range that `CRITERIA` gives, and else says nothing.
 
-Everywhere the effect is taken apart. *Illusory*: nature hardly moves along what is written; and
-what nature would have written does little of the effect, what is beyond nature does most, and less
-than most is left where only what acts is read; or little is left there, and less than half is
-natural. *Faithful*: what nature would have written does most
-of it, the rest little, and a quarter is left where only what acts is read; or most is left there,
-and less than half is beyond nature.
+Everywhere the effect is taken apart. *Illusory*, unless nature moves along what is written: what
+nature would have written does little of the effect, what is beyond nature does most, and less than
+most is left where only what acts is read; or little is left there, and less than half is natural.
+*Faithful*, unless nature does not move along what is written: what nature would have written does
+most of it, the rest little, and a quarter is left where only what acts is read; or most is left
+there, and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
@@ -430,17 +430,18 @@ def _label(conditions: Mapping[str, Condition], exact: bool, whole: bool = True)
 def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
-    """Whether the conditions speak of an illusion. The parts condemn only where nature hardly moves
-    along what is written: a feature may be a small part of all that z changes. Where the split is
-    exact what is left without the kernel must hold for that: of a unit whose feature another takes
-    back little is left there, nor of what nature does."""
-    apart = {"natural", "beyond", "acting", "comovement"} <= fails
+    """Whether the conditions speak of an illusion. The parts condemn nothing along which nature
+    moves as well: a feature may be a small part of all that z changes. Where the split is exact
+    what is left without the kernel must hold for them to condemn: of a unit whose feature another
+    takes back little is left there, nor of what nature does."""
+    still = "comovement" not in holds
+    apart = still and {"natural", "beyond", "acting"} <= fails
     if exact:
         told = {"row_effect", "covariation"}
         cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
         deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
         return bool(cut_off) or deaf
-    deaf = "comovement" in fails and "covariation" not in holds
+    deaf = still and "covariation" not in holds
     return apart or (deaf and _all_within(conditions, DEAF))
 
 

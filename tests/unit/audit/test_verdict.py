@@ -78,7 +78,7 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         (APART | {"beyond": HALF}, "undetermined", "conflict"),
         # One of many units, which writes all that it reads: most of what acts lies in the others.
         (APART | {"comovement": HIGH}, "undetermined", "conflict"),
-        (APART | {"comovement": (0.2, 0.3, 0.4)}, "undetermined", "conflict"),
+        (APART | {"comovement": WIDE}, "illusory", "fails"),
         ({"comovement": LOW}, "undetermined", "conflict"),
         # A dormant that varies without z, and a unit of which another takes most back.
         (APART | {"row_effect": LOW, "read_source": HIGH}, "undetermined", "conflict"),
@@ -133,8 +133,9 @@ def test_what_is_disconnected_senses_less_than_a_random_direction_would(null, co
         (ILLUSION | {"acting": WIDE}, "undetermined", "conflict"),
         (ILLUSION | {"acting": WIDE, "covariation": None}, "undetermined", "unsure"),
         # Nature moves along what is written: a small part of all that acts.
-        (ILLUSION | {"comovement": HALF}, "undetermined", "conflict"),
-        (DEAF | {"covariation": None, "comovement": HALF}, "undetermined", "unsure"),
+        (ILLUSION | {"comovement": HIGH}, "undetermined", "conflict"),
+        (ILLUSION | {"comovement": WIDE}, "illusory", "fails"),
+        (DEAF | {"covariation": None, "comovement": HIGH}, "undetermined", "conflict"),
         ({"comovement": LOW}, "undetermined", "conflict"),
         # A small part of all that z changes: what acts is what varies.
         ({"natural": (0.25, 0.3, 0.35), "beyond": (0.35, 0.4, 0.45)}, "faithful", "holds"),
