@@ -12,11 +12,12 @@ from .facts import bench_facts
 from .figure import calibration_figure, growth_figure, roc_figure
 from .find import bench_find
 from .fits import bench_fits
-from .instant import bench_instant, instant_table
+from .instant import JUDGED, bench_instant, instant_table
 from .memory import bench_memory
 from .table import audit_table, fits_rows
 
 __all__ = [
+    "JUDGED",
     "additions_table",
     "audit_table",
     "bench_additions",

@@ -60,7 +60,9 @@ def roc_figure(result: dict) -> Figure:
         "part beyond nature alone": ("beyond", 1),
         "comovement alone": ("comovement", -1),
     }
-    colours = ("#3a86c8", "#d5692a", "#8d6cc9", "#b8922a", "#4a9d6f", "#868d97", "#c44e72", "#2f9e9e")
+    colours = (
+        "#3a86c8", "#d5692a", "#8d6cc9", "#b8922a", "#4a9d6f", "#868d97", "#c44e72", "#2f9e9e",
+    )  # fmt: skip
     figure = make_subplots(rows=1, cols=max(1, len(kinds)), subplot_titles=kinds)
     for col, where in enumerate(kinds, 1):
         there = [case for case in cases if case["where"] == where]

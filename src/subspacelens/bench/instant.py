@@ -38,6 +38,8 @@ Row = dict[str, Any]
 
 QUANTITIES = ("whole", "das", "illusion")
 MODES = ("first", "refined")
+JUDGED = ("ioi", "agreement", "pronoun")
+"""The tasks on which the map is judged, where no others are given."""
 SEEN = 0.1
 """Shares of illusion are compared where the fitted subspace has at least this FLDD: of nothing
 there is no share."""

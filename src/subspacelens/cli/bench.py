@@ -299,10 +299,10 @@ def bench_instant_command(
     """
     import json
 
-    from ..bench import bench_instant, calibration_figure, instant_table
+    from ..bench import JUDGED, bench_instant, calibration_figure, instant_table
     from ..core.files import write_atomically
     from ..fit import named
-    from ..tasks.named import NAMES, named_task
+    from ..tasks.named import named_task
 
     given = (text.partition("=") for text in fit_option or ())
     options = named("das").read_options({key: value for key, _, value in given})
@@ -311,7 +311,7 @@ def bench_instant_command(
     writable(out)
     with showing_progress():
         lens = loaded(model, device, dtype)
-        tasks = [named_task(lens.tokenizer, name, pairs=pairs) for name in task or NAMES]
+        tasks = [named_task(lens.tokenizer, name, pairs=pairs) for name in task or JUDGED]
         result = bench_instant(
             lens, tasks, out, sites=sites, pairs=pairs, options=options, seed=seed
         )

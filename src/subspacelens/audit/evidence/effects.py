@@ -8,7 +8,7 @@ import torch
 from ...core.statistics import quotient
 from ...engine.patches import SubspacePatch
 from ...measure.effects import drops_of
-from ...measure.splits import READERS_IN_PROXY, proxy_split
+from ...measure.splits import READER_PAIRS, READERS_IN_PROXY, proxy_split
 from ..record import Test
 from .case import NO_EFFECT, Case, test_of, void
 
@@ -56,13 +56,13 @@ def _by_reader_count(case: Case) -> dict[str, float]:
     attention = [r for r in case.readers if r.reader.attention]
     counts = [c for c in (1, READERS_IN_PROXY, 10) if c <= len(attention)] + [len(attention)]
     names = [*map(str, counts[:-1]), f"all {counts[-1]}"]
-    drops = {READERS_IN_PROXY: case.effects["row"].moved}
+    some = case.replay.subset(slice(READER_PAIRS))
+    drops = {READERS_IN_PROXY: case.effects["row"].moved[:READER_PAIRS]}
     others = [count for count in dict.fromkeys(counts) if count not in drops]
     bases = [proxy_split(case.readers, case.basis, count).unit_row for count in others]
-    base, source = case.replay.base, case.replay.source
-    deltas = torch.stack([SubspacePatch(basis).delta(base, source) for basis in bases])
-    drops |= zip(others, drops_of(case.replay, deltas), strict=True)
-    whole = case.drop.sum()
+    deltas = torch.stack([SubspacePatch(basis).delta(some.base, some.source) for basis in bases])
+    drops |= zip(others, drops_of(some, deltas), strict=True)
+    whole = case.drop[:READER_PAIRS].sum()
     return {name: drops[count].sum() / whole for name, count in zip(names, counts, strict=True)}
 
 
