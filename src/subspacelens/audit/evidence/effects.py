@@ -48,7 +48,8 @@ def row_effect(case: Case) -> Test:
     return test_of(
         share,
         f"a proxy: along what the {len(parts.readers)} strongest attention readers see, "
-        f"{share.value:.0%} of the effect remains; by number of readers {sizes}{depends}",
+        f"{share.value:.0%} of the effect remains; by number of readers, on {READER_PAIRS} pairs "
+        f"at most, {sizes}{depends}",
     )
 
 
