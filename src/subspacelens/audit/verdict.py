@@ -12,11 +12,11 @@ there, and less than half is beyond nature.
 
 Where the site writes by one linear map that has a kernel, what lies in it is disconnected by
 construction. *Illusory* is what fails a condition there, where neither the connected part alone nor
-what nature writes speaks for the subspace; or what keeps its effect without the kernel, but fails
-when taken apart, and next to nothing is left where only what acts is read. *Faithful* must keep its
-effect without the kernel, and most of it must be left where only what acts is read; or little of it
-is beyond nature, and what acts follows the reading, which senses no more by the kernel than chance
-would; or half of it is left there.
+what nature writes speaks for the subspace, and less is written than is read; or what keeps its
+effect without the kernel, but fails when taken apart, and next to nothing is left where only what
+acts is read. *Faithful* must keep its effect without the kernel, and most of it must be left where
+only what acts is read; or little of it is beyond nature, and what acts follows the reading, which
+senses no more by the kernel than chance would; or half of it is left there.
 
 *Partial* is a faithful subspace that does a small share of what the whole component does, *mixed*
 one whose axes, or whose halves, are of both kinds. Nothing is faithful that does no more than
@@ -65,6 +65,8 @@ CRITERIA = {
 }
 LITTLE = Range(-inf, 1 / 4)
 """`acting` of what reads little that acts."""
+BEHIND = Range(-inf, 1)
+"""`covariation` of what is written less than it is read: a unit that is used writes all of it."""
 NOTHING = Range(-inf, 1 / 8)
 """`acting` of what reads next to nothing that acts, by which an exact site's parts condemn."""
 DEAF = {"acting": LITTLE, "natural": Range(-inf, 1 / 2), "beyond": Range(1 / 3, inf)}
@@ -432,13 +434,16 @@ def _against(
 ) -> bool:
     """Whether the conditions speak of an illusion. The parts condemn nothing along which nature
     moves as well: a feature may be a small part of all that z changes. Where the split is exact
-    what is left without the kernel must hold for them to condemn: of a unit whose feature another
-    takes back little is left there, nor of what nature does."""
+    nothing is condemned that may write all it reads, for another unit may take it back; and what is
+    left without the kernel must hold for the parts to condemn."""
     still = "comovement" not in holds
     apart = still and {"natural", "beyond", "acting"} <= fails
     if exact:
-        told = {"row_effect", "covariation"}
-        cut_off = fails.intersection(EXACT) and told <= conditions.keys() and not holds & told
+        speaking = holds & {"row_effect", "covariation"}
+        behind = _all_within(conditions, {"covariation": BEHIND})
+        cut_off = (
+            fails.intersection(EXACT) and "row_effect" in conditions and behind and not speaking
+        )
         deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
         return bool(cut_off) or deaf
     deaf = still and "covariation" not in holds

@@ -52,6 +52,12 @@ def axis(number: int, label: str, share: float = 0.5, dimensions: int = 1) -> Ax
         (dict.fromkeys(EXACT, LOW), "illusory", "fails"),
         ({"row_effect": LOW, "covariation": WIDE}, "illusory", "fails"),
         ({"row_effect": LOW, "covariation": None}, "undetermined", "void"),
+        # A unit of which another takes most back, and of which little is known.
+        (
+            {"full_component": LOW, "row_effect": LOW, "covariation": (0.4, 0.9, 1.5)},
+            "undetermined",
+            "conflict",
+        ),
         ({"full_component": LOW, "row_effect": WIDE, "covariation": WIDE}, "illusory", "fails"),
         # Another unit cancels the noise, or takes z back: what this one writes speaks for it.
         ({"covariation": LOW}, "undetermined", "conflict"),
