@@ -80,8 +80,11 @@ def roc_figure(result: dict) -> Figure:
                     showlegend=col == 1, row=1, col=col,
                 )  # fmt: skip
         figure.update_xaxes(title_text="share of faithful cases", range=[-0.02, 1], col=col)
-    figure.update_yaxes(title_text="share of illusory cases", range=[0, 1.02], col=1)
-    figure.update_layout(template="plotly_white", width=1000, height=400, legend_orientation="h")
+    figure.update_yaxes(range=[0, 1.02])
+    figure.update_yaxes(title_text="share of illusory cases", col=1)
+    figure.update_layout(
+        template="plotly_white", width=1000, height=440, legend=dict(orientation="h", y=-0.25)
+    )
     return figure
 
 
