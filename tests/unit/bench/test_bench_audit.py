@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers_knowing import knowing_lens, knowing_task
+from subspacelens.audit.addition.controls import planted as planted_vectors
 from subspacelens.audit.controls.bed import Bed
 from subspacelens.audit.controls.run import planted_models
 from subspacelens.audit.controls.spikes import KINDS, Plan, channels_of, spikes
@@ -76,6 +77,7 @@ def test_a_stream_without_room_for_so_many_directions_is_not_planted():
         channels_of(bed, plans[0], torch.Generator().manual_seed(0), beside=False)
     (planted,) = planted_models(setting, bed, plans, KINDS, seed=0)
     assert planted.plan == plans[1]
+    assert len(list(planted_vectors(setting, plans, seed=0))) == 1
 
 
 @pytest.mark.parametrize("site", SITES[:2], ids=str)

@@ -21,8 +21,8 @@ from ...core.statistics import within_class_share
 from ...fit.closed_form import between_means, by_class
 from ...measure.planting import UNPLANTABLE, Channels, can_be_planted, planted_task
 from ..controls.bed import KEPT, WEAK, Bed
-from ..controls.run import MODELS, SPREAD, TRIED, between, smaller, summed
-from ..controls.spikes import Plan, channels_of
+from ..controls.run import MODELS, SPREAD, TRIED, between, smaller, summed, with_room
+from ..controls.spikes import Plan
 from ..evidence.case import Setting
 from ..record import Controls, Spiked, VerdictName
 from ..verdict import SMALLEST_FLDD
@@ -93,14 +93,12 @@ def _lacking(case: Addition) -> str:
 def planted(
     setting: Setting, plans: list[Plan], seed: int
 ) -> Iterator[tuple[Setting, tuple[Spike, ...]]]:
-    """Each plan planted at the site of a setting, with the vectors to audit there, but for those in
-    which the model does not do the task any more."""
+    """Each plan planted at the site of a setting, with the vectors to audit there, but for those
+    that find no room there and those in which the model does not do the task any more."""
     site, beside = setting.replay.site, setting.replay.writer is not None
     bed = Bed.of(setting.captures.train, site)
     clean = float(setting.replay.clean.logit_diff.mean())
-    for number, plan in enumerate(plans):
-        generator = torch.Generator().manual_seed(1000 * seed + number)
-        channels = channels_of(bed, plan, generator, beside=beside)
+    for plan, channels, generator in with_room(bed, plans, seed, beside=beside):
         if beside:
             channels = _apart(setting, bed, channels)
         own = setting.planted(planted_task(setting.captures, site, channels))

@@ -16,7 +16,7 @@ from ...core.errors import TaskError
 from ...core.progress import track
 from ...core.statistics import exact_proportion, within_class_share
 from ...engine.patches import SubspacePatch
-from ...measure.planting import UNPLANTABLE, can_be_planted, planted_task
+from ...measure.planting import UNPLANTABLE, Channels, can_be_planted, planted_task
 from ..evidence import Case, Setting
 from ..judging import Blind, judge_blind
 from ..record import Controls, Spiked, VerdictName
@@ -67,29 +67,35 @@ def planted_models(
     which the model does not do the task any more, and those whose sensors turn out to act."""
     site, beside = setting.replay.site, setting.replay.writer is not None
     clean = float(setting.replay.clean.logit_diff.mean())
+    for plan, channels, _ in with_room(bed, plans, seed, beside=beside):
+        captures = planted_task(setting.captures, site, channels)
+        own = setting.planted(captures)
+        if float(own.replay.clean.logit_diff.mean()) < KEPT * clean:
+            continue
+        both = spikes(plan, channels, beside=beside, kinds=("sensor", "illusory"))
+        if plan.inert and _sensors_act(own, both):
+            continue
+        yield Planted(plan, own, tuple(spikes(plan, channels, beside=beside, kinds=kinds)))
+
+
+def with_room(
+    bed: Bed, plans: Sequence[Plan], seed: int, *, beside: bool
+) -> Iterator[tuple[Plan, Channels, torch.Generator]]:
+    """The channels of each plan, with the generator that drew them, but for those that find no room
+    (`channels_of`)."""
     for number, plan in enumerate(plans):
         generator = torch.Generator().manual_seed(1000 * seed + number)
         try:
             channels = channels_of(bed, plan, generator, beside=beside)
         except TaskError:
             continue
-        captures = planted_task(setting.captures, site, channels)
-        own = setting.planted(captures)
-        if float(own.replay.clean.logit_diff.mean()) < KEPT * clean:
-            continue
-        if plan.inert and _sensors_act(own, spikes(plan, channels, beside=beside)):
-            continue
-        yield Planted(plan, own, tuple(spikes(plan, channels, beside=beside, kinds=kinds)))
+        yield plan, channels, generator
 
 
-def _sensors_act(setting: Setting, found: Iterable[Spike]) -> bool:
+def _sensors_act(setting: Setting, both: Iterable[Spike]) -> bool:
     """Whether the sensors alone move the answer: the gradients of few prompts had said that it does
-    not react to what they write."""
-    patches = {
-        spike.kind: SubspacePatch(spike.basis)
-        for spike in found
-        if spike.kind in ("sensor", "illusory")
-    }
+    not react to what they write. `both`: the sensors, and the illusions that read them."""
+    patches = {spike.kind: SubspacePatch(spike.basis) for spike in both}
     drops = {kind: effect.drop.mean() for kind, effect in setting.replay.effects(patches).items()}
     return abs(drops["sensor"]) > ACTIVE * abs(drops["illusory"])
 

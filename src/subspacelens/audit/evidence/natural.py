@@ -58,8 +58,9 @@ def comovement(case: Case) -> Test:
     if case.nature is None:
         return void(NO_CLASSES)
     difference, acting = case.replay.difference.cpu().double(), case.nature.acting
-    along = case.nature.change(case.replay.pairs) @ case.basis @ (case.basis.T @ acting)
-    natural, written = difference @ acting, difference @ case.basis @ (case.basis.T @ acting)
+    writes = case.basis @ (case.basis.T @ acting)
+    along = case.nature.change(case.replay.pairs) @ writes
+    natural, written = difference @ acting, difference @ writes
     slope = ratio((along * natural).sum(dim=1), (along * written).sum(dim=1), case.units)
     if slope.value is None:
         return void("nothing is written to which the answer reacts")
