@@ -36,7 +36,7 @@ from .scores import summary
 from .trained import trained_rates, trained_truth
 from .truth import load_trained, trained_names
 
-SCHEMA = "subspacelens.bench.audit/4"
+SCHEMA = "subspacelens.bench.audit/5"
 DIMENSIONS = (1, 2, 1, 4, 1, 2, 1, 8)
 """Of the subspaces in one planted model after the other: most that people hold have one."""
 EFFECTS = (0.3, 1.2)
@@ -185,9 +185,9 @@ def _found(lens: LensModel, name: str, setting: Setting, number: int, asked: dic
         return rows | {"skipped": [f"{name}, {site}: {error}"]}
     planted = _planted(lens, name, setting, bed, number, asked["models"], seed)
     rows["cases"] = [asdict(result) for result in planted]
-    rows["random"] = list(_random(name, setting, asked["blind"], seed))
+    rows["random"] = list(_random(lens, name, setting, asked["blind"], seed))
     if site.stream == "mlp_act":
-        rows["attacks"] = list(_attacked(name, setting, bed, seed))
+        rows["attacks"] = list(_attacked(lens, name, setting, bed, seed))
     return rows
 
 
@@ -211,7 +211,7 @@ def _planted(
             yield _result(lens, task, site, which, model, spike)
 
 
-def _random(task: str, setting: Setting, count: int, seed: int) -> Iterator[dict]:
+def _random(lens: LensModel, task: str, setting: Setting, count: int, seed: int) -> Iterator[dict]:
     """Uniformly random subspaces of 1, 2, 4 and so on to half, and of all dimensions."""
     generator = torch.Generator().manual_seed(seed)
     width = setting.replay.base.shape[1]
@@ -221,19 +221,20 @@ def _random(task: str, setting: Setting, count: int, seed: int) -> Iterator[dict
         k = sizes[number % len(sizes)]
         basis = haar(width, k, 1, generator)[0]
         judged = judge_blind(few, few.subspace(basis, "random"))
-        yield {"k": k} | _row(task, judged)
+        yield {"k": k} | _row(lens, task, judged)
 
 
-def _attacked(task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict]:
+def _attacked(lens: LensModel, task: str, setting: Setting, bed: Bed, seed: int) -> Iterator[dict]:
     for name, (plan, kind) in ATTACKS.items():
         for model in planted_models(setting, bed, [plan], (kind,), seed):
             (spike,) = model.spikes
-            yield {"name": name, "truth": kind} | _row(task, model.judged(spike))
+            yield {"name": name, "truth": kind} | _row(lens, task, model.judged(spike))
 
 
-def _row(task: str, judged: Blind) -> dict:
+def _row(lens: LensModel, task: str, judged: Blind) -> dict:
     """What stands in a row of either kind that is not scored."""
     return {
+        "model": lens.id,
         "task": task,
         "site": str(judged.case.site),
         "fldd": judged.case.effects["subspace"].fldd.value,

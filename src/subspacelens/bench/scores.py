@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,16 @@ def summary(results: Sequence[Result]) -> dict:
     `auroc`: of the score, illusory against faithful, among cases whose effect is large enough for a
     verdict, with a 95 % bootstrap interval over planted models; `by_test`: of each test alone,
     where it exists. `miss_rate`: illusory cases called faithful; `false_alarm_rate`: faithful cases
-    called illusory; `undetermined_rate`: of both, with an FLDD of `ENOUGH`; `inactive`: sensors and
-    dormants called faithful. Intervals are over planted models (`low`, `high`) and over places
-    (`places`). `right`: cases of either kind called what they are. `spearman_mixed`: of the score
-    and the true share of mixed cases; `mixed`: how often each verdict was theirs. `power`: share of
-    cases that are called what they are, by kind and by how many pairs they were judged on.
+    called illusory; `undetermined_rate`: of both, with an FLDD of `ENOUGH`; `undetermined_for`: how
+    many of these for which code; `inactive`: sensors and dormants called faithful. Intervals are
+    over planted models (`low`, `high`) and over places (`places`). `right`: cases of either kind
+    called what they are. `spearman_mixed`: of the score and the true share of mixed cases; `mixed`:
+    how often each verdict was theirs. `power`: share of cases that are called what they are, by
+    kind and by how many pairs they were judged on.
     """
     judged = [r for r in results if r.kind in ("faithful", "illusory") and not r.degenerate]
+    large = [r for r in judged if (r.fldd or 0) >= ENOUGH]
+    why = Counter(r.code for r in large if r.verdict == "undetermined")
     illusory = [r for r in judged if r.kind == "illusory"]
     faithful = [r for r in judged if r.kind == "faithful"]
     mixed = [r for r in results if r.kind == "mixed" and not r.degenerate]
@@ -47,9 +51,8 @@ def summary(results: Sequence[Result]) -> dict:
         },
         "miss_rate": rate(illusory, lambda r: r.verdict in USED),
         "false_alarm_rate": rate(faithful, lambda r: r.verdict == "illusory"),
-        "undetermined_rate": rate(
-            [r for r in judged if (r.fldd or 0) >= ENOUGH], lambda r: r.verdict == "undetermined"
-        ),
+        "undetermined_rate": rate(large, lambda r: r.verdict == "undetermined"),
+        "undetermined_for": dict(why.most_common()),
         "right_illusory": rate(illusory, lambda r: r.verdict == "illusory"),
         "right_faithful": rate(faithful, lambda r: r.verdict in USED),
         "inactive_called_faithful": rate(inactive, lambda r: r.verdict in USED),

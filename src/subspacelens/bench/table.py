@@ -38,9 +38,8 @@ def audit_table(result: dict) -> str:
         "illusory called illusory": lambda each: _rate(each["right_illusory"]),
         "faithful called faithful or partial": lambda each: _rate(each["right_faithful"]),
         "undetermined, of FLDD .3 or more": lambda each: _rate(each["undetermined_rate"]),
-        "verdicts on mixed cases": lambda each: ", ".join(
-            f"{count} {label}" for label, count in each["mixed"].items()
-        ),
+        "for these reasons": lambda each: _counted(each["undetermined_for"]),
+        "verdicts on mixed cases": lambda each: _counted(each["mixed"]),
         "Spearman, score and share, mixed cases": lambda each: plain(each["spearman_mixed"]),
     }
     lines = score_lines(f"{len(result['cases'])} cases", scores, rows)
@@ -73,11 +72,11 @@ def audit_table(result: dict) -> str:
     if result["random"]:
         found = [(row["verdict"], row["code"]) for row in result["random"]]
         counted = ", ".join(f"{found.count(v)} {v[0]} ({v[1]})" for v in dict.fromkeys(found))
-        lines += ["", f"{len(found)} uniformly random subspaces, in the model as it is: {counted}."]
+        lines += ["", f"{len(found)} uniformly random subspaces of models as they are: {counted}."]
     if result["attacks"]:
-        lines += ["", "| attack | site | FLDD | verdict |", "|---|---|---|---|"]
+        lines += ["", "| attack | model | site | FLDD | verdict |", "|---|---|---|---|---|"]
         lines += [
-            f"| {row['name']} | `{row['site']}` | {plain(row['fldd'])} | "
+            f"| {row['name']} | {row['model']} | `{row['site']}` | {plain(row['fldd'])} | "
             f"{row['verdict']} ({row['code']}) |"
             for row in result["attacks"]
         ]
@@ -100,6 +99,10 @@ def audit_table(result: dict) -> str:
 
 def _estimate(estimate: dict) -> str:
     return with_interval(Estimate(**estimate), partial(plain, decimals=3))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _rate(rate: dict) -> str:

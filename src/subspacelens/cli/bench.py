@@ -254,19 +254,19 @@ def bench_fits_command(
         result = bench_fits(loaded(model, device, dtype), quick=quick)
     _write_json(json_file, result)
     table = PlainTable(
-        Column("site", no_wrap=True), "dim", "FLDD: L-BFGS", "Adam", "ratio", "cosine",
-        "passes: L-BFGS", "Adam", "seconds: L-BFGS", "Adam",
+        Column("site", no_wrap=True), "dim", "FLDD", "ratio", "cosine", "passes", "seconds",
+        title="L-BFGS, Adam",
     )  # fmt: skip
     for row in result["rows"]:
         recipes = row["lbfgs"], row["adam"]
         table.add_row(
             row["site"],
             str(row["dim"]),
-            *("-" if each["fldd"] is None else f"{each['fldd']:.4f}" for each in recipes),
-            "-" if row["ratio"] is None else f"{row['ratio']:.4f}",
-            f"{row['cosine']:.4f}",
-            *(f"{each['passes']:.0f}" for each in recipes),
-            *(f"{each['seconds']:.1f}" for each in recipes),
+            ", ".join("-" if each["fldd"] is None else f"{each['fldd']:.3f}" for each in recipes),
+            "-" if row["ratio"] is None else f"{row['ratio']:.3f}",
+            f"{row['cosine']:.3f}",
+            ", ".join(f"{each['passes']:.0f}" for each in recipes),
+            ", ".join(f"{each['seconds']:.1f}" for each in recipes),
         )
     table.show()
 

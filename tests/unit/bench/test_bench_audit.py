@@ -122,6 +122,7 @@ def test_it_chooses_its_own_places_and_scores_them(tmp_path):
     assert len(result["random"]) == 18
     assert not any(row["verdict"] in ("faithful", "partial") for row in result["random"])
     assert {row["truth"] for row in result["attacks"]} == {"faithful", "illusory", "halves"}
+    assert {row["model"] for row in result["random"] + result["attacks"]} == {lens.id}
     scores = result["scores"]["all"]
     assert scores["count"] == len(result["cases"]) >= 20
     assert scores["miss_rate"]["hits"] == scores["inactive_called_faithful"]["hits"] == 0
@@ -161,6 +162,7 @@ def test_scores_are_counted_as_they_should_be():
     assert scores["miss_rate"]["hits"] == 1 and scores["miss_rate"]["of"] == 3
     assert scores["false_alarm_rate"]["value"] == 0.5
     assert scores["undetermined_rate"]["value"] == pytest.approx(1 / 5)
+    assert scores["undetermined_for"] == {"fails": 1}
     assert scores["inactive_called_faithful"]["value"] == 1
     assert scores["right_illusory"]["hits"] == scores["right_faithful"]["hits"] == 1
     assert scores["mixed"] == {"faithful": 3}
