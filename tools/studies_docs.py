@@ -6,7 +6,7 @@ python tools/studies_docs.py --from runs/studies  # from what `subspacelens repr
 python tools/studies_docs.py --check              # write nothing, fail where something would change
 
 A block of a page stands between `<!-- from: ioi -->` and `<!-- end -->`, and its text is that of
-tools/studies/ioi.md.j2. One that says `not yet` holds older text until there is a record.
+tools/studies/ioi.md.j2.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ from subspacelens.survey.illusions import WORKS
 
 ROOT = Path(__file__).parents[1]
 DOCS, TEMPLATES = ROOT / "docs", Path(__file__).parent / "studies"
-BLOCK = re.compile(
-    r"<!-- from: (?P<name>[\w.-]+)(?P<later>, not yet)? -->\n(?P<body>.*?)<!-- end -->", re.DOTALL
-)
+BLOCK = re.compile(r"<!-- from: (?P<name>[\w.-]+) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 WORDS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
     "twelve",
@@ -147,16 +145,13 @@ def records(folder: Path = DOCS / "records") -> dict[str, Any]:
 
 
 def filled(text: str, held: Mapping[str, Any], where: str) -> str:
-    """A page with its blocks written from records. Raises `SystemExit` for a block without one that
-    does not say `not yet`."""
+    """A page with its blocks written from records. Raises `SystemExit` for a block without one."""
     env = environment()
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
         study = name.partition(".")[0]
         if study not in held:
-            if match["later"]:
-                return match[0]
             raise SystemExit(f"{where}: block '{name}' has no record docs/records/{study}.json")
         body = env.get_template(f"{name}.md.j2").render(r=held[study], records=held)
         return f"<!-- from: {name} -->\n{flowed(body)}\n<!-- end -->"

@@ -71,7 +71,7 @@ def test_typed_numbers_are_noticed():
 
 def test_a_record_becomes_a_page(tool, folder):
     held = {"toy": json.loads(tool.digest("toy", folder / "toy"))}
-    page = "# Toy\n\n<!-- from: toy, not yet -->\nold\n<!-- end -->\n\nAfter.\n"
+    page = "# Toy\n\n<!-- from: toy -->\nold\n<!-- end -->\n\nAfter.\n"
     text = tool.filled(page, held, "toy.md")
     assert "old" not in text and text.startswith("# Toy\n\n<!-- from: toy -->\n")
     assert text.endswith("<!-- end -->\n\nAfter.\n") and text == tool.filled(text, held, "toy.md")
@@ -85,11 +85,9 @@ def test_a_record_becomes_a_page(tool, folder):
     assert ".77" in tool.filled(text, held, "toy.md") and ".77" not in text
 
 
-def test_a_block_without_a_record_is_refused_unless_it_says_not_yet(tool):
-    later = "<!-- from: toy, not yet -->\nold .12\n<!-- end -->"
-    assert tool.filled(later, {}, "toy.md") == later
+def test_a_block_without_a_record_is_refused(tool):
     with pytest.raises(SystemExit, match=r"toy\.md: block 'toy' has no record docs/records/toy"):
-        tool.filled(later.replace(", not yet", ""), {}, "toy.md")
+        tool.filled("<!-- from: toy -->\nold .12\n<!-- end -->", {}, "toy.md")
 
 
 def test_a_record_that_does_not_say_where_it_was_made_is_refused(tool, tmp_path):
