@@ -5,7 +5,8 @@ Each condition is a share that a faithful subspace has and an illusory one lacks
 
 Everywhere the effect is taken apart. *Illusory*, unless nature moves along what is written: what
 nature would have written does little of the effect, what is beyond nature does most, and less than
-most is left where only what acts is read; or little is left there, and less than half is natural.
+most is left where only what acts is read, unless the whole component does little and all that is
+read is written; or little is left there, and less than half is natural.
 *Faithful*, unless nature does not move along what is written: what nature would have written does
 most of it, the rest little, and a quarter is left where only what acts is read; or most is left
 there, and less than half is beyond nature.
@@ -434,10 +435,13 @@ def _against(
 ) -> bool:
     """Whether the conditions speak of an illusion. The parts condemn nothing along which nature
     moves as well: a feature may be a small part of all that z changes. Where the split is exact
-    nothing is condemned that may write all it reads, for another unit may take it back; and what is
-    left without the kernel must hold for the parts to condemn."""
+    nothing is condemned that may write all it reads, for another unit may take it back, nor
+    elsewhere what writes all it reads where the whole component does little; and what is left
+    without the kernel must hold for the parts to condemn."""
     still = "comovement" not in holds
     apart = still and {"natural", "beyond", "acting"} <= fails
+    little = "full_component" in conditions and "full_component" not in holds
+    taken_back = little and "covariation" in holds
     if exact:
         speaking = holds & {"row_effect", "covariation"}
         behind = _all_within(conditions, {"covariation": BEHIND})
@@ -447,7 +451,7 @@ def _against(
         deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
         return bool(cut_off) or deaf
     deaf = still and "covariation" not in holds
-    return apart or (deaf and _all_within(conditions, DEAF))
+    return (apart and not taken_back) or (deaf and _all_within(conditions, DEAF))
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:

@@ -135,7 +135,11 @@ def test_what_is_disconnected_senses_less_than_a_random_direction_would(null, co
         (DEAF, "undetermined", "conflict"),
         (DEAF | {"covariation": None, "natural": HALF}, "mixed", "mixed"),
         (ILLUSION, "illusory", "fails"),
-        (ILLUSION | {"full_component": LOW}, "illusory", "fails"),
+        # The whole does little: another unit may take back what this one writes, if it writes all.
+        (ILLUSION | {"full_component": LOW}, "undetermined", "conflict"),
+        (ILLUSION | {"full_component": WIDE}, "undetermined", "conflict"),
+        (ILLUSION | {"full_component": LOW, "covariation": LOW}, "illusory", "fails"),
+        (ILLUSION | {"full_component": LOW, "covariation": None}, "illusory", "fails"),
         (ILLUSION | {"acting": WIDE}, "undetermined", "conflict"),
         (ILLUSION | {"acting": WIDE, "covariation": None}, "undetermined", "unsure"),
         # Nature moves along what is written: a small part of all that acts.
