@@ -64,6 +64,11 @@ def _lean(text: str) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", MINUS)
 
 
+def told(sentence: str) -> str:
+    """A sentence of a command, its numbers as the pages have them: `.42`, not `0.42`."""
+    return re.sub(r"(?<![\d.])(-?)0(?=\.\d)", lambda sign: MINUS if sign[1] else "", sentence)
+
+
 def estimate(values: Sequence[float | None] | None) -> str:
     """`.21 [.20, .22]` of a value and its interval."""
     if not values or values[0] is None:
@@ -119,7 +124,7 @@ def environment() -> Environment:
         "f": short, "e": estimate, "pct": percent, "word": word, "listed": listed, "code": coded,
         "layers": layers, "exact": exact, "many": "{:,}".format, "duration": duration,
         "median": median, "of": lambda name, held: held[name],
-        "model": lambda name: MODELS.get(name, name),
+        "model": lambda name: MODELS.get(name, name), "told": told,
     }  # fmt: skip
     env.globals |= {"made": made, "paper": paper(), "cuts": CUTS, "zip": zip}
     return env
