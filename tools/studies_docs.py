@@ -61,7 +61,7 @@ def exact(value: float | None) -> str:
 
 
 def _lean(text: str) -> str:
-    return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", MINUS)
+    return told(text).replace("-", MINUS)
 
 
 def told(sentence: str) -> str:

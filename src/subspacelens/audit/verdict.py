@@ -434,14 +434,12 @@ def _against(
     conditions: Mapping[str, Condition], fails: set[str], holds: set[str], exact: bool
 ) -> bool:
     """Whether the conditions speak of an illusion. The parts condemn nothing along which nature
-    moves as well: a feature may be a small part of all that z changes. Where the split is exact
-    nothing is condemned that may write all it reads, for another unit may take it back, nor
-    elsewhere what writes all it reads where the whole component does little; and what is left
-    without the kernel must hold for the parts to condemn."""
+    moves as well: a feature may be a small part of all that z changes. Nor is anything condemned
+    that another unit may take back: where the split is exact, what may write all it reads;
+    elsewhere, by all three parts, what writes all it reads where the whole component does little.
+    Where the split is exact, what is left without the kernel must hold for the parts to condemn."""
     still = "comovement" not in holds
     apart = still and {"natural", "beyond", "acting"} <= fails
-    little = "full_component" in conditions and "full_component" not in holds
-    taken_back = little and "covariation" in holds
     if exact:
         speaking = holds & {"row_effect", "covariation"}
         behind = _all_within(conditions, {"covariation": BEHIND})
@@ -450,8 +448,10 @@ def _against(
         )
         deaf = apart and "row_effect" in holds and _all_within(conditions, {"acting": NOTHING})
         return bool(cut_off) or deaf
-    deaf = still and "covariation" not in holds
-    return (apart and not taken_back) or (deaf and _all_within(conditions, DEAF))
+    follows = "covariation" in holds
+    little = "full_component" in conditions and "full_component" not in holds
+    deaf = still and not follows and _all_within(conditions, DEAF)
+    return (apart and not (follows and little)) or deaf
 
 
 def _is_heard(conditions: Mapping[str, Condition], fails: set[str], holds: set[str]) -> bool:
