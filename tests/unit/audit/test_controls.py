@@ -9,7 +9,7 @@ import pytest
 from helpers_knowing import knowing_lens, knowing_task
 from helpers_records import make_record
 from subspacelens.audit import audit
-from subspacelens.audit.controls.run import MODELS, summed
+from subspacelens.audit.controls.run import ENOUGH, TRIED, summed, until_enough
 from subspacelens.audit.controls.words import USED, in_words, tempered
 from subspacelens.audit.evidence import Setting
 from subspacelens.audit.judging import judge, judge_blind, set_apart
@@ -37,7 +37,7 @@ def rows(faithful: list[str], illusory: list[str], mixed: list[tuple[float, str]
     ]
 
 
-RIGHT = rows(["faithful"] * MODELS, ["illusory"] * MODELS)
+RIGHT = rows(["faithful"] * ENOUGH, ["illusory"] * ENOUGH)
 
 
 def test_a_rule_that_is_right_bears_its_verdicts_out():
@@ -78,6 +78,21 @@ def test_no_calibration_where_too_few_do_enough_or_none_is_alike():
     assert summed(wrong, "faithful", 0.5).void and summed(wrong, "faithful", 0.5).borne_out is False
     none = Controls.without("the pairs carry no z")
     assert in_words(none, 40) == ["No calibration: the pairs carry no z."]
+
+
+def test_planting_goes_on_until_enough_of_either_kind_can_be_judged():
+    def model(number: int, illusory: float) -> list[Spiked]:
+        return [
+            spiked("faithful", "faithful", model=number),
+            spiked("illusory", "illusory", illusory, model=number),
+        ]
+
+    left = iter([model(n, 0.1 if n % 4 == 0 else 0.5) for n in range(TRIED)])
+    rows = until_enough(left, "L1.mlp_act@END")
+    assert [row.model for row in rows[::2]] == list(range(ENOUGH + 4))
+    assert not summed(rows, "illusory", 0.5).void and len(list(left)) == TRIED - ENOUGH - 4
+    weak = until_enough([model(n, 0.1) for n in range(TRIED)], "L1.mlp_act@END")
+    assert len(weak) == 2 * TRIED and "0 planted illusions" in summed(weak, "faithful", 0.5).void
 
 
 def test_the_smallest_share_that_is_seen():
@@ -134,7 +149,7 @@ def test_an_audit_shows_its_own_error_rate(task, name):
     first, second = (record.controls for record in checked)
     assert first == second and lens.weights_sha256 == before
     assert checked[0].tests == plain.tests
-    assert 0 < len({row.model for row in first.spikes}) <= MODELS
+    assert 0 < len({row.model for row in first.spikes}) <= TRIED
     assert {row.kind for row in first.spikes} == {"faithful", "illusory", "mixed"}
     assert not any(row.kind == "illusory" and row.label in USED for row in first.spikes)
     assert in_words(first, len(task.test))[0].startswith("Here the audit was right on ")

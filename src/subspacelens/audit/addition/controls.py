@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ...core.geometry import orthonormal, unit
-from ...core.progress import track
 from ...core.statistics import within_class_share
 from ...fit.closed_form import between_means, by_class
 from ...measure.planting import UNPLANTABLE, Channels, can_be_planted, planted_task
 from ..controls.bed import KEPT, WEAK, Bed
-from ..controls.run import MODELS, SPREAD, TRIED, between, smaller, summed, with_room
+from ..controls.run import SPREAD, TRIED, between, smaller, summed, until_enough, with_room
 from ..controls.spikes import Plan
 from ..evidence.case import Setting
 from ..record import Controls, Spiked, VerdictName
@@ -62,15 +60,11 @@ def controls(case: Addition, label: VerdictName, seed: int = 0) -> Controls:
         for _ in range(TRIED)
     )  # fmt: skip
     plans = [plannable(plan) for plan in drawn]
-    models = track(
-        islice(planted(setting, plans, seed), MODELS), f"controls at {case.site}", total=MODELS
+    judged = (
+        [_audited(own, spike, number) for spike in spikes]
+        for number, (own, spikes) in enumerate(planted(setting, plans, seed))
     )
-    rows = [
-        _audited(own, spike, number)
-        for number, (own, spikes) in enumerate(models)
-        for spike in spikes
-    ]
-    return summed(rows, label, fldd)
+    return summed(until_enough(judged, str(case.site)), label, fldd)
 
 
 def plannable(plan: Plan) -> Plan:

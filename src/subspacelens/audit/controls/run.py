@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
 from ...core.errors import TaskError
-from ...core.progress import track
+from ...core.progress import bar
 from ...core.statistics import exact_proportion, within_class_share
 from ...engine.patches import SubspacePatch
 from ...measure.planting import UNPLANTABLE, Channels, can_be_planted, planted_task
@@ -25,10 +24,10 @@ from .bed import KEPT, Bed
 from .spikes import Plan, Spike, channels_of, spikes
 from .words import PAIRS, USED
 
-MODELS = 12
-"""Planted models that a calibration takes at least."""
+ENOUGH = 12
+"""Spikes of either kind that do enough to be judged, which a calibration takes at least."""
 TRIED = 24
-"""Plans that are drawn, of which some may be left out."""
+"""Plans that are drawn, of which as many are planted as that takes."""
 ACTIVE = 1 / 5
 """A sensor that alone does more than this share of what it does with a dormant is none."""
 MOST_DIMENSIONS = 8
@@ -123,9 +122,35 @@ def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
     ]
     bed = Bed.of(setting.captures.train, case.site)
     planted = planted_models(setting, bed, plans, AUDITED, seed)
-    models = track(islice(planted, MODELS), f"controls at {case.site}", total=MODELS)
-    rows = [_audited(model, spike, n) for n, model in enumerate(models) for spike in model.spikes]
-    return summed(rows, label, fldd)
+    judged = ([_audited(m, spike, n) for spike in m.spikes] for n, m in enumerate(planted))
+    return summed(until_enough(judged, str(case.site)), label, fldd)
+
+
+def until_enough(models: Iterable[list[Spiked]], site: str) -> list[Spiked]:
+    """The spikes of one planted model after the other, until `ENOUGH` of either kind do enough to
+    be judged."""
+    rows: list[Spiked] = []
+    with bar(f"controls at {site}", ENOUGH) as told:
+        for spiked in models:
+            rows += spiked
+            done = min(map(len, _labels(rows)))
+            told(done, f"controls at {site}")
+            if done >= ENOUGH:
+                break
+    return rows
+
+
+def _labels(rows: Iterable[Spiked]) -> tuple[list[str], list[str]]:
+    """How the faithful and how the illusory spikes that do enough were judged."""
+    faithful, illusory = (
+        [row.label for row in rows if row.kind == kind and _does_enough(row)]
+        for kind in ("faithful", "illusory")
+    )
+    return faithful, illusory
+
+
+def _does_enough(row: Spiked) -> bool:
+    return row.fldd is not None and row.fldd >= SMALLEST_FLDD
 
 
 def _lacking(case: Case) -> str:
@@ -175,10 +200,8 @@ def _audited(model: Planted, spike: Spike, number: int) -> Spiked:
 
 def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
     """What the verdict `label` on a subspace of this `fldd` is worth, by how spikes were judged."""
-    judged = [row for row in rows if row.fldd is not None and row.fldd >= SMALLEST_FLDD]
-    faithful, illusory = (
-        [row.label for row in judged if row.kind == kind] for kind in ("faithful", "illusory")
-    )
+    judged = [row for row in rows if _does_enough(row)]
+    faithful, illusory = _labels(rows)
 
     def said(labels: Sequence[str], what: Collection[str]) -> int:
         return sum(each in what for each in labels)
@@ -187,10 +210,10 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
     truth = {"faithful": faithful, "partial": faithful, "illusory": illusory}.get(label)
     sizes = [row.fldd for row in judged if row.kind in ("faithful", "illusory") and row.fldd]
     outside = ""
-    if min(len(faithful), len(illusory)) < MODELS:
+    if min(len(faithful), len(illusory)) < ENOUGH:
         outside = (
             f"only {len(faithful)} planted channels and {len(illusory)} planted illusions do "
-            f"enough to be judged, {MODELS} of either are needed"
+            f"enough to be judged, {ENOUGH} of either are needed"
         )
     elif not min(sizes) <= fldd <= max(sizes):
         outside = (
