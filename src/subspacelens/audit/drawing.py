@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.geometry import svd
 from ..engine.effect import fldd_of
 from ..engine.patches import ReadWrite, SubspacePatch
 from ..measure.effects import drops_of
@@ -49,7 +50,7 @@ def written(case: Case) -> Written:
     write = _write(case.replay.writer, torch.float64)
     base, difference = (x.cpu().double() for x in (case.replay.base, case.replay.difference))
     delta = (difference @ case.basis) @ case.basis.T
-    _, _, directions = torch.linalg.svd(write(delta), full_matrices=False)
+    _, _, directions = svd(write(delta))
     along = directions[0]
     return Written(
         natural=scatter(case, write(case.test.x) @ along),

@@ -15,10 +15,22 @@ SUPPORT_AT = 0.99
 """Of the variance of activations, what the axes along which they naturally vary explain."""
 
 
+def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, r), s (r,) and Vᵀ (r, n) of x (m, n), r the smaller of m and n. Where the usual
+    algorithm does not converge, as happens now and then with hundreds of equal singular values, QR
+    iteration does, ten times as slowly."""
+    try:
+        return torch.linalg.svd(x, full_matrices=False)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        found = scipy.linalg.svd(x.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        u, s, vh = (torch.from_numpy(part).to(x) for part in found)
+        return u, s, vh
+
+
 def orthonormal(columns: Tensor) -> Tensor:
     """An orthonormal basis, float64 (d, r), of the span of `columns` (d, k), r <= k: directions
     with singular value below `SMALLEST` are dropped."""
-    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    u, s, _ = svd(columns.double())
     return u[:, s > SMALLEST]
 
 
@@ -54,7 +66,7 @@ class Split:
         w = weight.detach().cpu().double()
         if centred:
             w = w - w.mean(dim=0, keepdim=True)
-        _, s, vh = torch.linalg.svd(w, full_matrices=False)
+        _, s, vh = svd(w)
         exact = weight.dtype == torch.float64
         cut = s[0] * (max(w.shape) * torch.finfo(torch.float64).eps if exact else 1e-6)
         return cls(vh[s > cut].T.contiguous())
@@ -106,7 +118,7 @@ class Support:
         """From activations (n, dim), centred on their mean."""
         x = samples.double().cpu()
         x = x - x.mean(dim=0)
-        _, s, vh = torch.linalg.svd(x, full_matrices=False)
+        _, s, vh = svd(x)
         keep = s > s[0] * 1e-10
         share = (s[keep] ** 2).cumsum(0) / (s[keep] ** 2).sum()
         return cls(vh[keep].T.contiguous(), share)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import TaskError
+from ..core.geometry import svd
 from ..engine.replay import Replay
 from ..tasks.pairset import PairSet, Value
 
@@ -57,6 +58,6 @@ def reactions(replay: Replay) -> Tensor:
 def acting_directions(slopes: Tensor, energy: float = ENERGY) -> Tensor:
     """The leading right singular vectors, float64 (d, r), that carry a share `energy` of the
     squared norm of the gradients `slopes` (m, d)."""
-    _, s, vh = torch.linalg.svd(slopes.cpu().double(), full_matrices=False)
+    _, s, vh = svd(slopes.cpu().double())
     carried = s.square().cumsum(0) / s.square().sum().clamp(min=torch.finfo(s.dtype).tiny)
     return vh[: int((carried < energy).sum()) + 1].T.contiguous()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.errors import SubspaceError, TaskError
 from ..core.first_order import first_order
-from ..core.geometry import haar
+from ..core.geometry import haar, svd
 from ..core.site import Site
 from ..engine.capture import Capture
 from ..engine.replay import Replay
@@ -93,7 +93,7 @@ def gradient(
 
 def _leading(rows: Tensor, dim: int, what: str) -> Tensor:
     """The first `dim` right singular vectors of (n, d), float64 (d, dim)."""
-    _, s, vh = torch.linalg.svd(rows.cpu().double(), full_matrices=False)
+    _, s, vh = svd(rows.cpu().double())
     rank = int((s > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
     if not 1 <= dim <= rank:
         raise SubspaceError(f"{what} span {rank} dimensions: a subspace of {dim} does not fit")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.errors import SubspaceError
+from ..core.geometry import svd
 from .foreign import Foreign, Part
 from .registry import Source, reader
 
@@ -73,7 +73,7 @@ def _as_it_is(tensor: Tensor) -> Callable[[], Tensor]:
 
 def _span(columns: Tensor) -> Tensor:
     """An orthonormal basis of what the columns (d, m) span, (d, rank)."""
-    u, s, _ = torch.linalg.svd(columns, full_matrices=False)
+    u, s, _ = svd(columns)
     return u[:, s > 1e-6 * s[0]]
 
 

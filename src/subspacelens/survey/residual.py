@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.geometry import orthonormal
+from ..core.geometry import orthonormal, svd
 from ..engine.replay import Replay
 from ..fit.change import acting_directions
 from ..fit.closed_form import between_means, by_class
@@ -41,7 +41,7 @@ def residual_illusions(replay: Replay) -> dict[str, Tensor]:
     difference = replay.difference.cpu().double()
     natural = {
         "mean": _unit(mean)[:, None],
-        "axes": torch.linalg.svd(difference, full_matrices=False)[2][:AXES].T,
+        "axes": svd(difference)[2][:AXES].T,
         "most": acting_directions(difference, 0.95),
     }
     pulls = orthonormal(torch.stack([pull, later], dim=1))

@@ -15,6 +15,7 @@ from subspacelens.core.geometry import (
     natural_draws,
     orthonormal,
     principal_angles,
+    svd,
 )
 from subspacelens.engine.patches import Full, NoOp, ReadWrite, SubspacePatch, ZeroSetting
 
@@ -25,6 +26,23 @@ def low_rank(rows: int, columns: int, rank: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
     return left @ torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
+def test_a_decomposition_that_does_not_converge_is_done_another_way(shape, monkeypatch):
+    """As that of the null part of a whole MLP, 960 singular values of one and 576 of none."""
+    x = low_rank(*shape, 3, seed=0)
+    expected = svd(x)
+
+    def stuck(*args, **kwargs):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", stuck)
+    u, s, vh = svd(x.float())
+    assert u.dtype == torch.float32 and [u.shape, s.shape, vh.shape] == [e.shape for e in expected]
+    torch.testing.assert_close(s.double(), expected[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close((u * s) @ vh, x.float(), atol=1e-5, rtol=1e-5)
+    assert orthonormal(x).shape == (shape[0], 3)
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.geometry import haar
+from ...core.geometry import haar, svd
 from ...core.site import Site
 from ...core.statistics import within_classes
 from ...core.stored import in_memory
@@ -64,7 +64,7 @@ class Bed:
         x, z = by_class(replay)
         x = x.cpu().double()
         centre = x.mean(dim=0)
-        _, s, vh = torch.linalg.svd(within_classes(x, z), full_matrices=False)
+        _, s, vh = svd(within_classes(x, z))
         kept = min(AXES, int((s > 1e-6 * s[0]).sum()))
         axes = vh[:kept] / s[:kept, None] * len(x) ** 0.5
         between = between_means(x, z)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from ...core.geometry import svd
 from ...core.records import Estimate
 from ..record import Test
 from .case import Case, test_of, void
@@ -42,7 +42,7 @@ def gradient_agreement(case: Case) -> Test:
     slopes = some.gradients().cpu().double()
     if float(slopes.norm()) == 0:
         return void("the gradient is zero")
-    axis = torch.linalg.svd(slopes, full_matrices=False)[2][0]
+    axis = svd(slopes)[2][0]
     cosine = round(float((case.basis.T @ axis).norm()), DIGITS)
     control = float(np.mean([float((b.T @ axis).norm()) for b in case.haar()]))
     return test_of(

@@ -8,7 +8,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from ...core.geometry import Support
+from ...core.geometry import Support, svd
 from ...core.statistics import proportion, ratio
 from ..record import Test
 from .case import Case, test_of, void
@@ -29,7 +29,7 @@ def natural_range(case: Case) -> Test:
     site has no writer), every dimension counting alike."""
     weight = case.replay.writer
     written = case.basis if weight is None else weight.cpu().double() @ case.basis
-    along, _, _ = torch.linalg.svd(written, full_matrices=False)
+    along, _, _ = svd(written)
     read = along if weight is None else weight.cpu().double().T @ along
 
     def inside(x: Tensor, axes: Tensor) -> np.ndarray:

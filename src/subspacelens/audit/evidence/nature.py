@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ...core.geometry import SUPPORT_AT
+from ...core.geometry import SUPPORT_AT, svd
 from ...core.statistics import (
     Units,
     auroc,
@@ -116,7 +115,7 @@ def covariation(case: Case) -> Test:
     weight = case.setting.heard
     if weight is None or case.train.z is None:
         return void("the pairs carry no z, or only one value of it")
-    along, size, mix = torch.linalg.svd(weight @ case.basis, full_matrices=False)
+    along, size, mix = svd(weight @ case.basis)
     keep = size > RANK * size[0]
     if float(size[0]) <= RANK * case.setting.gain:
         return void("nothing to which the answer reacts is written along the subspace")
