@@ -144,6 +144,10 @@ def _show_strongest(effects, instant) -> None:
             percent(_known(score.illusion)),
         )  # fmt: skip
     table.show()
+    paragraph(
+        "Predicted from one pass: far too little early in the residual stream, where the answer "
+        "saturates."
+    )
 
 
 def doctor(

@@ -6,6 +6,7 @@ import sys
 from io import TextIOWrapper
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -48,16 +49,25 @@ def complain(error: object) -> None:
     typer.echo(printable(f"subspacelens: {' '.join(str(error).splitlines())}"), err=True)
 
 
+NAME = 40
+"""A first column of at most this width stays on one line, however narrow that makes the others."""
+
+
 class PlainTable(Table):
-    """A table whose headings and entries are shown as they are: Rich's markup is not read."""
+    """A table whose headings and entries are shown as they are, without a letter cut off: Rich's
+    markup is not read, and what is too wide goes on in the next line."""
 
     def __init__(self, *headings, title: str | None = None) -> None:
         super().__init__(*headings, title=None if title is None else printable(title))
+        for column in self.columns:
+            column.overflow = "fold"
 
     def add_row(self, *entries: object, style: str | None = None) -> None:  # type: ignore[override]
         super().add_row(*map(printable, entries), style=style)
 
     def show(self) -> None:
+        first = self.columns[0]
+        first.no_wrap = max(cell_len(str(cell)) for cell in first.cells) <= NAME
         _console().print(self)
 
 

@@ -72,7 +72,7 @@ class Site:
             )
         if self.stream not in (*STREAMS, EXPERT):
             known = ", ".join((*STREAMS, EXPERT))
-            raise SiteError(f"unknown stream '{self.stream}': one of {known}")
+            raise SiteError(f"site {self}: unknown stream '{self.stream}': one of {known}")
         if self.stream == EXPERT and self.head is None:
             raise SiteError(f"stream '{EXPERT}' needs the number of an expert, as in {EXPERT}.5")
         if self.head is not None and self.stream not in (*HEADED, EXPERT):

@@ -96,6 +96,6 @@ def _locate(spec: str) -> str:
                 "(pickled weights are not read)"
             )
         return spec
-    if not _HUB_ID.fullmatch(spec) or path.suffix == ".gguf":
+    if not _HUB_ID.fullmatch(spec) or path.suffix == ".gguf" or spec[:1] in ".~":
         raise ModelError(f"model '{spec}': no such file or folder, and not the form of a hub id")
     return spec

@@ -197,9 +197,11 @@ def read_grid(path: Path | str) -> Grid:
     except OSError as error:
         raise TaskError(f"cannot read the grid {path}: {error.strerror or error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"]) or "the grid"
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = "there is no such field"
         raise TaskError(f"{path}: {where}: {reason}") from None
     except (ValueError, RecursionError) as error:
         raise TaskError(f"{path} is not TOML: {error}") from None

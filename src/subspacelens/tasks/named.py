@@ -32,7 +32,10 @@ def check_task(
     if pairs is not None and pairs < 1:
         raise TaskError(f"--pairs {pairs}: at least one pair is needed")
     if name in NAMES and test is not None:
-        raise TaskError(f"--test-pairs goes with --task FILE, not with the task {name}")
+        raise TaskError(
+            f"--test-pairs goes with --task FILE, not with the task {name}, "
+            "of which --pairs N uses fewer pairs"
+        )
     if name not in NAMES and not name.endswith((".jsonl", ".json")):
         known = ", ".join(f"`{name}`" for name in NAMES)
         raise TaskError(f"unknown task '{name}': {known}, or a JSON Lines file ending in .jsonl")

@@ -154,7 +154,7 @@ def test_file_that_is_no_gguf(refused, tmp_path):
     ("site", "message"),
     [
         ("L9.mlp_act@S2", "layers 0 to 3"),
-        ("L1.mlp_hidden@S2", "unknown stream 'mlp_hidden'"),
+        ("L1.mlp_hidden@S2", "site L1.mlp_hidden@S2: unknown stream 'mlp_hidden'"),
         ("L1.mlp_act@S9", "no label 'S9'"),
         ("L1.head_z.7@END", "heads 0 to 3"),
         ("L1.mlp_act.2@END", "has no heads"),

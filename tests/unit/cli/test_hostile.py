@@ -132,6 +132,22 @@ def test_ctrl_c_while_the_library_loads_is_one_line(tmp_path):
     assert err == "subspacelens: interrupted; what was finished is kept\n"
 
 
+def test_a_narrow_table_cuts_nothing_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    table = PlainTable("site", "verdict", "FLDD", "by")
+    table.add_row("L17.resid_post@S2", "undetermined", "1.07 [1.02, 1.12]", "mean-difference" * 2)
+    table.show()
+    table = PlainTable("--key", "is")
+    key, what = "comp.model.layer" * 9, "thousand-dimensional" * 9
+    table.add_row(key, what)
+    table.show()
+    out = capsys.readouterr().out
+    assert "L17.resid_post@S2" in out and "…" not in out
+    assert max(map(len, out.splitlines())) <= 60
+    last = "".join(line.split("│")[1].strip() for line in out.splitlines() if "│" in line)
+    assert last.endswith(key)
+
+
 def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, "latin-1", write_through=True))

@@ -36,6 +36,11 @@ def refused(folder: Path | str) -> str:
     return text
 
 
+@pytest.mark.parametrize("name", ["./my-model", "../my-model", "~/my-model", "my/own/model"])
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(name):
+    assert "no such file or folder" in refused(name)
+
+
 @pytest.mark.parametrize("which", ["model", "config", "tokenizer"])
 def test_code_in_a_folder_is_never_run_and_nobody_is_asked(folder, monkeypatch, tmp_path, which):
     mark = tmp_path / "mark"

@@ -132,6 +132,7 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
     ("line", "says"),
     [
         ("sites = []", "sites"),
+        ('sites = ["L0.mlp_act@END"]\ntaks = ["ioi"]', "taks: there is no such field"),
         ('sites = ["L*.mlp@END"]', "unknown stream"),
         (
             'sites = ["L0.mlp_act@END"]\nfits = ["dash"]',
@@ -145,7 +146,7 @@ def test_a_grid_is_read_from_toml_and_finds_its_files_beside_it(place):
         ('sites = ["L0.mlp_act@END"]\nseeds = [18446744073709551616]', "seeds.0: Input"),
         ('sites = ["L0.mlp_act@END"]\nseeds = [-1]', "seeds.0: Input"),
         ('sites = ["L0.mlp_act@END"]\ntask_seed = 9223372036854775808', "task_seed: Input"),
-        ('sites = ["L0.mlp_act@END"]\nseed = [1]', "seed: Extra"),
+        ('sites = ["L0.mlp_act@END"]\nseed = [1]', "seed: there is no such field"),
         ('sites = ["L0.mlp_act@END"]\nmemory = "much"', "not a size"),
         ('sites = "', "not TOML"),
         ("sites = " + "[" * 20_000, "not TOML"),
