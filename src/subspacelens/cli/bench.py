@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column
 
 from ..core.errors import LensError
 from ..core.progress import showing_progress
@@ -149,7 +148,7 @@ def bench_facts_command(
         timings = bench_facts(lens, embedded_facts(), layers, pairs=pairs, steps=steps)
     _write_json(json_file, timings)
     table = PlainTable(
-        Column("site", no_wrap=True),
+        "site",
         "pairs",
         "steps",
         "hooks, s",
@@ -195,7 +194,7 @@ def bench_commands_command(
     with showing_progress():
         result = bench_commands(command or tuple(COMMANDS), repeat=repeat, pythons=pythons)
     _write_json(json_file, result)
-    table = PlainTable(Column("command", no_wrap=True), "version", "seconds, median", "all")
+    table = PlainTable("command", "version", "seconds, median", "all")
     for row in result["rows"]:
         runs = ", ".join(f"{seconds:.1f}" for seconds in row["seconds"])
         table.add_row(row["command"], row["python"], f"{row['median']:.2f}", runs)
@@ -218,7 +217,7 @@ def bench_coverage_command(
     with showing_progress():
         result = bench_coverage(repeat, seed)
     _write_json(json_file, result)
-    table = PlainTable(Column("interval", no_wrap=True), *(f"{count} units" for count in COUNTS))
+    table = PlainTable("interval", *(f"{count} units" for count in COUNTS))
     for start in range(0, len(result["rows"]), len(COUNTS)):
         rows = result["rows"][start : start + len(COUNTS)]
         table.add_row(rows[0]["case"], *(_coverage(row) for row in rows))
@@ -254,7 +253,7 @@ def bench_fits_command(
         result = bench_fits(loaded(model, device, dtype), quick=quick)
     _write_json(json_file, result)
     table = PlainTable(
-        Column("site", no_wrap=True), "dim", "FLDD", "ratio", "cosine", "passes", "seconds",
+        "site", "dim", "FLDD", "ratio", "cosine", "passes", "seconds",
         title="L-BFGS, Adam",
     )  # fmt: skip
     for row in result["rows"]:

@@ -130,11 +130,12 @@ def until_enough(models: Iterable[list[Spiked]], site: str) -> list[Spiked]:
     """The spikes of one planted model after the other, until `ENOUGH` of either kind do enough to
     be judged."""
     rows: list[Spiked] = []
-    with bar(f"controls at {site}", ENOUGH) as told:
+    what = f"controls at {site}"
+    with bar(what, ENOUGH) as told:
         for spiked in models:
             rows += spiked
             done = min(map(len, _labels(rows)))
-            told(done, f"controls at {site}")
+            told(done, what)
             if done >= ENOUGH:
                 break
     return rows
