@@ -39,6 +39,8 @@ TOP = {
 }
 Schema = Mapping[str, Any]
 NOT_RUN = "This notebook was not run for this copy of the site; `make docs` runs it."
+BOXES = "│┆"
+"""Of tables, whose lines must stay whole."""
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -126,7 +128,8 @@ def cell_markdown(cell: Cell, outputs: Iterable[Mapping[str, Any]]) -> str:
     shown = f"```{language}\n{cell.text.removeprefix(BASH)}\n```"
     printed = "".join(each["text"] for each in outputs)
     if printed:
-        shown += f'\n\n<pre class="printed" tabindex="0">{html.escape(printed.rstrip())}</pre>'
+        kind = "printed" if any(sign in printed for sign in BOXES) else "printed sentences"
+        shown += f'\n\n<pre class="{kind}" tabindex="0">{html.escape(printed.rstrip())}</pre>'
     return shown
 
 

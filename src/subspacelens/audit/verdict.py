@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from ..core.format import counted
 from ..core.records import Estimate
 from .record import Axis, Test, Told, Verdict, VerdictCode, VerdictName
 
@@ -262,9 +263,9 @@ def _nothing_to_judge(evidence: Evidence) -> Reasoning | None:
     if evidence.leaking:
         return _undetermined(
             "leak",
-            f"{evidence.leaking} pairs to judge on share their tokens up to the label, or a group, "
-            "with pairs to fit on, so that what is there is known from these; too few are left "
-            "without them",
+            f"{counted(evidence.leaking, 'pair')} to judge on and pairs to fit on share their "
+            "tokens up to the label, or a group, so that what is there is known from these; too "
+            "few are left without them",
             "A label further on, or splits that share no beginning, could settle it.",
         )
     if effect.value is None or fldd.value is None:

@@ -37,11 +37,13 @@ from .options import (
     TestPairs,
     Tests,
     bytes_of,
+    check_sites,
     chosen_fit,
     command_line,
     dim_of,
     fit_settings,
     given_subspace,
+    located_file,
     prepared,
     sites_of,
     writable,
@@ -160,6 +162,9 @@ def audit(
             )
         of_rows = subspace, one_site(subspace, site)
     metric_of(metric)
+    check_sites(site)
+    if subspace is not None:
+        subspace = located_file(subspace)
     writable(out)
     if not overwrite and not of_rows:
         refuse_other_page(out, "report.html", "*/audit.json", "*/failure.json")
@@ -243,6 +248,7 @@ def fit_command(
 
     k, space = dim_of(dim), bytes_of(memory)
     find = chosen_fit(fit, fit_option, k, seed)
+    check_sites(site)
     writable(out)
     with showing_progress():
         lens, chosen = prepared(
@@ -296,7 +302,8 @@ def _print_record(record) -> None:
         table.add_row(name, *cells, style=style)
 
     for name, effect in record.effects.items():
-        row(name, effect)
+        if effect.nats.value is not None:
+            row(name, effect)
     row("no patch", record.no_op, style="dim")
     table.show()
     for axis in record.axes:

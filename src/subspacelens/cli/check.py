@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..core.format import percent
+from ..core.format import counted, percent
 from ..core.progress import showing_progress
 from .options import Device, Dtype, Model, Skip, loaded
 from .printing import PlainTable, paragraph, printable, say, show
@@ -35,8 +35,9 @@ def check(
     Tokens stand between bars, and those with a label in brackets before its name. Exits with 1 if
     lines are bad, unless --skip leaves them out.
     """
-    from ..tasks.pairs import read_lines
+    from ..tasks.pairs import check_lines, read_lines
 
+    check_lines(pairs, skip=True)
     with showing_progress():
         lens = loaded(model, device, dtype)
         reading = read_lines(pairs, lens.tokenizer)
@@ -71,7 +72,7 @@ def show_reading(lens, reading, name: str, count: int):
     say_summary(pairs, answered(lens, pairs), *remarks(reading, lens.tokenizer))
     bad = len(reading.problems)
     if bad:
-        paragraph(f"- {bad} of {bad + len(pairs)} lines are bad, and are named above")
+        paragraph(f"- {bad} of {counted(bad + len(pairs), 'line')} bad, and named above")
     return reading
 
 
@@ -145,31 +146,31 @@ def say_summary(pairs, answering, *remarks: str) -> None:
 def _words(found) -> Iterator[str]:
     shortest, longest = found.lengths
     tokens = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    classes = ", ".join(f"{count} prompts have z={z}" for z, count in found.classes.items())
+    classes = ", ".join(f"z={z} in {counted(n, 'prompt')}" for z, n in found.classes.items())
     names = ", ".join(each.label for each in found.labels)
     yield (
-        f"{found.pairs} pairs of {tokens} tokens, labels {names}; {classes or 'no z'}"
+        f"{counted(found.pairs, 'pair')} of {tokens} tokens, labels {names}; {classes or 'no z'}"
         + f"; {found.templates} templates" * (found.templates > 1)
-        + f"; {found.groups} groups" * (found.groups > 0)
+        + f"; {counted(found.groups, 'group')}" * (found.groups > 0)
     )
     if found.unequal:
-        yield f"{found.unequal} pairs have a base and a source of different lengths"
+        yield f"in {counted(found.unequal, 'pair')} base and source are of different lengths"
     for each in found.labels:
         if each.shifted and each.label != "END":
             yield (
-                f"{each.label} is in different columns of base and source in {each.shifted} pairs: "
-                "sites there need --shifted"
+                f"{each.label} is in different columns of base and source in "
+                f"{counted(each.shifted, 'pair')}: sites there need --shifted"
             )
         if each.same:
             yield (
-                f"{each.same} pairs have the same tokens in base and source up to {each.label}: "
-                "a patch there changes nothing"
+                f"in {counted(each.same, 'pair')} base and source have the same tokens up to "
+                f"{each.label}: a patch there changes nothing"
             )
 
 
 def _answers(found) -> Iterator[str]:
     yield (
-        f"the model says the answer in {found.right} of {found.pairs} pairs "
+        f"the model says the answer in {found.right} of {counted(found.pairs, 'pair')} "
         f"({percent(found.right / found.pairs)}), and finds it likelier than the target in "
         f"{found.preferred} ({percent(found.preferred / found.pairs)})"
     )

@@ -24,6 +24,7 @@ from .options import (
     TaskName,
     TestPairs,
     bytes_of,
+    check_streams,
     command_line,
     dim_of,
     prepared,
@@ -100,9 +101,13 @@ def find_command(
     from ..find import find
     from ..find.budget import budget_of
     from ..find.record import FIND_FILE
+    from ..fit import named
     from ..report.find_page import PAGE, write_find_page
 
     budget_of(budget)
+    check_streams(stream)
+    if fit is not None:
+        named(fit)
     space, k = bytes_of(memory), dim_of(dim) or AUTO
     writable(out)
     if not overwrite:

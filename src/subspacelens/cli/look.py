@@ -25,6 +25,7 @@ from .options import (
     TaskName,
     TestPairs,
     bytes_of,
+    check_streams,
     loaded,
     writable,
 )
@@ -79,7 +80,8 @@ def map_command(
 
     budget = bytes_of(memory)
     writable(out)
-    check_task(task, test_pairs, pairs, answers)
+    check_task(task, test_pairs, pairs, answers, skip)
+    check_streams(stream)
     streams = stream or ["resid_post", "mlp_act", "attn_out", "head_z"]
     with showing_progress():
         lens = loaded(model, device, dtype)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import LensError, ResultError, SiteError
+from ..core.errors import LensError, ResultError, SiteError, SubspaceError
 from ..core.progress import bar
-from ..core.site import Site
+from ..core.site import Site, check_stream
 from ..core.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def prepared(
     from ..engine.recall import only_correct
     from ..tasks.named import check_task, named_task
 
-    check_task(task, test_pairs, pairs, answers)
+    check_task(task, test_pairs, pairs, answers, skip)
     lens = loaded(model, device, dtype)
     chosen = named_task(
         lens.tokenizer, task, test_pairs, pairs=pairs, seed=seed, skip=skip, answers=answers
@@ -183,24 +183,33 @@ def loaded(model: str, device: str | None, dtype: str):
     return lens
 
 
+def located_file(path: Path) -> Path:
+    """A file or folder of this machine, or of the hub. Raises `SubspaceError` where it is not
+    there."""
+    from ..interop.hub import located
+
+    found = located(path)
+    if not found.exists():
+        raise SubspaceError(f"{path}: there is no such file or folder")
+    return found
+
+
 def given_subspace(
     lens, path: Path, sites: list[str] | None, key: str | None, row: int | None,
     latents: list[int] | None = None, centred: bool = False,
 ):  # fmt: skip
-    """The subspace in a file, a folder or a repository of the hub: ours, another tool's, or a plain
-    array, which does not say where it belongs."""
+    """The subspace in a file or a folder that is there (`located_file`): ours, another tool's, or a
+    plain array, which does not say where it belongs."""
     from ..fit import given
     from ..fit.foreign import from_foreign
     from ..fit.subspace import Subspace
     from ..interop import recognised
-    from ..interop.hub import located
     from ..interop.names import site_named
 
     if sites and len(sites) > 1:
         raise SiteError(f"{path} holds one subspace: give one --site, not {len(sites)}")
     text = sites[0] if sites else None
-    path = located(path)
-    found = None if not path.exists() or Subspace.is_ours(path) else recognised(path)
+    found = None if Subspace.is_ours(path) else recognised(path)
     if found is not None:
         rows = [*(latents or ()), *(() if row is None else (row,))]
         return from_foreign(lens, found, text, key=key, rows=rows, centred=centred)
@@ -208,11 +217,26 @@ def given_subspace(
         raise LensError(f"{path}: --latent and --centred are for files of other tools")
     site = site_named(text, lens) if text else None
     ours = Subspace.is_ours(path) or (site is None and path.suffix == ".safetensors")
-    if not path.exists() or (key is None and row is None and ours):
+    if key is None and row is None and ours:
         return Subspace.load(path, lens, site)
     if site is None:
         raise SiteError(f"{path} does not say where it belongs: name its --site")
     return given(lens, site, path, key=key, row=row)
+
+
+def check_sites(texts: list[str] | None) -> None:
+    """What of `--site` can be refused before the model is there. Raises `SiteError`."""
+    from ..interop.names import is_ours
+
+    for text in texts or ():
+        if is_ours(text):
+            Site.parse(text)
+
+
+def check_streams(names: list[str] | None) -> None:
+    """What of `--stream` can be. Raises `SiteError`."""
+    for name in names or ():
+        check_stream(name, "--stream: ")
 
 
 def sites_of(texts: list[str] | None, model: str, task: str, lens=None) -> list[Site]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.format import counted
 from ..core.progress import showing_progress
 from .check import Show, show_reading
 from .options import Device, Dtype, Model, loaded
@@ -73,10 +74,10 @@ def pairs_command(
     found = convert(source, layout, choices, limit)
     lines = [json.dumps(line, ensure_ascii=False) for line in found.lines]
     for reason, count in found.left_out.items():
-        paragraph(f"- {count} records left out, because {reason}")
+        paragraph(f"- {counted(count, 'record')} left out, because {reason}")
     if out is not None:
         write_atomically(out, "".join(f"{line}\n" for line in lines).encode())
-        paragraph(f"- {len(lines)} pairs of the layout '{found.layout}'")
+        paragraph(f"- {counted(len(lines), 'pair')} of the layout '{found.layout}'")
         say(out)
         return
     with showing_progress():

@@ -10,7 +10,18 @@ import typer
 from ..core.errors import LensError, TaskError
 from ..core.progress import showing_progress
 from .jobs import prevalence_job
-from .options import Device, Dtype, Memory, Model, Shifted, bytes_of, loaded, prepared, writable
+from .options import (
+    Device,
+    Dtype,
+    Memory,
+    Model,
+    Shifted,
+    bytes_of,
+    check_streams,
+    loaded,
+    prepared,
+    writable,
+)
 from .out import Overwrite, refuse_other_map, refuse_other_survey
 from .printing import paragraph, say
 
@@ -96,6 +107,7 @@ def _instant(
     from ..report.instant_page import promise, reading, write_instant_page
 
     budget = bytes_of(memory)
+    check_streams(stream)
     writable(out)
     with showing_progress():
         lens, chosen, shifted = _prepared(model, task, shifted, device, dtype)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import LensError
+from ..core.format import counted
 from ..core.progress import showing_progress
 from .printing import PlainTable, say
 
@@ -62,10 +63,10 @@ def sweep(
         for cell in cells:
             say(f"{cell.key[:12]}  {cell}")
         count, seconds = estimate(chosen, models, missing, workers)
-        plural = "" if count == 1 else "s"
         say(
-            f"{tally.cells} cells: {tally.found} done, {tally.failed} failed, {len(missing)} to do"
-            f"; they take about {_duration(seconds)} with {count} worker{plural}"
+            f"{counted(tally.cells, 'cell')}: {tally.found} done, {tally.failed} failed, "
+            f"{len(missing)} to do; they take about {_duration(seconds)} with "
+            f"{counted(count, 'worker')}"
         )
         return
     with showing_progress():
@@ -73,8 +74,8 @@ def sweep(
             chosen, out, backend=backend.value, workers=workers, retry=retry, address=address
         )
     say(
-        f"{tally.cells} cells: {tally.found} found, {tally.done} done, {tally.failed} failed; "
-        f"see: subspacelens results {out}"
+        f"{counted(tally.cells, 'cell')}: {tally.found} found, {tally.done} done, "
+        f"{tally.failed} failed; see: subspacelens results {out}"
     )
     if tally.failed:
         raise typer.Exit(1)
@@ -113,7 +114,7 @@ def results_command(
         printed.add_row(*map(_written, row))
     printed.show()
     common = "".join(f", {name} {_written(table[name][0])}" for name in same)
-    say(f"{len(table)} cells{common}")
+    say(f"{counted(len(table), 'cell')}{common}")
 
 
 def _written(value: object) -> str:

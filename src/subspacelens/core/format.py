@@ -49,6 +49,11 @@ def short(value: float) -> str:
     return text.replace("-", MINUS)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 pair`, `12 pairs`, `1,234 pairs`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def percent(value: float | None) -> str:
     """`12.5 %` of a share; `–` where there is no value."""
     return "–" if value is None else f"{100 * value:.1f} %".replace("-", MINUS)

@@ -40,6 +40,13 @@ def label_problem(label: str) -> str | None:
     return None
 
 
+def check_stream(stream: str, where: str = "") -> None:
+    """Raises `SiteError`, its message after `where`, for what is no stream of any model."""
+    if stream not in (*STREAMS, EXPERT):
+        known = ", ".join((*STREAMS, EXPERT))
+        raise SiteError(f"{where}unknown stream '{stream}': one of {known}")
+
+
 @dataclass(frozen=True, order=True)
 class Site:
     """One activation of one block at one labelled token.
@@ -70,9 +77,7 @@ class Site:
             raise SiteError(
                 f"label {self.label[:LONGEST_LABEL]!r} cannot be part of a site: {problem}"
             )
-        if self.stream not in (*STREAMS, EXPERT):
-            known = ", ".join((*STREAMS, EXPERT))
-            raise SiteError(f"site {self}: unknown stream '{self.stream}': one of {known}")
+        check_stream(self.stream, f"site {self}: ")
         if self.stream == EXPERT and self.head is None:
             raise SiteError(f"stream '{EXPERT}' needs the number of an expert, as in {EXPERT}.5")
         if self.head is not None and self.stream not in (*HEADED, EXPERT):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from ..core.errors import TaskError
+from ..core.format import counted
 from ..core.progress import note
 from ..model.lens import LensModel
 from ..tasks.pairset import Pair, PairSet, Task
@@ -37,12 +38,12 @@ def fitting(lens: LensModel, pairs: Some) -> Some:
 
     >>> task = fitting(lens, pairs_task(lens.tokenizer, "pairs.jsonl", skip=True))
     """
-    return without(partial(_problems, lens), pairs, "that do not fit")
+    return without(partial(_problems, lens), pairs, "not fitting the model")
 
 
 def without(problems: Callable[[PairSet], dict[int, str]], pairs: Some, what: str) -> Some:
     """The pairs, of a set or of each split of a task, in which `problems`, by number, finds none; a
-    line counts the others and says `what` they are. Raises as `fitting`."""
+    line counts the others, left out for `what`. Raises as `fitting`."""
     if isinstance(pairs, PairSet):
         kept, bad = _parted(problems, pairs)
         _count(pairs.name, bad, what)
@@ -71,7 +72,7 @@ def _parted(
 
 def _count(name: str, problems: list[str], what: str) -> None:
     if problems:
-        note(f"{name}: {len(problems)} pairs {what} left out, such as {problems[0]}")
+        note(f"{name}: {counted(len(problems), 'pair')} left out for {what}, such as {problems[0]}")
 
 
 def _problem(pair: Pair, context: int | None, vocabulary: int) -> str | None:

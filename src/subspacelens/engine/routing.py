@@ -29,7 +29,7 @@ def routed(
     asked = [site for site in dict.fromkeys(map(Site.of, sites)) if site.stream == EXPERT]
     if not asked:
         return pairs
-    return without(partial(_past, lens, asked, shifted), pairs, "that are not sent to the expert")
+    return without(partial(_past, lens, asked, shifted), pairs, "not being sent to the expert")
 
 
 def _past(lens: LensModel, sites: list[Site], shifted: bool, pairs: PairSet) -> dict[int, str]:

@@ -94,10 +94,16 @@ def site_named(text: str, lens: LensModel | None = None) -> Site:
     Raises `SiteError` for a name that is no site's, and one that needs the model where no `lens`
     is given.
     """
-    place, at, label = text.strip().rpartition("@")
-    if not at or re.match(r"L\d+\.", place):
+    if is_ours(text):
         return Site.parse(text)
+    place, _, label = text.strip().rpartition("@")
     return spot_of(_guessed(place), lens).at(label)
+
+
+def is_ours(text: str) -> bool:
+    """Whether a site is spelt as here, well or badly."""
+    place, at, _ = text.strip().rpartition("@")
+    return not at or re.match(r"L\d+\.", place) is not None
 
 
 def _guessed(text: str) -> Name:

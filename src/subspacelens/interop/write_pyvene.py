@@ -18,6 +18,7 @@ from .names import spellings
 from .writing import Outgoing, writer
 
 _KIND = "<class 'pyvene.models.interventions.LowRankRotatedSpaceIntervention'>"
+_IMPORT = "import pyvene as pv\n\n"
 
 
 class _Rotation(nn.Module):
@@ -57,8 +58,9 @@ def write(outgoing: Outgoing, folder: Path) -> str:
     write_atomically(folder / f"intkey_{key}.bin", file.getvalue())
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     if mapped:
-        return f'patched = pv.IntervenableModel.load("{folder}", model)'
+        return f'{_IMPORT}patched = pv.IntervenableModel.load("{folder}", model)'
     return (
+        f"import torch\n{_IMPORT}"
         f"intervention = pv.LowRankRotatedSpaceIntervention(embed_dim={width}, "
         f"low_rank_dimension={k})\n"
         f'intervention.load_state_dict(torch.load("{folder}/intkey_{key}.bin"), strict=False)\n'

@@ -18,6 +18,7 @@ from ..audit.record import AuditRecord, load_audit
 from ..audit.screening import Screen
 from ..core.errors import ResultError
 from ..core.files import read_whole
+from ..core.format import counted
 from ..core.records import Estimate, read_record
 from ..find.record import FIND_FILE, KEPT, Outcome, load_find
 from ..measure.maps import InstantMap, PatchingMap
@@ -214,7 +215,7 @@ def _facts(path: Path) -> Result:
     layers = sorted({layer.layer for layer in record.layers})
     return Result(
         kind="facts study", site=f"layers {', '.join(map(str, layers))}", model=record.model.id,
-        task=f"{len(record.pairs)} pairs of facts",
+        task=f"{counted(len(record.pairs), 'pair')} of facts",
     )  # fmt: skip
 
 
@@ -257,7 +258,8 @@ def _sweep(folder: Path) -> Result:
     told = Counter(table["verdict"].drop_nulls()) if "verdict" in table.columns else Counter()
     failed = Counter(table["status"])["failed"] if len(table) else 0
     return Result(
-        kind="sweep", site=f"{len(table)} cells", model=different("model"), task=different("task"),
+        kind="sweep", site=counted(len(table), "cell"), model=different("model"),
+        task=different("task"),
         verdict=_counted(dict(told.most_common()) | {"failed": failed}),
     )  # fmt: skip
 

@@ -63,16 +63,17 @@ def markdown(result: ToyResult) -> str:
         "",
         f"Whole span of e1 and e2: {result.span:.2f}. Whole layer: {result.component:.2f}.",
         "",
-        f"| direction | component | {' | '.join(EXACT)} | verdict | why |",
-        "|---" * (len(EXACT) + 4) + "|",
+        f"| direction | component | {' | '.join(EXACT)} | verdict |",
+        "|---" * (len(EXACT) + 3) + "|",
     ]
-    for name, verdicts in result.verdicts.items():
-        for each in verdicts:
-            shares = " | ".join(plain(each.conditions[c]) for c in EXACT)
-            why = "; ".join(each.verdict.reasons)
-            lines.append(
-                f"| {name} | {component(each)} | {shares} | {each.verdict.label} | {why} |"
-            )
+    told = [(name, each) for name, verdicts in result.verdicts.items() for each in verdicts]
+    for name, each in told:
+        shares = " | ".join(plain(each.conditions[c]) for c in EXACT)
+        lines.append(f"| {name} | {component(each)} | {shares} | {each.verdict.label} |")
+    lines.append("")
+    for name, each in told:
+        why = "; ".join(each.verdict.reasons)
+        lines.append(f"- {name}, {component(each)}, {each.verdict.label}: {why}.")
     return "\n".join(lines) + "\n"
 
 

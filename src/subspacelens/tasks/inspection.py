@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..core.format import counted
 from .pairs import Lines
 from .pairset import PairSet, Prompt, Value
 from .tokens import doubles_bos, encode
@@ -81,14 +82,14 @@ def remarks(reading: Lines, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]
     doubled = sum(doubles_bos(tokenizer, prompt.text) for prompt in prompts)
     if doubled:
         yield (
-            f"{doubled} prompts begin with {tokenizer.bos_token}, which the tokenizer adds itself: "
-            "it is there once"
+            f"at the beginning of {counted(doubled, 'prompt')} is {tokenizer.bos_token}, which the "
+            "tokenizer adds itself: it is there once"
         )
     spaced = sum(prompt.text.endswith(" ") for prompt in prompts)
     if spaced:
         yield (
-            f"{spaced} prompts end in a space, which is part of the next word's token: take "
-            "it away, and begin the answers with it"
+            f"at the end of {counted(spaced, 'prompt')} is a space, which is part of the next "
+            "word's token: take it away, and begin the answers with it"
         )
     odd = [
         (row.where, text)

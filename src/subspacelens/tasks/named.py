@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
+from ..core.format import counted
 from ..core.progress import note
 from .answers import EXTENTS
 from .contrast import CONTRASTS, contrast
 from .ioi import ioi
-from .pairs import pairs_task, read_pairs
+from .pairs import check_lines, pairs_task, read_pairs
 from .pairset import PairSet, Task
 
 if TYPE_CHECKING:
@@ -25,8 +26,17 @@ def check_task(
     test: Path | str | None = None,
     pairs: int | None = None,
     answers: str = "whole",
+    skip: bool = False,
 ) -> None:
     """What can be refused before a model is there. Raises `TaskError`."""
+    _check(name, test, pairs, answers)
+    if name not in NAMES:
+        for file in (name, test):
+            if file is not None:
+                check_lines(file, skip=skip)
+
+
+def _check(name: str, test: Path | str | None, pairs: int | None, answers: str) -> None:
     if answers not in EXTENTS:
         raise TaskError(f"--answers {answers}: one of {', '.join(EXTENTS)}")
     if pairs is not None and pairs < 1:
@@ -57,7 +67,7 @@ def named_task(
     the first tokens where they part, and says so. `skip` leaves out bad lines of a file. Raises
     `TaskError` for an unknown name and for what the task itself refuses.
     """
-    check_task(name, test, pairs, answers)
+    _check(name, test, pairs, answers)
     sizes = {} if pairs is None else {"train": pairs, "test": pairs}
     if name == "ioi":
         return ioi(tokenizer, seed=seed, **sizes)
@@ -67,7 +77,8 @@ def named_task(
     if answers == "first":
         longer = task.longer_answers
         if longer:
-            note(f"of the answers of {longer} pairs the first tokens where they part are compared")
+            many = counted(longer, "pair")
+            note(f"of the answers of {many} the first tokens where they part are compared")
         task = task.first_tokens()
     if pairs is None:
         return task
@@ -89,7 +100,7 @@ def named_pairs(
     if name in NAMES:
         chosen = named_task(tokenizer, name, test, pairs=pairs or MAP_PAIRS, seed=seed).test
     else:
-        check_task(name, test, pairs, answers)
+        _check(name, test, pairs, answers)
         chosen = read_pairs(test or name, tokenizer, "test" if test else "all", skip=skip)
         if answers == "first":
             chosen = chosen.first_tokens()

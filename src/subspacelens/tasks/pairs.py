@@ -49,6 +49,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..core.errors import TaskError
 from ..core.files import regular
+from ..core.format import counted
 from ..core.progress import note
 from .answers import Compared
 from .chats import chat_text
@@ -180,6 +181,21 @@ def read_pairs(
     return _pair_set(name_of(source), split, _with_z(rows))
 
 
+def check_lines(path: Path | str, *, skip: bool = False) -> None:
+    """What of a file of pairs can be refused before a model is there: raises `TaskError` where it
+    cannot be read or has no lines and, unless `skip` leaves them out, where lines are not of the
+    form of a pair."""
+    problems, lines = [], list(_lines(Path(path)))
+    for where, text in [] if skip else lines:
+        try:
+            _parse(text, where)
+        except TaskError as error:
+            problems.append(str(error))
+    _refuse(problems)
+    if not lines:
+        raise TaskError(f"{path}: no pairs: write one JSON object a line")
+
+
 def read_lines(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> Lines:
     """The good lines and all that is wrong with the others. Raises `TaskError` for a file that
     cannot be read."""
@@ -268,10 +284,8 @@ def _read(
     """The pairs of a source; `name` is that of dicts in messages."""
     lines = dict_lines(source, name) if in_memory(source) else _lines(Path(source))
     reading, where = reading_of(lines, tokenizer), name if in_memory(source) else source
-    if reading.problems and not skip:
-        first, *others = reading.problems
-        more = f" ({len(others)} more lines are bad: see `subspacelens check`, or --skip them)"
-        raise TaskError(first + more * bool(others))
+    if not skip:
+        _refuse(reading.problems)
     if not reading.rows:
         raise TaskError(
             f"{where}: no pairs: write one JSON object a line, or give a dict for each"
@@ -279,8 +293,17 @@ def _read(
             else f"{where}: no line can be read as a pair: {reading.problems[0]}"
         )
     if reading.problems:
-        note(f"{where}: {len(reading.problems)} lines left out, such as {reading.problems[0]}")
+        count = counted(len(reading.problems), "line")
+        note(f"{where}: {count} left out, such as {reading.problems[0]}")
     return list(reading.rows)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        first, *others = problems
+        more = f"{counted(len(others), 'more line')} {'is' if len(others) == 1 else 'are'} bad"
+        more = f" ({more}: see `subspacelens check`, or --skip them)"
+        raise TaskError(first + more * bool(others))
 
 
 def _with_z(rows: list[Row]) -> list[Row]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from ..core.errors import TaskError
+from ..core.format import counted
 from ..core.statistics import Units
 from .answers import Compared, Continuations, Tokens
 
@@ -246,9 +247,8 @@ class PairSet(Sequence[Pair]):
         return self.pairs[number].where or f"task {self.name}, {self.split} pair {number}"
 
     def __repr__(self) -> str:
-        return (
-            f"PairSet({self.name}, {self.split}: {len(self)} pairs, labels {' '.join(self.labels)})"
-        )
+        count, labels = counted(len(self), "pair"), " ".join(self.labels)
+        return f"PairSet({self.name}, {self.split}: {count}, labels {labels})"
 
 
 @dataclass(frozen=True)

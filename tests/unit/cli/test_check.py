@@ -54,7 +54,7 @@ def test_all_bad_lines_are_named_and_the_rest_is_shown(run, place, file):
     for number, what in ((2, "unknown to the tokenizer"), (3, "is there 2 times"), (4, "repeats")):
         assert re.search(rf"bad: \S+mine.jsonl, line {number}\b.*?{what}", said), number
     assert "2 pairs of 4 tokens, labels NOUN, END" in said and "base: the|" not in said
-    assert "3 of 5 lines are bad" in said
+    assert "3 of 5 lines bad" in said
     assert run("check", path, "--model", place / "model", "--skip")[0] == 0
 
 
@@ -62,7 +62,7 @@ def test_a_prompt_that_is_too_long_is_a_bad_line(run, place, file):
     long = GOOD | {"base": "the ant sees the " * 20, "tokens": {}}
     code, out, _ = run("check", file(GOOD, long), "--model", place / "model")
     assert code == 1 and "line 2: the base has 80 tokens, and the model's context is 64" in out
-    assert "1 pairs of 4 tokens" in out
+    assert "1 pair of 4 tokens" in out
 
 
 def test_a_file_without_a_good_line_is_refused(run, place, file):
@@ -91,7 +91,7 @@ def test_bad_lines_are_skipped_where_that_is_asked_for(run, place, file, tmp_pat
         options = at[-2:] if command == "map" else at
         given = (command, "--model", place / "model", "--task", path, *options)
         code, _, err = run(*given)
-        assert code == 2 and "line 25" in err and "(1 more lines are bad: see" in err
+        assert code == 2 and "line 25" in err and "(1 more line is bad: see" in err
         code, out, err = run(*given, "--skip", *(("--budget", "fast") * (command == "audit")))
         assert code == 0, err
         if command == "audit":  # the same note is not said twice
@@ -128,7 +128,7 @@ def test_a_dry_run_of_a_table_and_the_file_itself(run, place, tmp_path):
     code, out, err = run(*given, "--model", place / "model")
     assert code == 0, err
     assert "base: the|[ant]NOUN|sees|[the]END" in out and "says the answer in" in words(out)
-    assert "1 records left out, because answer and target are the same" in words(out)
+    assert "1 record left out, because answer and target are the same" in words(out)
     made = tmp_path / "made.jsonl"
     code, out, _ = run(*given, "--out", made)
     assert code == 0 and str(made) in out

@@ -250,7 +250,7 @@ def test_subspace_of_another_model_site_or_shape(refused, audited, tiny_folder, 
     assert "another version" in refused(*common, "--subspace", other)
     np.save(tmp_path / "v.npy", basis.numpy())
     assert "name its --site" in refused(*common, "--subspace", tmp_path / "v.npy")
-    assert "No such file" in refused(*common, "--subspace", tmp_path / "none.npy")
+    assert "there is no such file" in refused(*common, "--subspace", tmp_path / "none.npy")
     other.write_bytes(file.read_bytes()[:-20])
     assert "cannot be read" in refused(*common, "--subspace", other)
 

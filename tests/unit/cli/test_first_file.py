@@ -75,7 +75,7 @@ def test_check_says_what_the_model_sees(run, folder):
     assert code == 0, err
     words = " ".join(out.split())
     assert "60 pairs of" in words and "labels S2, IO, END; no z" in words
-    assert "have a base and a source of different lengths" in words
+    assert "base and source are of different lengths" in words
     assert "S2 is in different columns of base and source in" in words
     assert "the model says the answer in " in words and "]S2|" in out and "]END" in out
     assert narrow(out) and "bad" not in words

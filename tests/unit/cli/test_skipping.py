@@ -45,7 +45,7 @@ def test_bad_lines_and_pairs_that_do_not_fit_are_counted(run, folder, tmp_path, 
     code, _, err = run(command, *of(folder), *where)
     assert code == 2 and f"line {BAD + 1}" in err
     code, out, err = run(command, *of(folder), *where, "--skip")
-    assert code == 0 and "pairs: 1 pairs that do not fit left out, such as" in err, err
+    assert code == 0 and "pairs: 1 pair left out for not fitting the model, such as" in err, err
     if command != "patch":
         assert f"{len(WORDS.split()) - 2} pairs of " in " ".join(out.split())
 

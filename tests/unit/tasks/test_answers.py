@@ -93,7 +93,7 @@ def test_first_takes_one_token_and_says_of_how_many(tmp_path, capsys):
         first = named_task(WORDS, str(path), answers="first")
     said = " ".join(capsys.readouterr().err.split())
     assert whole.longer_answers == 1 and first.longer_answers == 0
-    assert "of the answers of 1 pairs the first tokens where they part are compared" in said
+    assert "of the answers of 1 pair the first tokens where they part are compared" in said
     assert all(pair.continuations is None for split in first.splits for pair in split)
     with pytest.raises(TaskError, match="--answers all: one of whole, first"):
         named_task(WORDS, str(path), answers="all")

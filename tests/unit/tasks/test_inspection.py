@@ -47,14 +47,14 @@ def test_nothing_is_remarked_of_pairs_as_they_should_be(tmp_path):
 
 def test_a_doubled_beginning_is_said(tmp_path):
     (said,) = remarks(reading(tmp_path, pair("<s>The capital", "The big capital")), TOKENIZER)
-    assert said == "1 prompts begin with <s>, which the tokenizer adds itself: it is there once"
+    assert said == "at the beginning of 1 prompt is <s>, which the tokenizer adds itself: it is there once"
 
 
 def test_spaces_that_make_an_answer_another_token_are_said(tmp_path):
     ending, other = remarks(
         reading(tmp_path, pair("The capital is ", "The big capital is ", "Paris")), TOKENIZER
     )
-    assert ending.startswith("2 prompts end in a space")
+    assert ending.startswith("at the end of 2 prompts is a space")
     assert other.startswith("1 answers or targets are other tokens") and "'Paris' (" in other
     (said,) = remarks(reading(tmp_path, pair("The capital is", "The big is", "Paris")), TOKENIZER)
     assert said.startswith("1 answers") and said.endswith("line 1): write ' Paris'")

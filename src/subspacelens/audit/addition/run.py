@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.files import write_atomically
-from ...core.format import plain
+from ...core.format import counted, plain
 from ...core.machine import peak_rss_bytes, versions
 from ...core.records import EffectRecord, Estimate, ModelRecord
 from ...core.site import Site
@@ -259,7 +259,7 @@ def _notes(judgement: Judgement) -> list[str]:
         )
     still = int((case.sign == 0).sum())
     if still:
-        notes.append(f"in {still} pairs z does not change: nothing is added there")
+        notes.append(f"in {counted(still, 'pair')} z does not change: nothing is added there")
     split = case.setting.split
     if split is not None:
         read = float(split.row(case.vector[:, None]).norm() ** 2 / case.vector.norm() ** 2)
