@@ -9,6 +9,7 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from ..core.errors import ModelError, SiteError
 from ..core.progress import hiding_progress, track
@@ -17,7 +18,7 @@ from ..model.hooks import exclusive
 from ..model.lens import LensModel, unchanged
 from ..tasks.pairset import PairSet
 from .examination import Examination, Proof
-from .plain_hooks import is_centred
+from .plain_hooks import is_centred, last_logits
 from .state import state_of
 
 
@@ -93,7 +94,8 @@ def certify(lens: LensModel, site: Site | str, *, pairs: PairSet | None = None) 
                 torch.enable_grad(),
                 hiding_progress(),
             ):
-                examination = Examination(lens, site, pairs, partial(_centred, lens, kept))
+                known = partial(_centred, lens, kept), partial(_clean, lens, kept)
+                examination = Examination(lens, site, pairs, *known)
                 kept[key] = Certificate(site, tuple(examination.proofs()))
     return replace(kept[key], site=site)
 
@@ -136,6 +138,15 @@ def _centred(lens: LensModel, kept: dict) -> bool:
         with exclusive(lens.model), torch.inference_mode(False), torch.no_grad():
             kept["centred"] = is_centred(lens)
     return kept["centred"]
+
+
+def _clean(lens: LensModel, kept: dict, pairs: PairSet) -> Tensor:
+    """Logits (n, vocabulary) of the base prompts, no hook anywhere, on the CPU."""
+    if ("clean", pairs.sha256) not in kept:
+        with torch.no_grad():
+            logits = [last_logits(lens, pair.base.ids) for pair in pairs]
+        kept["clean", pairs.sha256] = torch.cat(logits)
+    return kept["clean", pairs.sha256]
 
 
 def doctor_rows(lens: LensModel, sites: Sequence[Site | str] | None = None) -> list[DoctorRow]:

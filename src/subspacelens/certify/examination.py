@@ -132,14 +132,19 @@ class Examination:
     """Logits (l, 1 + m, n, v) of no patch and of each patch."""
 
     def __init__(
-        self, lens: LensModel, site: Site, pairs: PairSet | None, centred: Callable[[], bool]
+        self,
+        lens: LensModel,
+        site: Site,
+        pairs: PairSet | None,
+        centred: Callable[[], bool],
+        clean: Callable[[PairSet], Tensor],
     ) -> None:
         if lens.dtype not in TOLERANCES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCES)
             raise ModelError(f"no site can be certified in {lens.dtype}: load the model in {known}")
         if pairs is not None and site.label not in pairs.labels:
             raise TaskError(f"site {site}: the pairs have no label '{site.label}'")
-        self.lens, self.site, self.centred = lens, site, centred
+        self.lens, self.site, self.centred, self._clean = lens, site, centred, clean
         routed = site.stream == EXPERT
         if pairs is not None:
             self.pairs = two_of(pairs)
@@ -152,8 +157,7 @@ class Examination:
 
     def proofs(self) -> Iterator[Proof]:
         before = dict(state_of(self.lens.model))
-        with torch.no_grad():
-            self.clean = torch.cat([last_logits(self.lens, pair.base.ids) for pair in self.pairs])
+        self.clean = self._clean(self.pairs)
         self.spread = self.clean.double().std(dim=-1)
         steps: dict[str, Callable[[], Iterator[Proof]]] = {
             "hook fires": self.fires,
@@ -376,17 +380,18 @@ class Examination:
     def _replay(self, captured: Capture) -> Tensor:
         """Logits (l, 1 + m, n, v) of no patch and of each patch."""
         count = len(captured.pairs)
-        shape = (len(self.sites), 1 + self.patches.shape[1], count, self.clean.shape[-1])
-        logits = torch.full(shape, math.nan, dtype=self.clean.dtype)
+        tail, rows = self.lens.map.tail, []
         with torch.no_grad():
             for which, site in enumerate(self.sites):
                 replay = captured.at(site)
                 patches = torch.nn.functional.pad(self.patches[which], (0, 0, 1, 0))
                 delta = patches[:, None].expand(-1, count, -1).to(captured.base[site].device)
+                hidden = torch.full((*delta.shape[:2], self.lens.map.d_model), math.nan)
+                hidden = hidden.to(tail.head.weight)
                 for piece in replay.pieces(len(delta), gradients=False):
-                    part = piece.of(delta)
-                    logits[which, piece.patches, piece.pairs] = piece.logits(part).cpu()
-        return logits
+                    hidden[piece.patches, piece.pairs] = piece.hidden(piece.of(delta)).to(hidden)
+                rows.append(hidden)
+            return tail.logits(torch.stack(rows)).cpu()
 
     def _replay_gradients(self, captured: Capture) -> tuple[Tensor, Tensor]:
         """For the first patch: logit(answer) - logit(target), (l, n), and its gradient in the patch

@@ -26,6 +26,7 @@ _LENGTHS = ((8, 4), (10, 6))
 _SHORTEST, _LONGEST, _TRIED = 4, 12, 64
 """Tokens of prompts that end where an expert is asked, and how many are tried."""
 _SEED = 20231117
+_NO_COLUMN = torch.empty(0, dtype=torch.long)
 
 
 def generator() -> torch.Generator:
@@ -154,13 +155,19 @@ def adding(lens: LensModel, site: Site, columns: Tensor, deltas: Tensor) -> Iter
 
 def last_logits(lens: LensModel, ids: Sequence[int], rows: int = 1) -> Tensor:
     """Logits (rows, vocabulary) at the last token of the same prompt in every row, on the CPU."""
+    return _pass(lens, ids, rows, 1).logits[:, -1].cpu()
+
+
+def _pass(lens: LensModel, ids: Sequence[int], rows: int, keep: int | Tensor) -> Any:
+    """A pass of the same prompt in every row. Where the model can be told so, only the last `keep`
+    columns, or those at these positions, are unembedded."""
     tokens = torch.tensor([list(ids)] * rows, device=lens.device)
     arguments: dict[str, Any] = {
         "input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False,
     }  # fmt: skip
     if "logits_to_keep" in signature(lens.model.forward).parameters:
-        arguments["logits_to_keep"] = 1
-    return lens.model(**arguments).logits[:, -1].cpu()
+        arguments["logits_to_keep"] = keep
+    return lens.model(**arguments)
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ class Watched:
             stack.enter_context(place(module, see))
             for layer, block in enumerate(lens.map.blocks):
                 stack.enter_context(on_output(block.module, note(("out", layer))))
-            last_logits(lens, ids)
+            _pass(lens, ids, 1, _NO_COLUMN)
         return cls(activations, events)
 
     def misplaced(self, layer: int, blocks: int) -> tuple[int, str]:

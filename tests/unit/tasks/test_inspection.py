@@ -47,7 +47,10 @@ def test_nothing_is_remarked_of_pairs_as_they_should_be(tmp_path):
 
 def test_a_doubled_beginning_is_said(tmp_path):
     (said,) = remarks(reading(tmp_path, pair("<s>The capital", "The big capital")), TOKENIZER)
-    assert said == "at the beginning of 1 prompt is <s>, which the tokenizer adds itself: it is there once"
+    assert (
+        said
+        == "at the beginning of 1 prompt is <s>, which the tokenizer adds itself: it is there once"
+    )
 
 
 def test_spaces_that_make_an_answer_another_token_are_said(tmp_path):
