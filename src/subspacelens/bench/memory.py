@@ -1,4 +1,5 @@
-"""How much memory long captures and a large model take, each run in a process of its own."""
+"""How much memory and time long captures, a large model and a wide vocabulary take, each run in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..audit import audit
+from ..certify import doctor_rows
 from ..core.errors import LensError
 from ..core.machine import peak_rss_bytes
 from ..core.progress import track
@@ -33,15 +35,34 @@ from ..tasks.named import named_task
 from ..tasks.pairset import Pair, PairSet, Prompt
 from .tiny import make_loud, tiny_pairs, tiny_tokenizer
 
-SCHEMA = "subspacelens.bench.memory/1"
+SCHEMA = "subspacelens.bench.memory/2"
 MANY = 5000
 """Pairs to which long captures are extrapolated."""
-LARGE: dict[str, Any] = dict(
+QWEN: dict[str, Any] = dict(
     vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
     num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32_768,
     tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 """The sizes of Qwen2.5-1.5B, as a Llama: 1.54 billion weights."""
+GEMMA: dict[str, Any] = dict(
+    vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
+    num_attention_heads=4, num_key_value_heads=1, head_dim=256, max_position_embeddings=32_768,
+    tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+"""The sizes of Gemma 3 270M, as a Llama: most of its weights are its vocabulary."""
+RANDOM: dict[str, dict[str, Any]] = {
+    "large": dict(
+        shape=QWEN, dtype="bfloat16", pairs=8, sites=["L24.mlp_act@NOUN"], doctor=False,
+        budget="fast",
+    ),
+    "wide": dict(
+        shape=GEMMA, dtype="float32", pairs=None, sites=["L9.mlp_act@NOUN", "L9.resid_post@NOUN"],
+        doctor=True, budget="standard",
+    ),
+}  # fmt: skip
+"""Models of random weights by the name of the part, and what is done with them: at most so many
+`pairs` to fit on and to judge on, all with None, and with `doctor` every certificate of it."""
+PARTS = ("long", *RANDOM)
 
 
 def bench_memory(
@@ -52,31 +73,27 @@ def bench_memory(
     pairs: Sequence[int] = (8, 16),
     site: str = "L0.resid_post@END",
     memory: int = 2**27,
-    large: dict[str, Any] | None = LARGE,
-    large_dtype: str = "bfloat16",
-    large_pairs: int = 8,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """Peak resident bytes and seconds of a capture and a replay of so many `pairs` of random tokens
     with `memory` bytes to stay under, kept in memory and kept on disk, and what `MANY` would take:
-    their bytes are planned, their seconds extrapolated. Then the steps of an audit of a model of
-    random weights with the sizes of `large`, at a site with three blocks behind it; None leaves it
-    out.
+    their bytes are planned, their seconds extrapolated. Then the steps of an audit of each model of
+    `RANDOM`. `parts`: some of `PARTS` alone.
 
-    Raises `LensError` for a run that fails, with its last line.
+    Raises `LensError` for another part, and for a run that fails, with its last line.
 
-    >>> bench_memory(pairs=[4], large=None)["long"][0]["peak_rss_bytes"]
+    >>> bench_memory(pairs=[4], parts=["long"])["long"][0]["peak_rss_bytes"]
     """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise LensError(f"unknown part '{unknown[0]}': one of {', '.join(PARTS)}")
     common = dict(model=model, dtype=dtype, tokens=tokens, site=site, memory=memory)
     jobs: list[dict[str, Any]] = [
         common | dict(kind="long", pairs=count, stored=stored)
         for stored in (False, True)
-        for count in pairs
+        for count in (pairs if "long" in parts else ())
     ]
-    if large is not None:
-        where = f"L{large['num_hidden_layers'] - 4}.mlp_act@NOUN"
-        jobs.append(
-            dict(kind="large", shape=large, dtype=large_dtype, pairs=large_pairs, site=where)
-        )
+    jobs += [dict(kind="random", name=n) | each for n, each in RANDOM.items() if n in parts]
     runs = [_run(job) for job in track(jobs, "memory")]
     found = [run for job, run in zip(jobs, runs, strict=True) if job["kind"] == "long"]
     return {
@@ -87,7 +104,7 @@ def bench_memory(
         "memory": memory,
         "long": found,
         "many": [_many(found, stored) for stored in (False, True)] if found else [],
-        "large": runs[-1] if large is not None else None,
+        "random": runs[len(found) :],
     }
 
 
@@ -146,7 +163,7 @@ def _long(job: SimpleNamespace) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _large(job: SimpleNamespace) -> dict[str, Any]:
+def _random(job: SimpleNamespace) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     begin = time.perf_counter()
 
@@ -162,27 +179,31 @@ def _large(job: SimpleNamespace) -> dict[str, Any]:
     done("weights drawn")
     lens = wrap(model.eval().requires_grad_(False), tiny_tokenizer(), "random llama")
     done("parts found and proven")
+    if job.doctor:
+        doctor_rows(lens)
+        done("every certificate")
     with tempfile.TemporaryDirectory() as folder:
         task = named_task(
             lens.tokenizer, str(tiny_pairs(Path(folder) / "pairs.jsonl")), pairs=job.pairs
         )
-    site = Site.parse(job.site)
-    captures = capture_task(lens, task, [site])
+    sites = [Site.parse(site) for site in job.sites]
+    captures = capture_task(lens, task, sites)
     done("capture")
-    captures.test.at(site).effect(Full())
-    done("replay")
-    subspace = named("closed-form")(lens, captures.train, site)
-    done("fit, closed form")
-    audit(lens, captures, subspace, budget="fast")
-    done("audit, --budget fast")
+    for site in sites:
+        captures.test.at(site).effect(Full())
+        done(f"replay at {site}")
+        subspace = named("closed-form")(lens, captures.train, site)
+        done(f"fit at {site}, closed form")
+        audit(lens, captures, subspace, budget=job.budget)
+        done(f"audit of {site}, --budget {job.budget}")
     weights = sum(parameter.numel() for parameter in model.parameters())
     return dict(
-        weights=weights, dtype=job.dtype, pairs=[len(task.train), len(task.test)],
-        site=job.site, steps=steps,
+        name=job.name, weights=weights, words=job.shape["vocab_size"], dtype=job.dtype,
+        pairs=[len(task.train), len(task.test)], steps=steps,
     )  # fmt: skip
 
 
 def job() -> None:
     """What a process of its own does: the job in its only argument, told as a line of JSON."""
     wanted = SimpleNamespace(**json.loads(sys.argv[1]))
-    print(json.dumps((_long if wanted.kind == "long" else _large)(wanted)))
+    print(json.dumps((_long if wanted.kind == "long" else _random)(wanted)))

@@ -10,9 +10,9 @@ import pytest
 from subspacelens.bench import bench_memory, memory
 from subspacelens.core.errors import LensError
 
-SHAPE = memory.LARGE | dict(
+SMALL = dict(
     vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=4,
-    num_attention_heads=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8,
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def here(monkeypatch):
 
     def run(job):
         jobs.append(json.loads(json.dumps(job)))
-        return (memory._long if job["kind"] == "long" else memory._large)(SimpleNamespace(**job))
+        return (memory._long if job["kind"] == "long" else memory._random)(SimpleNamespace(**job))
 
     monkeypatch.setattr(memory, "_run", run)
     return jobs
@@ -36,7 +36,7 @@ def test_long_captures_and_what_many_would_take(here, place):
         pairs=[2, 4],
         site="L1.resid_post@MID",
         memory=1,
-        large=None,
+        parts=["long"],
     )
     assert [(row["pairs"], row["stored"]) for row in found["long"]] == [
         (2, False), (4, False), (2, True), (4, True),
@@ -48,18 +48,29 @@ def test_long_captures_and_what_many_would_take(here, place):
     last, many = found["long"][-1], found["many"][-1]
     assert (many["pairs"], many["stored"], many["kept_bytes"]) == (5000, True, 5000 * pair)
     assert many["capture_seconds"] == pytest.approx(last["capture_seconds"] * 1250)
-    assert found["large"] is None and len(here) == 4
+    assert found["random"] == [] and len(here) == 4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_of_random_weights_is_audited(here, dtype):
-    found = bench_memory(pairs=[], large=SHAPE, large_dtype=dtype)["large"]
-    assert found["dtype"] == dtype and found["pairs"] == [8, 8]
-    assert [row["step"] for row in found["steps"]][-1] == "audit, --budget fast"
+@pytest.mark.parametrize("part, dtype", [("large", "bfloat16"), ("wide", "float32")])
+def test_a_model_of_random_weights_is_audited(here, part, dtype, monkeypatch):
+    asked = memory.RANDOM[part]
+    small = dict(shape=asked["shape"] | SMALL, sites=["L1.mlp_act@NOUN"])
+    monkeypatch.setitem(memory.RANDOM, part, asked | small)
+    (found,) = bench_memory(parts=[part])["random"]
+    assert found["dtype"] == dtype and found["words"] == 97
+    assert found["pairs"] == {"large": [8, 8], "wide": [112, 56]}[part]
+    steps = [row["step"] for row in found["steps"]]
+    assert steps[-1] == f"audit of L1.mlp_act@NOUN, --budget {asked['budget']}"
+    assert ("every certificate" in steps) == (part == "wide")
     assert all(row["seconds"] > 0 for row in found["steps"])
     width, inner = 32, 56
     block = 2 * width * width + 2 * width * 16 + 3 * width * inner + 2 * width
     assert found["weights"] == 97 * width + 4 * block + width
+
+
+def test_an_unknown_part():
+    with pytest.raises(LensError, match=r"^unknown part 'wider': one of long, large, wide$"):
+        bench_memory(parts=["wider"])
 
 
 def test_a_run_that_fails_is_told_in_one_line(monkeypatch):
