@@ -9,7 +9,7 @@ import pytest
 from helpers_knowing import knowing_lens, knowing_task
 from helpers_records import make_record
 from subspacelens.audit import audit
-from subspacelens.audit.controls.run import ENOUGH, TRIED, summed, until_enough
+from subspacelens.audit.controls.run import AUDITED, ENOUGH, TRIED, summed, until_enough
 from subspacelens.audit.controls.words import USED, in_words, tempered
 from subspacelens.audit.evidence import Setting
 from subspacelens.audit.judging import judge, judge_blind, set_apart
@@ -81,18 +81,23 @@ def test_no_calibration_where_too_few_do_enough_or_none_is_alike():
 
 
 def test_planting_goes_on_until_enough_of_either_kind_can_be_judged():
-    def model(number: int, illusory: float) -> list[Spiked]:
-        return [
+    def model(number: int, illusory: float):
+        rows = [
             spiked("faithful", "faithful", model=number),
             spiked("illusory", "illusory", illusory, model=number),
+            spiked("mixed", "mixed", 0.5, 0.5, model=number),
         ]
+        return [(row.kind, lambda row=row: row) for row in rows]
 
     left = iter([model(n, 0.1 if n % 4 == 0 else 0.5) for n in range(TRIED)])
     rows = until_enough(left, "L1.mlp_act@END")
-    assert [row.model for row in rows[::2]] == list(range(ENOUGH + 4))
+    models = {kind: [row.model for row in rows if row.kind == kind] for kind in AUDITED}
+    assert models["illusory"] == list(range(ENOUGH + 4))
+    assert models["faithful"] == models["mixed"] == list(range(ENOUGH)), "no more than it takes"
     assert not summed(rows, "illusory", 0.5).void and len(list(left)) == TRIED - ENOUGH - 4
     weak = until_enough([model(n, 0.1) for n in range(TRIED)], "L1.mlp_act@END")
-    assert len(weak) == 2 * TRIED and "0 planted illusions" in summed(weak, "faithful", 0.5).void
+    assert len(weak) == 2 * ENOUGH + TRIED
+    assert "0 planted illusions" in summed(weak, "faithful", 0.5).void
 
 
 def test_the_smallest_share_that_is_seen():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,11 +61,11 @@ def controls(case: Addition, label: VerdictName, seed: int = 0) -> Controls:
         for _ in range(TRIED)
     )  # fmt: skip
     plans = [plannable(plan) for plan in drawn]
-    judged = (
-        [_audited(own, spike, number) for spike in spikes]
+    asked = (
+        [(spike.kind, partial(_audited, own, spike, number)) for spike in spikes]
         for number, (own, spikes) in enumerate(planted(setting, plans, seed))
     )
-    return summed(until_enough(judged, str(case.site)), label, fldd)
+    return summed(until_enough(asked, str(case.site)), label, fldd)
 
 
 def plannable(plan: Plan) -> Plan:

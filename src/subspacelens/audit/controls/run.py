@@ -6,8 +6,9 @@ by the rule, the pairs and the cuts by which the user's own subspace was judged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -35,7 +36,8 @@ SPREAD = 1.5
 """Spikes are drawn from what is so many times less to so many times more than the audited one."""
 LEAST_WITHIN = 0.01
 """Spikes vary at least this share within the classes."""
-AUDITED = ("faithful", "illusory", "mixed")
+JUDGED = ("faithful", "illusory")
+AUDITED = (*JUDGED, "mixed")
 MOST_WRONG = 1
 LEAST_RATIO = 3.0
 """A verdict is borne out where at most `MOST_WRONG` spikes of the other kind got it, and it is so
@@ -122,21 +124,29 @@ def controls(case: Case, label: VerdictName, seed: int = 0) -> Controls:
     ]
     bed = Bed.of(setting.captures.train, case.site)
     planted = planted_models(setting, bed, plans, AUDITED, seed)
-    judged = ([_audited(m, spike, n) for spike in m.spikes] for n, m in enumerate(planted))
-    return summed(until_enough(judged, str(case.site)), label, fldd)
+    asked = (
+        [(spike.kind, partial(_audited, m, spike, n)) for spike in m.spikes]
+        for n, m in enumerate(planted)
+    )
+    return summed(until_enough(asked, str(case.site)), label, fldd)
 
 
-def until_enough(models: Iterable[list[Spiked]], site: str) -> list[Spiked]:
-    """The spikes of one planted model after the other, until `ENOUGH` of either kind do enough to
-    be judged."""
+def until_enough(
+    models: Iterable[Iterable[tuple[str, Callable[[], Spiked]]]], site: str
+) -> list[Spiked]:
+    """The spikes of one planted model after the other, each by its kind and as a call that audits
+    it, until `ENOUGH` of either kind do enough to be judged. Where one kind alone is lacking no
+    other is audited."""
     rows: list[Spiked] = []
-    what = f"controls at {site}"
+    what, lacking = f"controls at {site}", set(JUDGED)
     with bar(what, ENOUGH) as told:
-        for spiked in models:
-            rows += spiked
-            done = min(map(len, _labels(rows)))
-            told(done, what)
-            if done >= ENOUGH:
+        for spikes in models:
+            alone = len(lacking) == 1
+            rows += [audited() for kind, audited in spikes if kind in lacking or not alone]
+            labels = dict(zip(JUDGED, _labels(rows), strict=True))
+            lacking = {kind for kind, known in labels.items() if len(known) < ENOUGH}
+            told(min(map(len, labels.values())), what)
+            if not lacking:
                 break
     return rows
 
@@ -144,8 +154,7 @@ def until_enough(models: Iterable[list[Spiked]], site: str) -> list[Spiked]:
 def _labels(rows: Iterable[Spiked]) -> tuple[list[str], list[str]]:
     """How the faithful and how the illusory spikes that do enough were judged."""
     faithful, illusory = (
-        [row.label for row in rows if row.kind == kind and _does_enough(row)]
-        for kind in ("faithful", "illusory")
+        [row.label for row in rows if row.kind == kind and _does_enough(row)] for kind in JUDGED
     )
     return faithful, illusory
 
@@ -209,7 +218,7 @@ def summed(rows: Sequence[Spiked], label: VerdictName, fldd: float) -> Controls:
 
     own = USED if label in USED else (label,)
     truth = {"faithful": faithful, "partial": faithful, "illusory": illusory}.get(label)
-    sizes = [row.fldd for row in judged if row.kind in ("faithful", "illusory") and row.fldd]
+    sizes = [row.fldd for row in judged if row.kind in JUDGED and row.fldd]
     outside = ""
     if min(len(faithful), len(illusory)) < ENOUGH:
         outside = (
