@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ..studies.made import Made
 
 EXPECTED = {
-    "toy": 1.0, "ioi": 2940.0, "facts": 910.0, "editing": 1430.0, "prevalence": 4660.0,
-    "prevalence-facts": 380.0,
+    "toy": 1.0, "ioi": 1145.0, "facts": 578.0, "editing": 538.0, "prevalence": 1947.0,
+    "prevalence-facts": 113.0,
 }  # fmt: skip
-"""Seconds that a whole study of SmolLM2 took on one core of an EPYC, another one on its neighbour.
-What a folder's own record of it took is a better guess."""
+"""Seconds that a whole study of SmolLM2 took on two cores of an EPYC. What a folder's own record of
+it took is a better guess."""
 
 
 @dataclass(frozen=True)
