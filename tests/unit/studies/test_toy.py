@@ -108,7 +108,8 @@ def test_page_and_tables(result, tmp_path):
     assert record["verdicts"][NAMES[3]][0]["verdict"]["label"] == "illusory"
     table = (tmp_path / "toy.md").read_text()
     assert "| 0.40 |" in table
-    assert f"| {NAMES[3]} | units 1, 2 | 0.00 | 0.00 | 0.00 | illusory | the whole comp" in table
+    assert f"| {NAMES[3]} | units 1, 2 | 0.00 | 0.00 | 0.00 | illusory |\n" in table
+    assert f"\n- {NAMES[3]}, units 1, 2, illusory: the whole component does 0%" in table
 
 
 @st.composite
