@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from .format import counted
+
 
 def peak_rss_bytes() -> int:
     """Largest resident size of this process so far. Not `ru_maxrss` where Linux says it otherwise:
@@ -46,7 +48,7 @@ def machine() -> str:
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     parts = (
         _processor(),
-        f"{cores} core{'s' if cores > 1 else ''}",
+        counted(cores, "core"),
         f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         f"{platform.system()} {platform.machine()}",
         *cuda,

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..core.files import write_atomically
-from ..core.format import fixed
+from ..core.format import counted, fixed
 from ..measure.maps import InstantMap, SiteScore
 from .document import Plot, document
 from .drawing import TALL, Drawing
@@ -167,10 +167,9 @@ def reading(map: InstantMap, label: str) -> str:
         return "Nowhere at this word would a search find half of what it finds at the best site."
     least = min(found, key=lambda score: score.illusion)
     most = max(found, key=lambda score: (score.illusion, score.das))
-    sites = f"{len(found)} site{'s' if len(found) > 1 else ''}"
     text = (
-        f"At {sites} a search would find at least half of what it finds at the best one. Least of "
-        f"it is illusion at {least.site}: {least.illusion:.0%} of "
+        f"At {counted(len(found), 'site')} a search would find at least half of what it finds at "
+        f"the best one. Least of it is illusion at {least.site}: {least.illusion:.0%} of "
         f"{fixed(effect(least, 'das', map.measure))} {UNITS[map.measure]}"
     )
     if most.site == least.site:
